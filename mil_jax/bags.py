@@ -1,0 +1,60 @@
+"""The two types every part of the library shares: a bag of instances and a prediction for it.
+
+A bag is one case to be classified: a slide, or all slides of a patient. Its instances are tile features, or small images. N is
+static (the bucket the bag is padded to); the number of real instances n = sum(mask) is dynamic; real instances come first.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import flax.struct
+import jax
+import jax.numpy as jnp
+
+Array = jax.Array
+
+
+@flax.struct.dataclass
+class Bag:
+    """One bag, without a batch axis.
+
+    features: [N, *F]; F = (D,) for feature vectors, (H, W, channels) for instance images.
+    mask: [N] bool, True for real instances; these come first. What lies in padded rows is arbitrary, NaN included.
+    coords: [N, 2] int32, (x, y) of a tile's upper left corner in level-0 pixels, or None.
+    slide_index: [N] int32, which of the bag's slides an instance comes from (graphs and regions never cross slides), or None.
+    part_mask: [N, T] bool, real parts of each instance (tiles of a region), or None.
+    neighbors: [N, K] int32, instance numbers of each instance's neighbours, -1 for none, or None.
+    """
+
+    features: Array
+    mask: Array
+    coords: Array | None = None
+    slide_index: Array | None = None
+    part_mask: Array | None = None
+    neighbors: Array | None = None
+
+    @property
+    def num_instances(self) -> Array:
+        """The number of real instances, a traced int32 scalar."""
+        return jnp.sum(self.mask, dtype=jnp.int32)
+
+
+@flax.struct.dataclass
+class Prediction:
+    """What an aggregator says about one bag.
+
+    logits: [C].
+    attention: [N] or [C, N]; 0 on padding; sums to 1 unless the method's card says otherwise; None where there is none.
+    scores: the same before the softmax (-inf on padding).
+    embedding: [E] or [C, E], what the classifier reads.
+    instance_logits: [N, C] or None (0 on padding).
+    aux: further arrays of the method by name (auxiliary losses, selections).
+    """
+
+    logits: Array
+    attention: Array | None = None
+    scores: Array | None = None
+    embedding: Array | None = None
+    instance_logits: Array | None = None
+    aux: dict[str, Any] = flax.struct.field(default_factory=dict)

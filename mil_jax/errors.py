@@ -1,0 +1,21 @@
+"""Errors that are the user's to mend. An entry point prints one as a single sentence and exits with 2."""
+
+
+class UserError(Exception):
+    """What is wrong, where (file, slide id, key, row), and what to do, in one sentence."""
+
+
+class ConfigError(UserError):
+    """A setting that does not exist, has the wrong type, or cannot work with another."""
+
+
+class DataError(UserError):
+    """A table, feature file or split that cannot be used as it is."""
+
+
+class ShardError(DataError):
+    """A shard, record or index that is torn, altered or does not belong together."""
+
+
+class RunFolderError(UserError):
+    """A run folder that exists, is incomplete, or belongs to another run."""
