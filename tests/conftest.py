@@ -5,7 +5,12 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
+import jax
 import pytest
+
+from mil_jax.training.devices import use_one_device_per_core
+
+use_one_device_per_core()
 
 
 @pytest.fixture(scope="session")
@@ -15,3 +20,11 @@ def shared() -> Path:
     if not folder or not Path(folder).is_dir():
         pytest.skip("MIL_JAX_SHARED names no folder of optional data")
     return Path(folder)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def compilation_cache(tmp_path_factory: pytest.TempPathFactory) -> None:
+    """Tests build the same small programs again and again: each is compiled once a session."""
+    jax.config.update("jax_compilation_cache_dir", str(tmp_path_factory.mktemp("compiled")))
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
+    jax.config.update("jax_persistent_cache_min_entry_size_bytes", 0)

@@ -1,0 +1,1 @@
+"""Preparation of data before training: from slides and feature files to shards."""

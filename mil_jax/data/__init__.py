@@ -1,0 +1,1 @@
+"""From files to bags on a device: shards, cohorts, splits, buckets, residency."""

@@ -1,0 +1,103 @@
+"""The cohort that comes with the library: real handwritten digits as bags, "does the bag hold a 9?".
+
+The 1,797 images of scikit-learn's digits (8 x 8 pixels, as vectors of 64) are first dealt to the folds, so that no image is in two
+of them; sharing images between folds is a leak that halves the error. Each bag draws about 25 images of its fold; every second
+bag has exactly one 9, the others none. Shards, label table and split table are written to a folder and read back like any cohort's.
+"""
+
+from __future__ import annotations
+
+import functools
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+
+from mil_jax.data.shards import Shards, SlideBag, write_shards
+from mil_jax.errors import ShardError
+from mil_jax.files import written_whole
+from mil_jax.interop.slide_bag import Provenance
+
+DIGIT = 9
+FOLDS = 5
+BAGS_PER_FOLD = 120
+MEAN_SIZE, SIZE_DEVIATION, MIN_SIZE = 25, 5, 8
+_VERSION = 1  # part of the folder's name: a changed recipe gets a new folder
+
+
+@dataclass(frozen=True)
+class DigitsCohort:
+    """Where the cohort lies: a shard folder, a label table (slide_id, patient_id, label) and a split table."""
+
+    shards: Path
+    labels: Path
+    splits: Path
+
+
+def digits_cohort(cache: Path) -> DigitsCohort:
+    """The cohort below `cache`, written there the first time."""
+    folder = cache / f"digits-v{_VERSION}"
+    cohort = DigitsCohort(folder / "shards", folder / "labels.csv", folder / "splits.csv")
+    if not all(path.exists() for path in (cohort.shards, cohort.labels, cohort.splits)) or not _readable(cohort.shards):
+        bags, table, splits = draw_bags(np.random.default_rng(0))
+        write_shards(bags, cohort.shards, overwrite=True)
+        for path, rows in ((cohort.labels, table), (cohort.splits, splits)):
+            with written_whole(path) as temporary:
+                rows.to_csv(temporary, index=False)
+    return cohort
+
+
+def draw_bags(rng: np.random.Generator) -> tuple[list[SlideBag], pd.DataFrame, pd.DataFrame]:
+    """(bags, label table, split table with training and test parts)."""
+    images, digits = _images()
+    deal = rng.permutation(len(images)) % FOLDS
+    bags, rows, fold_of = [], [], []
+    for fold in range(FOLDS):
+        others = np.flatnonzero((deal == fold) & (digits != DIGIT))
+        nines = np.flatnonzero((deal == fold) & (digits == DIGIT))
+        for number in range(BAGS_PER_FOLD):
+            positive = number % 2 == 1
+            size = max(MIN_SIZE, round(rng.normal(MEAN_SIZE, SIZE_DEVIATION)))
+            members = rng.choice(others, size)
+            if positive:
+                members[rng.integers(size)] = rng.choice(nines)
+            name = f"digits-{fold}-{number:03d}"
+            bags.append(
+                SlideBag(
+                    name,
+                    images[members],
+                    _grid(size),
+                    Provenance(8.0, coordinate_unit="level0_pixels", encoder="pixels"),
+                )
+            )
+            rows.append({"slide_id": name, "patient_id": name, "label": "nine" if positive else "no nine"})
+            fold_of.append(fold)
+    table = pd.DataFrame(rows)
+    dealt = table[["slide_id", "patient_id"]].rename(columns={"slide_id": "bag_id"})
+    parts = [np.where(np.array(fold_of) == split, "test", "train") for split in range(FOLDS)]
+    splits = pd.concat([dealt.assign(fold=str(split), part=part) for split, part in enumerate(parts)])
+    return bags, table, splits
+
+
+@functools.cache
+def _images() -> tuple[np.ndarray, np.ndarray]:
+    """(images [1797, 64] float16 in [0, 1], exact in sixteenths; digits [1797])."""
+    from sklearn.datasets import load_digits
+
+    data = load_digits()
+    return (data.data / 16.0).astype(np.float16), data.target
+
+
+def _grid(size: int) -> np.ndarray:
+    """The images of a bag lie side by side in rows of five, 8 pixels apart."""
+    place = np.arange(size)
+    return np.stack([place % 5, place // 5], axis=1).astype(np.int32) * 8
+
+
+def _readable(folder: Path) -> bool:
+    try:
+        Shards.open(folder)
+    except ShardError:
+        return False
+    return True

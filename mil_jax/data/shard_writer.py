@@ -1,0 +1,302 @@
+"""Writing shards: TFRecord files of one padded, masked bag per slide, an index, and TensorFlow Datasets' metadata.
+
+One bag is in memory at a time (and a second copy of it while its type is cast or rows are dropped). Features go from
+the caller's array to the file without a copy; padding comes from one block of zeros. The folder is written under a
+temporary name and renamed when complete. TensorFlow reads it with
+`tfds.builder_from_directory(folder).as_dataset(split="slides")`; writing needs no TensorFlow.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from numpy.typing import DTypeLike
+
+from mil_jax.data import tfrecord
+from mil_jax.data.buckets import Ladder, round_up
+from mil_jax.data.feature_checks import SlideChecks
+from mil_jax.data.shard_index import INDEX_FILE, ShardFile, ShardIndex, write_index
+from mil_jax.data.whole_folder import new_folder
+from mil_jax.errors import DataError
+from mil_jax.interop.slide_bag import UNKNOWN, SlideBag
+
+REPORT_FILE = "feature_report.json"
+
+_NAME, _SPLIT = "bags", "slides"
+
+
+@dataclass(frozen=True)
+class ShardWriteReport:
+    """What was written and what was not.
+
+    feature_bytes: bytes of real features. padding_waste: share of the stored rows that is padding. excluded: (slide,
+    reason). dropped_rows: slide -> number of non-finite rows left out. largest_relative_error: of a cast, None
+    without one. features: the feature report's summary. warnings: its warnings and what else should be looked at.
+    """
+
+    folder: Path
+    num_slides: int
+    num_instances: int
+    feature_bytes: int
+    padding_waste: float
+    excluded: tuple[tuple[str, str], ...]
+    dropped_rows: dict[str, int]
+    largest_relative_error: float | None
+    features: dict[str, Any]
+    warnings: tuple[str, ...]
+
+
+def write_shards(
+    slides: Iterable[SlideBag],
+    folder: str | os.PathLike[str],
+    *,
+    dtype: DTypeLike | None = None,
+    nonfinite: str = "error",
+    ladder: Ladder | None = None,
+    shard_bytes: int = 2 << 30,
+    overwrite: bool = False,
+    excluded: Sequence[tuple[str, str]] = (),
+    notes: Sequence[str] = (),
+) -> ShardWriteReport:
+    """Writes a folder of shards, whole or not at all.
+
+    dtype: type to store; None = the source's. nonfinite: what happens to rows that are not finite: "error", "drop_rows"
+    or "drop_slide". ladder: lengths to pad to; None = the next multiple of 128 (of 8 below 1,024). shard_bytes: a shard
+    that has reached this size is closed. excluded: slides left out already. notes: sentences to record in the index.
+
+    Raises DataError for non-finite rows (every slide and row is named), features of different shape or type, a slide
+    that occurs twice, values that a cast would overflow, or nothing to write; UserError for an existing folder
+    without `overwrite`, or a full disk. The folder is then left as it was.
+    """
+    target = Path(folder)
+    with new_folder(target, INDEX_FILE, overwrite) as temporary:
+        checked = SlideChecks(None if dtype is None else np.dtype(dtype), nonfinite, list(excluded))
+        with _RecordWriter(temporary, ladder, shard_bytes) as writer:
+            for slide in slides:
+                checked_slide = checked.check(slide)
+                if checked_slide is not None:
+                    writer.write(checked_slide)
+        checked.raise_for_offenders()
+        return _finish(temporary, target, checked, writer, tuple(notes))
+
+
+class _RecordWriter:
+    """Appends records to shards in a folder."""
+
+    def __init__(self, folder: Path, ladder: Ladder | None, shard_bytes: int) -> None:
+        self._folder, self._ladder, self._shard_bytes = folder, ladder, shard_bytes
+        self._descriptor = -1
+        self._zeros = np.zeros(0, np.uint8)
+        self.sizes: list[int] = []  # bytes in each shard
+        self.counts: list[int] = []  # records in each shard
+        self.rows: list[dict[str, Any]] = []
+        self.feature_shape: tuple[int, ...] = ()
+        self.dtype = np.dtype(np.float32)
+
+    def __enter__(self) -> _RecordWriter:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._descriptor >= 0:
+            os.close(self._descriptor)
+            self._descriptor = -1
+
+    def write(self, slide: SlideBag) -> None:
+        """Appends one slide's record."""
+        features, provenance = slide.features, slide.provenance
+        self.feature_shape, self.dtype = features.shape[1:], features.dtype
+        n = len(features)
+        length = self._padded_length(n)
+        coords = np.zeros((length, 2), "<i4")
+        if slide.coords is not None:
+            coords[:n] = slide.coords
+        padding = (length - n) * (features.nbytes // n)
+        if self._zeros.nbytes < padding:
+            self._zeros = np.zeros(padding, np.uint8)
+        message = tfrecord.example(
+            {
+                "slide_id": tfrecord.bytes_feature([slide.slide_id.encode()]),
+                "num_instances": tfrecord.int64_feature(n),
+                "tile_size_level0": tfrecord.float_feature(provenance.tile_size_level0),
+                "mpp_level0": tfrecord.float_feature(provenance.mpp_level0),
+                "coordinate_unit": tfrecord.bytes_feature([_unit(slide).encode()]),
+                "encoder": tfrecord.bytes_feature([provenance.encoder.encode()]),
+                "tile_order": tfrecord.bytes_feature([provenance.tile_order.encode()]),
+                "coords": tfrecord.bytes_feature([coords]),
+                "mask": tfrecord.bytes_feature([np.arange(length) < n]),
+                "features": tfrecord.bytes_feature([features, self._zeros[:padding]]),
+            }
+        )
+        message_bytes = tfrecord.size(message)
+        if message_bytes > tfrecord.MAX_MESSAGE_BYTES:
+            raise DataError(
+                f"slide {slide.slide_id}: {n} instances make a record of {message_bytes / 2**30:.1f} GiB, but "
+                "TensorFlow's format ends at 2 GiB; store dtype=float16"
+            )
+        self._open_shard()
+        offset = self.sizes[-1]
+        checksum = tfrecord.masked_crc32c(message)
+        record = [tfrecord.header(message_bytes), *message, tfrecord.footer(checksum)]
+        tfrecord.write_fully(self._descriptor, record)
+        self.rows.append(
+            {
+                "slide_id": slide.slide_id,
+                "shard": len(self.sizes) - 1,
+                "record": self.counts[-1],
+                "offset": offset,
+                "message_bytes": message_bytes,
+                "features_offset": offset + tfrecord.offset_of(record, features),
+                "coords_offset": offset + tfrecord.offset_of(record, coords),
+                "length": length,
+                "num_instances": n,
+                "checksum": checksum,
+                "tile_size_level0": provenance.tile_size_level0,
+                "mpp_level0": provenance.mpp_level0,
+                "coordinate_unit": _unit(slide),
+                "encoder": provenance.encoder,
+                "tile_order": provenance.tile_order,
+                "source": slide.source.encode(errors="replace").decode(),
+                "source_mtime": slide.source_mtime,
+            }
+        )
+        self.sizes[-1] += tfrecord.size(record)
+        self.counts[-1] += 1
+
+    def name_shards(self) -> list[str]:
+        """Gives the shards their final names, which hold the number of shards."""
+        names = [f"{_NAME}-{_SPLIT}.tfrecord-{k:05d}-of-{len(self.sizes):05d}" for k in range(len(self.sizes))]
+        for number, name in enumerate(names):
+            (self._folder / f"{number}.shard").rename(self._folder / name)
+        return names
+
+    def _open_shard(self) -> None:
+        if self._descriptor >= 0 and self.sizes[-1] < self._shard_bytes:
+            return
+        self.__exit__()
+        path = self._folder / f"{len(self.sizes)}.shard"
+        self._descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o666)
+        self.sizes.append(0)
+        self.counts.append(0)
+
+    def _padded_length(self, n: int) -> int:
+        if self._ladder is not None and n <= self._ladder.lengths[-1]:
+            return self._ladder.lengths[int(self._ladder.bucket(n))]
+        return int(round_up(n))
+
+
+def _finish(
+    folder: Path, target: Path, checked: SlideChecks, writer: _RecordWriter, notes: tuple[str, ...]
+) -> ShardWriteReport:
+    """Names the shards and writes metadata, report and index."""
+    if not writer.rows:
+        reasons = ", ".join(f"{slide}: {reason}" for slide, reason in checked.excluded[:5])
+        raise DataError(f"no slide to write to {target}" + (f", all were excluded ({reasons})" if reasons else ""))
+    names = writer.name_shards()
+    _write_metadata(folder, writer)
+    summary = checked.report.summary()
+    (folder / REPORT_FILE).write_text(json.dumps(_strict(summary), indent=1, allow_nan=False) + "\n", encoding="utf-8")
+    records = pd.DataFrame(writer.rows)
+    records["dropped_rows"] = [checked.dropped.get(slide, 0) for slide in records["slide_id"]]
+    num_instances, stored = int(records["num_instances"].sum()), int(records["length"].sum())
+    warnings = (*summary["warnings"], *_warnings(checked, records))
+    index = ShardIndex(
+        feature_shape=writer.feature_shape,
+        dtype=writer.dtype,
+        shards=tuple(
+            ShardFile(name, size, (folder / name).stat().st_mtime_ns, count)
+            for name, size, count in zip(names, writer.sizes, writer.counts)
+        ),
+        records=records,
+        excluded=tuple(checked.excluded),
+        notes=(*notes, *warnings),
+        largest_relative_error=checked.largest_error,
+    )
+    write_index(folder, index)
+    return ShardWriteReport(
+        folder=target,
+        num_slides=len(records),
+        num_instances=num_instances,
+        feature_bytes=num_instances * math.prod(writer.feature_shape) * writer.dtype.itemsize,
+        padding_waste=1.0 - num_instances / stored,
+        excluded=index.excluded,
+        dropped_rows=checked.dropped,
+        largest_relative_error=checked.largest_error,
+        features=summary,
+        warnings=warnings,
+    )
+
+
+def _warnings(checked: SlideChecks, records: pd.DataFrame) -> list[str]:
+    found = []
+    if checked.dropped:
+        count = sum(checked.dropped.values())
+        found.append(f"{count} rows that are not finite were left out of {len(checked.dropped)} slides")
+    unknown = int((records["encoder"] == UNKNOWN).sum())
+    if unknown:
+        found.append(
+            f"{unknown} of {len(records)} slides name no encoder; 'unknown' is recorded: name it with encoder_name"
+        )
+    encoders = records["encoder"].value_counts()
+    if len(encoders) > 1:
+        named = ", ".join(f"{name} ({count} slides)" for name, count in encoders.items())
+        found.append(f"the slides name several encoders: {named}")
+    return found
+
+
+def _write_metadata(folder: Path, writer: _RecordWriter) -> None:
+    """TensorFlow Datasets' description of the records, which its readers look for beside the shards."""
+    import tensorflow_datasets as tfds
+
+    def array(shape: tuple[int | None, ...], dtype: DTypeLike) -> Any:
+        return tfds.features.Tensor(shape=shape, dtype=np.dtype(dtype).type, encoding="bytes")
+
+    real, text = tfds.features.Scalar(dtype=np.float32), tfds.features.Text()
+    features = {
+        "slide_id": text,
+        "num_instances": tfds.features.Scalar(dtype=np.int64),
+        "tile_size_level0": real,
+        "mpp_level0": real,
+        "coordinate_unit": text,
+        "encoder": text,
+        "tile_order": text,
+        "coords": array((None, 2), np.int32),
+        "mask": array((None,), np.bool_),
+        "features": array((None, *writer.feature_shape), writer.dtype),
+    }
+    split = tfds.core.SplitInfo(
+        name=_SPLIT,
+        shard_lengths=writer.counts,
+        num_bytes=sum(writer.sizes),
+        filename_template=tfds.core.ShardedFileTemplate(
+            data_dir=folder, dataset_name=_NAME, split=_SPLIT, filetype_suffix="tfrecord"
+        ),
+    )
+    tfds.folder_dataset.write_metadata(
+        data_dir=folder,
+        features=tfds.features.FeaturesDict(features),
+        split_infos=[split],
+        check_data=False,
+        description="One slide per example: instances padded to a bucket; `mask` marks the real ones, which come first.",
+        disable_shuffling=True,
+    )
+
+
+def _strict(value: Any) -> Any:
+    """JSON knows no infinity: numbers that overflowed become null."""
+    if isinstance(value, dict):
+        return {key: _strict(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_strict(item) for item in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def _unit(slide: SlideBag) -> str:
+    return "none" if slide.coords is None else slide.provenance.coordinate_unit

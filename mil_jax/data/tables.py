@@ -1,0 +1,214 @@
+"""Tables of labels and splits (csv, tsv, xlsx, parquet), of which only the named columns are kept, as text.
+
+Text, because ids such as 007 and labels such as 1e5 must survive. Reading csv by the standard library rather than by
+pandas keeps the true line numbers for messages and notices rows with too many cells, which pandas drops silently.
+"""
+
+from __future__ import annotations
+
+import csv
+import difflib
+import importlib
+import os
+import re
+import warnings
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from mil_jax.errors import DataError
+
+MISSING = frozenset(("", "NA", "N/A", "n/a", "nan", "NaN", "NULL", "null", "#N/A", "<NA>"))
+TEXT_SUFFIXES = (".csv", ".tsv", ".txt", ".tab")
+SUFFIXES = (*TEXT_SUFFIXES, ".xlsx", ".parquet")
+_NUMBER = re.compile(r"[+-]?(0|[1-9]\d*)?(\.\d*)?([eE][+-]?\d+)?")
+
+
+def read_header(path: str | os.PathLike[str]) -> list[str]:
+    """The column names of a table, in order. Raises DataError when the file is missing or unreadable."""
+    source = _existing(path)
+    if source.suffix.lower() in TEXT_SUFFIXES:
+        return _read_text(source, first_line_only=True)[0]
+    if source.suffix.lower() == ".parquet":
+        parquet = _needed("pyarrow.parquet", source)
+        with _readable(source):
+            return [str(name) for name in parquet.read_schema(source).names]
+    _needed("openpyxl", source)
+    with _readable(source):
+        return [str(name).strip() for name in pd.read_excel(source, nrows=0).columns]
+
+
+def read_columns(
+    path: str | os.PathLike[str], columns: Iterable[str], missing: frozenset[str] = MISSING
+) -> pd.DataFrame:
+    """The named columns as text, one row per row of the file, indexed by the line (row) number in the file.
+
+    Cells are stripped of blanks; those that equal one of `missing` become NaN. Line 1 is the header.
+    Raises DataError for a file that cannot be read and for a column that it lacks, suggesting the nearest name.
+    """
+    source, names = _existing(path), list(dict.fromkeys(columns))
+    header = read_header(source)
+    for name in names:
+        require_column(name, header, source)
+    if source.suffix.lower() in TEXT_SUFFIXES:
+        _, lines, rows = _read_text(source)
+        places = [header.index(name) for name in names]
+        cells: dict[str, list[Any]] = {
+            name: [row[place] for row in rows] for name, place in zip(names, places, strict=True)
+        }
+    else:
+        with _readable(source):
+            frame = pd.read_parquet(source, columns=names) if source.suffix.lower() == ".parquet" else _excel(source)
+        cells = {name: frame[name].tolist() for name in names}
+        lines = list(range(2, len(frame) + 2))
+    index = pd.Index(lines, dtype=np.int64, name="row")
+    return pd.DataFrame(
+        {name: pd.Series([_text(cell, missing) for cell in cells[name]], index=index, dtype=object) for name in names}
+    )
+
+
+def require_column(name: str, header: Sequence[str], path: str | os.PathLike[str]) -> None:
+    """Raises DataError when a table has no such column, or has it twice."""
+    count = list(header).count(name)
+    if count > 1:
+        raise DataError(f"{path}: {count} columns are named {name!r}; rename all but one")
+    if count == 0:
+        raise DataError(f"{path}: no column {name!r}{suggestion(name, header)}; its columns are {listed(header, 12)}")
+
+
+def suggestion(name: str, known: Iterable[str]) -> str:
+    """`, did you mean 'x'?` or nothing."""
+    names = list(known)
+    exact = [other for other in names if other.lower() == name.lower()]
+    near = exact or difflib.get_close_matches(name, names, n=1)
+    return f", did you mean {near[0]!r}?" if near else ""
+
+
+def listed(items: Iterable[object], most: int = 3) -> str:
+    """`a, b, c and 4 more`."""
+    texts = [str(item) for item in items]
+    rest = len(texts) - most
+    return ", ".join(texts[:most]) + (f" and {rest} more" if rest > 0 else "")
+
+
+def mentioned_columns(expression: str, header: Sequence[str]) -> list[str]:
+    """The columns that a filter expression names, bare or in backticks."""
+    return [name for name in header if re.search(rf"(?<!\w){re.escape(name)}(?!\w)", expression)]
+
+
+def kept_rows(table: pd.DataFrame, expression: str, path: str | os.PathLike[str], header: Sequence[str]) -> np.ndarray:
+    """Rows of a table for which a pandas expression is true, bool [rows]; number-like columns compare as numbers.
+
+    Raises DataError when the expression cannot be evaluated or is not true or false for each row.
+    """
+    typed = table.apply(_as_numbers)
+    try:
+        kept = typed.eval(expression, engine="python", local_dict={}, global_dict={})
+    except Exception as error:  # pandas raises whatever the expression makes it raise
+        undefined = re.match(r"name '(.+)' is not defined", str(error))
+        hint = suggestion(undefined[1], header) if undefined else ""
+        first_line = (str(error).splitlines() or [type(error).__name__])[0]
+        raise DataError(f"data.filter={expression!r} cannot be applied to {path}: {first_line}{hint}") from error
+    if not isinstance(kept, pd.Series) or kept.dtype != bool:
+        raise DataError(
+            f"data.filter={expression!r} is not true or false for each row of {path}; "
+            "write a comparison of its columns such as \"age > 60 and subtype in ['A', 'B']\""
+        )
+    return kept.to_numpy()
+
+
+def is_number(text: str) -> bool:
+    """Whether a cell is a number; 007 is not, it is an id."""
+    return any(digit.isdigit() for digit in text) and _NUMBER.fullmatch(text) is not None
+
+
+def _as_numbers(column: pd.Series) -> pd.Series:
+    present = column.dropna()
+    return pd.to_numeric(column) if len(present) and all(map(is_number, present)) else column
+
+
+def _text(value: Any, missing: frozenset[str]) -> Any:
+    """A cell as text; NaN when missing. Whole numbers stored as floats (a column with gaps) lose their `.0`."""
+    if value is None or value is pd.NaT or value is pd.NA:
+        return np.nan
+    if isinstance(value, float | np.floating):
+        if np.isnan(value):
+            return np.nan
+        return str(int(value)) if float(value).is_integer() else str(value)
+    text = str(value).strip()
+    return np.nan if text in missing else text
+
+
+def _existing(path: str | os.PathLike[str]) -> Path:
+    source = Path(path).expanduser()
+    if not source.is_file():
+        raise DataError(f"{path}: no such file; name a table ({', '.join(SUFFIXES)})")
+    if source.suffix.lower() not in SUFFIXES:
+        raise DataError(f"{path}: not a table that can be read; save it as one of {', '.join(SUFFIXES)}")
+    return source
+
+
+def _needed(module: str, path: Path) -> Any:
+    try:
+        return importlib.import_module(module)
+    except ImportError as error:
+        package = module.partition(".")[0]
+        raise DataError(f"{path}: reading it needs {package}; run: pip install 'mil-jax[tables]'") from error
+
+
+class _readable:
+    """Turns what a reader raises for a damaged file into one sentence."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def __enter__(self) -> None:
+        return None
+
+    def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
+        if isinstance(error, Exception):
+            first_line = (str(error).splitlines() or [type(error).__name__])[0]
+            raise DataError(f"{self.path}: cannot be read as a table ({first_line}); save it again") from error
+
+
+def _excel(path: Path) -> pd.DataFrame:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # openpyxl warns of styles and validations that it leaves out
+        frame = pd.read_excel(path, dtype=object, keep_default_na=False)
+    frame.columns = [str(name).strip() for name in frame.columns]
+    return frame
+
+
+def _read_text(path: Path, first_line_only: bool = False) -> tuple[list[str], list[int], list[list[str]]]:
+    """Header, line numbers and rows of a delimited file; blank lines are skipped, short rows filled."""
+    lines: list[int] = []
+    rows: list[list[str]] = []
+    try:
+        with path.open(encoding="utf-8-sig", newline="") as file:
+            first = file.readline()
+            file.seek(0)
+            delimiter = max(",\t;", key=first.count)
+            reader = csv.reader(file, delimiter=delimiter)
+            header = [name.strip() for name in next(reader, [])]
+            if not any(header):
+                raise DataError(f"{path}: the file is empty; its first line must name the columns")
+            for row in () if first_line_only else reader:
+                width = len(row)
+                if width > len(header):
+                    if any(cell.strip() for cell in row[len(header) :]):
+                        raise DataError(
+                            f"{path}, line {reader.line_num}: {width} cells under {len(header)} column names; "
+                            f"put text that holds {delimiter!r} in quotes"
+                        )
+                elif not any(cell.strip() for cell in row):
+                    continue
+                lines.append(reader.line_num)
+                rows.append(row + [""] * (len(header) - width))
+    except UnicodeDecodeError as error:
+        raise DataError(f"{path}: not UTF-8 text; save it as 'CSV UTF-8'") from error
+    except (csv.Error, OSError) as error:
+        raise DataError(f"{path}: cannot be read as a table ({error}); save it again") from error
+    return header, lines, rows

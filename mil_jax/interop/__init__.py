@@ -1,0 +1,1 @@
+"""Foreign formats: feature folders of other pipelines, and PyTorch checkpoints both ways."""

@@ -1,0 +1,179 @@
+"""PyTorch state dicts -> parameters of an aggregator, strictly, and back.
+
+The table of names is the aggregator's own (`module.state_dict_map(variant)`); PyTorch's Linear weights are [out,
+in], Conv weights [out, in, height, width]. Wrappers of published files are taken off: a dict under "model" or
+"state_dict", a prefix `module.` or `model.` before every name, and names that a later release of the same code
+changed.
+"""
+
+from __future__ import annotations
+
+import os
+import pickle
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any, Protocol
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from mil_jax.bags import Bag
+from mil_jax.errors import DataError
+
+PyTree = Any
+StateDict = dict[str, np.ndarray]
+
+_WRAPPERS = ("model", "state_dict")
+_PREFIXES = ("module.", "model.")
+_RENAMED = {"patch_to_emb.": "feature."}  # MHIM-MIL, branch v1 -> main
+# Without dropout the same Sequential is one shorter, so its last Linear has another number.
+_WITHOUT_DROPOUT = {"head.2.": "head.3.", "global_attn.module.2.": "global_attn.module.3."}
+
+_Transform = Callable[[np.ndarray], np.ndarray]
+_TRANSFORMS: dict[str, tuple[_Transform, _Transform]] = {
+    "same": (lambda w: w, lambda w: w),
+    "linear": (np.transpose, np.transpose),
+    "conv": (lambda w: w.transpose(2, 3, 1, 0), lambda w: w.transpose(3, 2, 0, 1)),
+}
+
+
+class Importable(Protocol):
+    """What an aggregator offers for import: its table of names, and the shape of the instances that parameters
+    fit.
+    """
+
+    def state_dict_map(self, variant: str) -> dict[str, tuple[str, str]]: ...
+
+    def feature_shape(self, params: PyTree) -> tuple[int, ...]: ...
+
+    def init(self, rngs: Any, *args: Any) -> Any: ...
+
+
+def load_state_dict(path: str | os.PathLike[str]) -> StateDict:
+    """Arrays by name from a file written by `torch.save` (read with `weights_only=True`) or by `numpy.savez`.
+
+    Raises DataError when the file cannot be read as either, or holds something else than tensors.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise DataError(f"{path}: no such checkpoint file")
+    if path.suffix == ".npz":
+        try:
+            with np.load(path, allow_pickle=False) as arrays:
+                return {name: arrays[name] for name in arrays.files}
+        except (OSError, ValueError) as error:
+            raise DataError(f"{path}: cannot be read as a numpy archive ({error})") from error
+    try:
+        import torch
+    except ImportError as error:
+        raise DataError(f"{path}: reading PyTorch files needs PyTorch; pip install 'mil-jax[torch]'") from error
+    try:
+        content = torch.load(path, map_location="cpu", weights_only=True)
+    except (OSError, RuntimeError, EOFError, ValueError, pickle.UnpicklingError) as error:
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise DataError(f"{path}: cannot be read safely as a PyTorch checkpoint ({reason})") from error
+    content = _unwrap(content)
+    if not isinstance(content, Mapping) or not all(isinstance(value, torch.Tensor) for value in content.values()):
+        raise DataError(f"{path}: holds no state dict (a mapping from names to tensors)")
+    return {name: (value.float() if value.is_floating_point() else value).numpy() for name, value in content.items()}
+
+
+def import_state_dict(module: Importable, state_dict: Mapping[str, Any], variant: str) -> PyTree:
+    """Parameters of `module` from a state dict of the published `variant` (names of `aggregators.VARIANTS`).
+
+    Raises DataError naming every missing, unexpected and wrongly shaped entry; ConfigError for an unknown variant.
+    """
+    mapping = module.state_dict_map(variant)
+    arrays = _canonical(_unwrap(state_dict), set(mapping))
+    missing = sorted(set(mapping) - set(arrays))
+    unexpected = sorted(set(arrays) - set(mapping))
+    if missing or unexpected:
+        raise _mismatch(variant, missing=missing, unexpected=unexpected)
+    params: dict[str, Any] = {}
+    for name, (path, transform) in mapping.items():
+        array = np.asarray(arrays[name], np.float32)
+        if array.ndim != {"linear": 2, "conv": 4}.get(transform, array.ndim):
+            raise _mismatch(variant, shapes=[f"{name} {list(array.shape)}"])
+        *folders, leaf = path.split("/")
+        place = params
+        for folder in folders:
+            place = place.setdefault(folder, {})
+        place[leaf] = jnp.asarray(_TRANSFORMS[transform][0](array))
+    _check_shapes(module, params, variant)
+    return params
+
+
+def export_state_dict(module: Importable, params: PyTree, variant: str) -> StateDict:
+    """The inverse of `import_state_dict`: float32 arrays by published name, ready for `torch.from_numpy`."""
+    exported = {}
+    for name, (path, transform) in module.state_dict_map(variant).items():
+        value = params
+        for part in path.split("/"):
+            if part not in value:
+                raise DataError(f"parameter {path} of variant {variant!r} does not exist in this model")
+            value = value[part]
+        exported[name] = np.ascontiguousarray(_TRANSFORMS[transform][1](np.asarray(value, np.float32)))
+    return exported
+
+
+def _unwrap(content: Any) -> Any:
+    for key in _WRAPPERS:
+        if isinstance(content, Mapping) and isinstance(content.get(key), Mapping):
+            content = content[key]
+    return content
+
+
+def _canonical(state_dict: Mapping[str, Any], expected: set[str]) -> dict[str, Any]:
+    """Names without wrappers' prefixes; old names become new ones only where the new one is expected and absent."""
+    arrays = dict(state_dict)
+    for prefix in _PREFIXES:
+        if arrays and all(name.startswith(prefix) for name in arrays):
+            arrays = {name.removeprefix(prefix): value for name, value in arrays.items()}
+    for old, new in {**_RENAMED, **_WITHOUT_DROPOUT}.items():
+        for name in [name for name in arrays if name.startswith(old) and name not in expected]:
+            target = new + name.removeprefix(old)
+            if target in expected and target not in arrays:
+                arrays[target] = arrays.pop(name)
+    return arrays
+
+
+def _check_shapes(module: Importable, params: PyTree, variant: str) -> None:
+    try:
+        feature_shape = module.feature_shape(params)
+    except KeyError as error:
+        raise DataError(
+            f"variant {variant!r} does not describe this model: it has no {error}; build the model with its fields"
+        ) from error
+    bag = Bag(
+        jax.ShapeDtypeStruct((8, *feature_shape), jnp.float32),  # type: ignore[arg-type]
+        jax.ShapeDtypeStruct((8,), jnp.bool_),  # type: ignore[arg-type]
+    )
+    expected = jax.eval_shape(lambda bag: module.init(jax.random.key(0), bag)["params"], bag)
+    names = {path: name for name, (path, _) in module.state_dict_map(variant).items()}
+    found, wanted = _flat(params), _flat(expected)
+    if absent := sorted(set(wanted) ^ set(found)):
+        raise DataError(
+            f"variant {variant!r} does not describe this model: parameters {', '.join(absent)} are in one of them "
+            "only; build the model with the fields of the variant"
+        )
+    wrong = [
+        f"{names[path]} {list(found[path].shape)} as {path}, expected {list(wanted[path].shape)}"
+        for path in found
+        if found[path].shape != wanted[path].shape
+    ]
+    if wrong:
+        raise _mismatch(variant, shapes=wrong)
+
+
+def _flat(tree: PyTree) -> dict[str, Any]:
+    return {"/".join(str(key.key) for key in path): leaf for path, leaf in jax.tree_util.tree_leaves_with_path(tree)}
+
+
+def _mismatch(variant: str, *, missing: Any = (), unexpected: Any = (), shapes: Any = ()) -> DataError:
+    parts = [
+        f"{what}: {', '.join(names)}"
+        for what, names in (("missing", missing), ("unexpected", unexpected), ("wrong shape", shapes))
+        if names
+    ]
+    return DataError(f"the state dict does not fit variant {variant!r}; {'; '.join(parts)}")

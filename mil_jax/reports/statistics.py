@@ -1,0 +1,190 @@
+"""How sure a cross-validated result is: spread over folds and seeds, patient-cluster bootstrap, control rows.
+
+The interval resamples patients (all bags of a patient together) from the out-of-fold predictions and takes
+percentiles; a resample is a vector of counts, so that a metric of all resamples is a few sums of [resamples, bags]
+arrays instead of thousands of calls. The metrics are those of `tasks/metrics.py`, with weights.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import NamedTuple
+
+import numpy as np
+import pandas as pd
+
+from mil_jax.reports.predictions import per_patient, probabilities_of, targets_of
+from mil_jax.reports.weighted_metrics import weighted_metrics
+from mil_jax.tasks import Classification
+from mil_jax.tasks.metrics import NAMES, binary_auc
+
+RESAMPLES = 1000
+LOWER_IS_BETTER = frozenset({"brier", "expected_calibration_error", "log_loss"})
+_CHUNK = 2_000_000
+
+
+class Interval(NamedTuple):
+    """A percentile interval; `undefined` is the share of resamples that lacked a class."""
+
+    low: float
+    high: float
+    undefined: float
+
+
+def run_metrics(task: Classification, predictions: pd.DataFrame) -> pd.DataFrame:
+    """One row per run: fold, seed and the metrics of its rows of `predictions` (of one part)."""
+    rows = []
+    for (fold, seed), rows_of_run in predictions.groupby(["fold", "seed"], sort=True):
+        values = task.metrics(probabilities_of(rows_of_run, task), targets_of(rows_of_run, task))
+        rows.append({"fold": fold, "seed": seed, **values})
+    return pd.DataFrame(rows)
+
+
+def threshold_metrics(task: Classification, test: pd.DataFrame, validation: pd.DataFrame) -> pd.DataFrame:
+    """Metrics of decisions by thresholds that each run chose on its own validation part; empty where none could
+    be.
+    """
+    chosen = dict(list(validation.groupby(["fold", "seed"])))
+    rows = []
+    for (fold, seed), tested in test.groupby(["fold", "seed"], sort=True):
+        own = chosen.get((fold, seed))
+        if own is None:
+            continue
+        thresholds = task.choose_thresholds(probabilities_of(own, task), targets_of(own, task))
+        values = task.threshold_metrics(probabilities_of(tested, task), targets_of(tested, task), thresholds)
+        if values:
+            rows.append({"fold": fold, "seed": seed, **values})
+    return pd.DataFrame(rows)
+
+
+def spread(task: Classification, test: pd.DataFrame, runs: pd.DataFrame) -> dict[str, dict[str, float]]:
+    """{metric: its statistics} of the test rows of all runs and their `run_metrics`.
+
+    mean: of the folds, each averaged over seeds; undefined folds are left out. sd_folds: between those folds. worst,
+    worst_fold: the worst of them. undefined_folds: how many are NaN. pooled: the metric of all out-of-fold
+    predictions of a seed together, averaged over seeds. sd_seeds: between the pooled metrics. Deviations have n - 1
+    below; NaN for one.
+    """
+    pooled = pooled_metrics(task, test)
+    statistics: dict[str, dict[str, float]] = {}
+    for name in [column for column in runs.columns if column not in ("fold", "seed")]:
+        folds = runs.groupby("fold")[name].mean()
+        defined = folds.dropna()
+        worst = _worst(name, defined)
+        # Thresholds are each run's own: decisions by them have no pooled metric.
+        of_seeds = pooled[name].dropna() if name in pooled else pd.Series(dtype=float)
+        statistics[name] = {
+            "mean": float(defined.mean()) if len(defined) else np.nan,
+            "sd_folds": _deviation(defined),
+            "worst": float(defined[worst]) if worst is not None else np.nan,
+            "worst_fold": worst if worst is not None else np.nan,
+            "undefined_folds": float(folds.isna().sum()),
+            "pooled": float(of_seeds.mean()),
+            "sd_seeds": _deviation(of_seeds),
+        }
+    return statistics
+
+
+def pooled_metrics(task: Classification, test: pd.DataFrame) -> pd.DataFrame:
+    """One row per seed (the index): metrics of all folds' test rows together."""
+    rows = {
+        seed: task.metrics(probabilities_of(rows, task), targets_of(rows, task)) for seed, rows in test.groupby("seed")
+    }
+    return pd.DataFrame.from_dict(rows, orient="index")
+
+
+def bootstrap_intervals(
+    task: Classification, test: pd.DataFrame, *, resamples: int = RESAMPLES, level: float = 0.95, seed: int = 0
+) -> dict[str, Interval]:
+    """{metric: interval} of the pooled out-of-fold metric, the mean over seeds, under resampling of patients.
+
+    Every seed of a resample sees the same patients. Resamples that lack a class are left out and their share
+    reported.
+    """
+    patients, patient = np.unique(test["patient_id"].to_numpy(str), return_inverse=True)
+    per_seed = []
+    for _, positions in sorted(test.reset_index(drop=True).groupby("seed").indices.items()):
+        rows = test.iloc[positions]
+        per_seed.append((probabilities_of(rows, task), targets_of(rows, task), patient[positions]))
+    chunks: list[dict[str, np.ndarray]] = []
+    for counts in _patient_counts(len(patients), len(test), resamples, seed):
+        seeds = [weighted_metrics(task, p, y, counts[:, which]) for p, y, which in per_seed]
+        chunks.append({name: np.mean([one[name] for one in seeds], axis=0) for name in NAMES})
+    intervals = {}
+    for name in NAMES:
+        values = np.concatenate([chunk[name] for chunk in chunks])
+        defined = values[~np.isnan(values)]
+        low, high = np.quantile(defined, [(1 - level) / 2, (1 + level) / 2]) if len(defined) else (np.nan, np.nan)
+        intervals[name] = Interval(float(low), float(high), 1 - len(defined) / resamples)
+    return intervals
+
+
+def _patient_counts(num_patients: int, num_rows: int, resamples: int, seed: int) -> Iterator[np.ndarray]:
+    """Chunks [b, num_patients] float64 of how often each patient is drawn; b keeps a chunk's arrays small."""
+    rng = np.random.default_rng(seed)
+    step = max(1, _CHUNK // num_rows)
+    for start in range(0, resamples, step):
+        size = min(step, resamples - start)
+        drawn = rng.integers(0, num_patients, (size, num_patients)) + num_patients * np.arange(size)[:, None]
+        yield np.bincount(drawn.ravel(), minlength=size * num_patients).reshape(size, num_patients).astype(np.float64)
+
+
+def patient_statistics(task: Classification, test: pd.DataFrame) -> dict[str, dict[str, float]] | None:
+    """`spread` with one case per patient (mean of the bags' probabilities); None where each patient has one bag."""
+    if not test.duplicated(["patient_id", "fold", "seed"]).any():
+        return None
+    merged = per_patient(test, task)
+    return spread(task, merged, run_metrics(task, merged))
+
+
+def leak_free_statistics(task: Classification, test: pd.DataFrame) -> dict[str, dict[str, float]] | None:
+    """`spread` over the test rows whose patient is not in training too; None where the splits do not leak."""
+    if "leaked" not in test.columns or not test["leaked"].any():
+        return None
+    clean = test[~test["leaked"].astype(bool)]
+    return spread(task, clean, run_metrics(task, clean)) if len(clean) else None
+
+
+def majority_control(
+    task: Classification, test: pd.DataFrame, training_frequencies: Mapping[int, np.ndarray]
+) -> dict[str, float]:
+    """Metrics of a model that always says the frequencies [C] of its fold's training part, the mean over folds.
+
+    Its accuracy is that of the majority class; a result that does not beat it has learnt nothing.
+    """
+    one_seed = test[test["seed"] == test["seed"].min()]
+    folds = []
+    for fold, rows in one_seed.groupby("fold"):
+        constant = np.tile(np.asarray(training_frequencies[fold], np.float64), (len(rows), 1))
+        folds.append(task.metrics(constant, targets_of(rows, task)))
+    table = pd.DataFrame(folds)
+    return {name: float(table[name].mean()) for name in NAMES}
+
+
+def bag_size_auc(task: Classification, test: pd.DataFrame) -> float:
+    """AUC of the number of instances alone, in the better direction, macro over classes; NaN where a class is
+    missing.
+
+    Far from 0.5, the size of a bag tells its class, and a model may have learnt nothing else.
+    """
+    bags = test.drop_duplicates("bag_id")
+    targets = targets_of(bags, task)
+    sizes = bags["num_instances"].to_numpy(np.float64)
+    if task.multi_label:
+        labels = [(~np.isnan(column), column > 0) for column in targets.T]
+    else:
+        index = task.class_index(targets)
+        labels = [(index >= 0, index == c) for c in range(task.num_classes)]
+    values = [binary_auc(sizes[known], positive[known]) for known, positive in labels]
+    return float(np.mean([max(value, 1 - value) for value in values]))
+
+
+def _worst(name: str, folds: pd.Series) -> int | None:
+    if folds.empty:
+        return None
+    base = name.removesuffix("_at_threshold")
+    return int(folds.idxmax() if base.startswith(tuple(LOWER_IS_BETTER)) else folds.idxmin())
+
+
+def _deviation(values: pd.Series) -> float:
+    return float(values.std(ddof=1)) if len(values) > 1 else np.nan

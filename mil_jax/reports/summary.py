@@ -1,0 +1,94 @@
+"""The end of a run: predictions.csv, figures, summary.md and, last, summary.json, which marks the run as complete."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from mil_jax.reports import curves, statistics
+from mil_jax.reports.predictions import TEST, VALIDATION
+from mil_jax.reports.statements import Conduct, statements
+from mil_jax.reports.tables import markdown
+from mil_jax.tasks import Classification
+from mil_jax.training.run_folder import RunFolder
+
+
+def write_summary(
+    folder: RunFolder,
+    *,
+    task: Classification,
+    predictions: pd.DataFrame,
+    history: Sequence[Mapping[str, Any]],
+    training_frequencies: Mapping[int, np.ndarray],
+    conduct: Conduct,
+    title: str = "Result",
+    fold_names: Mapping[int, str] | None = None,
+    notes: Sequence[str] = (),
+    facts: Mapping[str, Any] | None = None,
+) -> dict[str, Any]:
+    """Writes everything that a finished run leaves for people, and returns the content of summary.json.
+
+    predictions: see `reports/predictions.py`; parts "test" and, for thresholds chosen on it, "val".
+    history: rows of metrics.jsonl: epoch (from 0), fold, seed and numbers by name. training_frequencies: {fold: [C]}
+    share of each class in the fold's training part. notes: sentences about the data. facts: timings, compilations,
+    buckets, by name.
+    """
+    summary = summarize(
+        task, predictions, training_frequencies, conduct, title=title, fold_names=fold_names, notes=notes, facts=facts
+    )
+    if conduct.selected_on_test:
+        predictions = predictions.assign(selected_on="test")
+    folder.write_table("predictions.csv", predictions)
+    test = predictions[predictions["part"] == TEST]
+    summary["figures"] = curves.draw_all(folder.figures, task, test, history, summary)
+    folder.write_text("summary.md", markdown(summary))
+    folder.write_json("summary.json", {"complete": True, **summary})
+    return summary
+
+
+def summarize(
+    task: Classification,
+    predictions: pd.DataFrame,
+    training_frequencies: Mapping[int, np.ndarray],
+    conduct: Conduct,
+    *,
+    title: str = "Result",
+    fold_names: Mapping[int, str] | None = None,
+    notes: Sequence[str] = (),
+    facts: Mapping[str, Any] | None = None,
+) -> dict[str, Any]:
+    """The numbers and sentences of a run, all that the tables are made from. Touches no file."""
+    test = predictions[predictions["part"] == TEST].reset_index(drop=True)
+    runs = statistics.run_metrics(task, test)
+    # Where the test part chose the epoch, the rows called "val" are test bags: no threshold may come from them.
+    validation = predictions[(predictions["part"] == VALIDATION) & (not conduct.selected_on_test)]
+    thresholded = statistics.threshold_metrics(task, test, validation)
+    if not thresholded.empty:
+        runs = runs.merge(thresholded, on=["fold", "seed"], how="left")
+    metrics: dict[str, dict[str, Any]] = statistics.spread(task, test, runs)
+    for name, interval in statistics.bootstrap_intervals(task, test).items():
+        metrics[name].update(low=interval.low, high=interval.high, undefined_resamples=interval.undefined)
+    summary: dict[str, Any] = {
+        "title": title,
+        "classes": list(task.classes),
+        "num_bags": int(test["bag_id"].nunique()),
+        "num_patients": int(test["patient_id"].nunique()),
+        "selected_on_test": conduct.selected_on_test,
+        "fold_names": {str(fold): name for fold, name in (fold_names or {}).items()},
+        "metrics": metrics,
+        "runs": runs.to_dict("records"),
+        "per_patient": statistics.patient_statistics(task, test),
+        "leak_free": statistics.leak_free_statistics(task, test),
+        "controls": {
+            "majority": statistics.majority_control(task, test, training_frequencies),
+            "bag size": {"auc": statistics.bag_size_auc(task, test)},
+        },
+        "figures": [],
+        "notes": list(notes),
+        "facts": dict(facts or {}),
+    }
+    summary["statements"] = statements(conduct, summary)
+    return summary

@@ -1,0 +1,107 @@
+"""What a training strategy is: pure functions on pytrees, so that the engine can vmap, map, jit, shard and checkpoint them.
+
+A strategy never loops, fetches or touches files. It sees one replica; the engine adds the replica axis. Whatever it fits to data
+(`constants`) comes from that replica's training bags alone.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import flax.struct
+import jax
+import numpy as np
+
+from mil_jax.bags import Bag, Prediction
+
+Array = jax.Array
+PyTree = Any
+
+
+@flax.struct.dataclass
+class TrainState:
+    """The state of one replica.
+
+    step: int32, the number of updates made; keys and schedules read this counter.
+    params: what is trained, and what is kept when a validation score improves.
+    optimizer: the optimiser's state, and any other state that evaluation does not need.
+    hyper: numeric settings by dotted name ("optimizer.lr", "aggregator.dropout"), scalars; replicas may differ in them.
+    constants: what was fitted to the training bags on the host (feature moments, class weights); never trained.
+    """
+
+    step: Array
+    params: PyTree
+    optimizer: PyTree
+    hyper: dict[str, Array]
+    constants: PyTree
+
+
+@flax.struct.dataclass
+class Batch:
+    """B bags of one bucket: `bags` and `targets` have a leading axis [B]; `weights` [B] is 0 where a place holds no bag."""
+
+    bags: Bag
+    targets: Array
+    weights: Array
+
+
+@dataclass(frozen=True)
+class TrainingBags:
+    """The training part of one replica, on the host.
+
+    targets: [num_training_bags, ...]. moments: computes the mean and the standard deviation [*F] of all instances, when asked.
+    """
+
+    targets: np.ndarray
+    moments: Callable[[], tuple[np.ndarray, np.ndarray]]
+
+
+@dataclass(frozen=True)
+class Steps:
+    """The updates of one epoch of one replica: `count` of them, in epoch `epoch` of `epochs` (both counted from 0)."""
+
+    epoch: int
+    epochs: int
+    count: int
+
+
+class LearningRate(Protocol):
+    """A schedule: the learning rates float64 [steps.count] of one epoch, from the base rate."""
+
+    def __call__(self, lr: float, steps: Steps) -> np.ndarray:
+        """See the class."""
+
+
+class Strategy(Protocol):
+    """How parameters move."""
+
+    name: str
+
+    def constants(self, training: TrainingBags) -> PyTree:
+        """Whatever is fitted to the training bags, as host arrays."""
+
+    def init(
+        self, key: Array, bag: Bag, hyper: dict[str, Array], constants: PyTree, previous: TrainState | None
+    ) -> TrainState:
+        """A fresh state; `previous` is the state that the strategy of the phase before ended with."""
+
+    def step(
+        self, state: TrainState, batch: Batch, extras: dict[str, Array], key: Array
+    ) -> tuple[TrainState, dict[str, Array]]:
+        """One update. `extras` is this step's row of `schedule`; the metrics are scalars, among them "loss"."""
+
+    def predict(self, state: TrainState, bag: Bag) -> Prediction:
+        """The prediction for one bag, without dropout."""
+
+    def schedule(self, hyper: dict[str, float], sizes: np.ndarray, steps: Steps) -> dict[str, np.ndarray]:
+        """Host, float64: what changes from step to step, each [count]. `sizes` [count, B]: instances of the bags to come."""
+
+
+def map_bags(function: Callable[..., Any], *batched: PyTree) -> PyTree:
+    """`function` over the leading axis of its arguments. One bag is not vmapped: a batched product of one is slower."""
+    if jax.tree.leaves(batched)[0].shape[0] == 1:
+        result = function(*jax.tree.map(lambda x: x[0], batched))
+        return jax.tree.map(lambda x: x[None], result)
+    return jax.vmap(function)(*batched)

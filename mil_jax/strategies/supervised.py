@@ -1,0 +1,131 @@
+"""Plain supervised training: the loss of the task on the bags of a step, one optimiser for all parameters.
+
+The field's setting is one bag a step. Feature normalisation is fitted to the replica's own training bags: `zscore` with their mean
+and standard deviation over all instances (a constant column becomes 0), `l2` per instance.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+
+from mil_jax.bags import Bag, Prediction
+from mil_jax.errors import ConfigError
+from mil_jax.strategies.base import Batch, LearningRate, Steps, TrainingBags, TrainState, map_bags
+from mil_jax.tasks.classification import Classification
+
+Array = jax.Array
+PyTree = Any
+NORMALIZATIONS = ("none", "l2", "zscore")
+AGGREGATOR_PREFIX = "aggregator."
+
+
+@dataclasses.dataclass(frozen=True)
+class Supervised:
+    """See the module's docstring.
+
+    class_weights: multiply each bag's loss by the inverse frequency of its class in the training part.
+    Reads from `hyper`: "optimizer.lr", "optimizer.weight_decay", and where present "task.label_smoothing" and "aggregator.*".
+    """
+
+    module: nn.Module
+    task: Classification
+    optimizer: optax.GradientTransformationExtraArgs
+    learning_rate: LearningRate
+    normalize: str = "none"
+    class_weights: bool = False
+    name: str = "supervised"
+
+    def __post_init__(self) -> None:
+        if self.normalize not in NORMALIZATIONS:
+            raise ConfigError(f"data.normalize is {self.normalize!r}; choose one of {', '.join(NORMALIZATIONS)}")
+
+    def constants(self, training: TrainingBags) -> dict[str, np.ndarray]:
+        """{"mean", "scale"} [*F] for zscore, {"class_weights"} [C]; float32."""
+        fitted = {}
+        if self.normalize == "zscore":
+            mean, deviation = training.moments()
+            scale = np.divide(1.0, deviation, out=np.zeros_like(deviation), where=deviation > 0)
+            fitted |= {"mean": mean.astype(np.float32), "scale": scale.astype(np.float32)}
+        if self.class_weights:
+            fitted["class_weights"] = self.task.class_weights(training.targets)
+        return fitted
+
+    def init(
+        self, key: Array, bag: Bag, hyper: dict[str, Array], constants: PyTree, previous: TrainState | None
+    ) -> TrainState:
+        """Fresh parameters, whatever came before."""
+        del previous
+        params = self.module.init({"params": key}, self._normalized(bag, constants), train=False)["params"]
+        return TrainState(
+            step=jnp.int32(0), params=params, optimizer=self.optimizer.init(params), hyper=hyper, constants=constants
+        )
+
+    def step(
+        self, state: TrainState, batch: Batch, extras: dict[str, Array], key: Array
+    ) -> tuple[TrainState, dict[str, Array]]:
+        """One update on the mean loss of the batch."""
+        places = jnp.arange(batch.weights.shape[0])
+        keys = jax.vmap(lambda place: jax.random.fold_in(key, place))(places)
+        bags = map_bags(lambda bag: self._normalized(bag, state.constants), batch.bags)
+        weights = batch.weights
+        if self.class_weights:
+            classes = batch.targets if batch.targets.ndim == 1 else jnp.argmax(batch.targets, axis=-1)
+            weights = weights * state.constants["class_weights"][classes]
+        task = self.task
+        if "task.label_smoothing" in state.hyper:
+            task = dataclasses.replace(task, label_smoothing=state.hyper["task.label_smoothing"])
+
+        def loss_of(params: PyTree) -> Array:
+            predictions = map_bags(lambda bag, key: self._apply(params, state.hyper, bag, key), bags, keys)
+            return task.loss(predictions, batch.targets, weights)
+
+        loss, gradients = jax.value_and_grad(loss_of)(state.params)
+        updates, optimizer = self.optimizer.update(
+            gradients,
+            state.optimizer,
+            state.params,
+            lr=extras["lr"],
+            weight_decay=state.hyper["optimizer.weight_decay"],
+        )
+        params = optax.apply_updates(state.params, updates)
+        return state.replace(step=state.step + 1, params=params, optimizer=optimizer), {"loss": loss}
+
+    def predict(self, state: TrainState, bag: Bag) -> Prediction:
+        """The prediction for one bag."""
+        return self._apply(state.params, state.hyper, self._normalized(bag, state.constants), None)
+
+    def schedule(self, hyper: dict[str, float], sizes: np.ndarray, steps: Steps) -> dict[str, np.ndarray]:
+        """{"lr": [count]}."""
+        del sizes
+        return {"lr": self.learning_rate(hyper["optimizer.lr"], steps)}
+
+    def _apply(self, params: PyTree, hyper: dict[str, Array], bag: Bag, key: Array | None) -> Prediction:
+        variables = {"params": params}
+        numeric = {
+            name.removeprefix(AGGREGATOR_PREFIX): x for name, x in hyper.items() if name.startswith(AGGREGATOR_PREFIX)
+        }
+        if numeric:
+            variables["hyper"] = numeric
+        if key is None:
+            return self.module.apply(variables, bag, train=False)
+        return self.module.apply(variables, bag, train=True, rngs={"dropout": key})
+
+    def _normalized(self, bag: Bag, constants: PyTree) -> Bag:
+        if self.normalize == "none":
+            return bag
+        # Padding may hold NaN: it is replaced before it is computed with.
+        mask = bag.mask.reshape(-1, *(1,) * (bag.features.ndim - 1))
+        features = jnp.where(mask, bag.features, 0.0)
+        if self.normalize == "zscore":
+            features = (features - constants["mean"]) * constants["scale"]
+        else:
+            norm = jnp.sqrt(jnp.sum(features**2, axis=tuple(range(1, features.ndim)), keepdims=True))
+            features = features / jnp.maximum(norm, 1e-12)
+        return bag.replace(features=jnp.where(mask, features, 0.0))

@@ -1,0 +1,59 @@
+"""Saving and restoring a run with orbax: asynchronous, atomic, two kept.
+
+What is saved is the replicas' state without those that only fill the mesh, and the place in training: phase, epoch, dispatch and
+the host's decisions. Keys, orders and schedules are not saved: they follow from the plan.
+"""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+import orbax.checkpoint as ocp
+
+PyTree = Any
+
+
+class Checkpoints:
+    """The checkpoints of one phase below a run folder. `seconds`: the least time between two saves."""
+
+    def __init__(self, folder: Path, seconds: float) -> None:
+        self.folder, self.seconds = folder, seconds
+        self._saved_at = time.monotonic()
+        options = ocp.CheckpointManagerOptions(max_to_keep=2, create=True, enable_async_checkpointing=True)
+        self._manager = ocp.CheckpointManager(folder.resolve(), options=options)
+
+    def due(self) -> bool:
+        """Whether enough time has passed since the last save."""
+        return time.monotonic() - self._saved_at >= self.seconds
+
+    def save(self, number: int, arrays: PyTree, place: dict[str, Any], *, wait: bool = False) -> None:
+        """Saves host arrays and a JSON-able `place` under an ascending `number`; `wait` for it to be on disk."""
+        self._manager.wait_until_finished()
+        if self._manager.latest_step() != number:
+            parts = ocp.args.Composite(arrays=ocp.args.StandardSave(arrays), place=ocp.args.JsonSave(place))
+            self._manager.save(number, args=parts, force=True)
+        self._saved_at = time.monotonic()
+        if wait:
+            self._manager.wait_until_finished()
+
+    def place(self) -> dict[str, Any] | None:
+        """Where the newest whole checkpoint stands, or None when there is none."""
+        number = self._manager.latest_step()
+        if number is None:
+            return None
+        return self._manager.restore(number, args=ocp.args.Composite(place=ocp.args.JsonRestore()))["place"]
+
+    def arrays(self, like: PyTree) -> PyTree:
+        """The arrays of the newest checkpoint, on the host. `like`: the tree of their shapes and dtypes."""
+        template = jax.tree.map(lambda x: np.empty(x.shape, x.dtype), like)
+        restore = ocp.args.Composite(arrays=ocp.args.StandardRestore(template))
+        return self._manager.restore(self._manager.latest_step(), args=restore)["arrays"]
+
+    def close(self) -> None:
+        """Waits for what is being written."""
+        self._manager.wait_until_finished()
+        self._manager.close()

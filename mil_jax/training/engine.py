@@ -1,0 +1,375 @@
+"""The replica engine: all runs of a plan (folds x seeds x numeric settings) as one program on a cohort in device memory.
+
+One step is one batch of B bags per replica. Between two epochs the host sees the validation outputs, decides, and sends two masks
+back; nothing else leaves the device. Programs are compiled once per bucket (`training/programs.py`); orders and schedules are
+drawn on the host from the plan alone (`training/order.py`), so a run is the same alone, in company, and resumed.
+"""
+
+from __future__ import annotations
+
+import collections
+import functools
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from mil_jax.data.residency import ResidentBags, moments
+from mil_jax.strategies.base import Steps, Strategy, TrainingBags, TrainState
+from mil_jax.tasks.classification import Classification
+from mil_jax.training import programs as compiled
+from mil_jax.training.checkpoints import Checkpoints
+from mil_jax.training.devices import Fetcher, replica_mesh
+from mil_jax.training.order import BagOrder, EpochOrder
+from mil_jax.training.plan import Plan
+from mil_jax.training.stopping import Progress, Selection
+
+PyTree = Any
+IN_FLIGHT = 2  # dispatches the host may be ahead of the device: enough to keep it busy, few enough to stop soon
+
+
+@dataclass(frozen=True)
+class EngineData:
+    """The cohort and its split, on the host.
+
+    targets: [num_targets, num_bags, ...]. training, selection, test: bool [folds, num_bags]; `selection` is what chooses epochs.
+    lengths: the bucket ladder, ascending; bucket: int [num_bags], the bucket each bag fits in.
+    sampling: weights to draw training bags by, float [folds, num_bags], or None for each bag once an epoch.
+    """
+
+    bags: ResidentBags
+    targets: np.ndarray
+    training: np.ndarray
+    selection: np.ndarray
+    test: np.ndarray
+    lengths: tuple[int, ...]
+    bucket: np.ndarray
+    sampling: np.ndarray | None = None
+
+
+@dataclass(frozen=True)
+class Phase:
+    """One strategy and for how many epochs it runs. A boundary between phases is a barrier over all replicas."""
+
+    strategy: Strategy
+    epochs: int
+    selection: Selection
+
+
+@dataclass(frozen=True)
+class EngineSettings:
+    """replica_axis: "auto" (map on a CPU, vmap elsewhere), "map" or "vmap". batch_size: bags a step and replica."""
+
+    batch_size: int = 1
+    data_seed: int = 0
+    slots_per_dispatch: int = 64
+    replica_axis: str = "auto"
+
+
+class Listener(Protocol):
+    """What the engine tells while it runs, and asks."""
+
+    def phase(self, name: str, epoch: int, epochs: int) -> None:
+        """A phase begins, or is resumed, at `epoch`."""
+
+    def steps(self, count: int) -> None:
+        """`count` more steps are done, over all replicas."""
+
+    def epoch(self, rows: list[dict[str, Any]]) -> None:
+        """An epoch is decided: a row for each replica that ran in it."""
+
+    def stop_requested(self) -> bool:
+        """Whether to save and stop at the next dispatch."""
+
+
+class Stopped(Exception):
+    """Training was asked to stop; its state is saved."""
+
+
+@dataclass
+class FitResult:
+    """logits: per replica {part: [bags of the part, C]}, with the bag numbers in `bags`. states: of each replica, its best epoch.
+
+    compilations, fetches, overhead: what the engine did, for the summary.
+    """
+
+    logits: list[dict[str, np.ndarray]]
+    bags: list[dict[str, np.ndarray]]
+    state: PyTree
+    progress: Progress
+    facts: dict[str, Any] = field(default_factory=dict)
+
+
+def fit(
+    phases: Sequence[Phase],
+    data: EngineData,
+    task: Classification,
+    plan: Plan,
+    settings: EngineSettings,
+    listener: Listener,
+    open_checkpoints: Callable[[str], Checkpoints] | None = None,
+) -> FitResult:
+    """Trains every replica of the plan through all phases and predicts its selection and test bags.
+
+    open_checkpoints: gives the checkpoints of a phase by name; training goes on from the newest. Raises Stopped when asked to stop.
+    """
+    engine = _Engine(data, task, plan, settings, listener)
+    state: TrainState | None = None
+    progress = Progress.start(len(plan.replicas), phases[-1].selection)
+    for phase in phases:
+        checkpoints = open_checkpoints(phase.strategy.name) if open_checkpoints else None
+        try:
+            state, progress = engine.run(phase, state, checkpoints)
+        finally:
+            if checkpoints:
+                checkpoints.close()
+    assert state is not None
+    return engine.result(state, progress)
+
+
+class _Engine:
+    def __init__(
+        self, data: EngineData, task: Classification, plan: Plan, settings: EngineSettings, listener: Listener
+    ) -> None:
+        self.data, self.task, self.plan, self.settings, self.listener = data, task, plan, settings, listener
+        self.fetch = Fetcher()
+        self.compilations = 0
+        self.num_replicas = len(plan.replicas)
+        self.mesh = replica_mesh()
+        num_devices = self.mesh.size
+        self.per_device = -(-self.num_replicas // num_devices)
+        on_device = np.clip(self.num_replicas - self.per_device * np.arange(num_devices), 0, self.per_device)
+        self.count = self._spread_rows(on_device.astype(np.int32), num_devices)
+        self.vectorised = settings.replica_axis == "vmap" or (
+            settings.replica_axis == "auto" and jax.default_backend() != "cpu"
+        )
+        self.order = BagOrder(
+            data.training,
+            data.bucket,
+            len(data.lengths),
+            batch_size=settings.batch_size,
+            data_seed=settings.data_seed,
+            slots_per_dispatch=settings.slots_per_dispatch,
+            sampling=data.sampling,
+        )
+        shared = compiled.shared_sharding(self.mesh)
+        self.cohort = jax.device_put(compiled.Cohort(bags=data.bags, targets=data.targets), shared)
+        target = np.array([replica.target for replica in plan.replicas], np.int32)
+        self.who = compiled.Who(key=self._spread_keys(), target=self._spread(target))
+        self.folds = np.array([replica.fold for replica in plan.replicas])
+        self.longest_part = int(max(data.selection.sum(axis=1).max(), data.test.sum(axis=1).max(), 1))
+        self._keep_improved = jax.jit(_keep_improved, donate_argnums=0)
+        self._copy = jax.jit(lambda tree: jax.tree.map(jnp.copy, tree))
+
+    def _spread_rows(self, array: np.ndarray, rows: int) -> jax.Array:
+        """`array` over the devices, its leading axis filled up with zeros to `rows`."""
+        full = np.zeros((rows, *array.shape[1:]), array.dtype)
+        full[: len(array)] = array
+        return jax.device_put(full, compiled.replica_sharding(self.mesh))
+
+    def _spread(self, tree: PyTree) -> PyTree:
+        """Host arrays [R, ...] over the devices."""
+        rows = self.per_device * self.mesh.size
+        return jax.tree.map(lambda x: self._spread_rows(np.asarray(x), rows), tree)
+
+    def _spread_keys(self) -> jax.Array:
+        data = np.asarray(jax.random.key_data(self.plan.keys()))
+        return jax.random.wrap_key_data(self._spread(data))
+
+    def _fitted(self, strategy: Strategy) -> PyTree:
+        """(hyper, constants) of every replica; what is fitted to a training part is computed once for all replicas of a fold."""
+        constants: dict[tuple[int, int], PyTree] = {}
+        for replica in self.plan.replicas:
+            who = (replica.target, replica.fold)
+            if who not in constants:
+                part = self.data.training[replica.fold]
+                constants[who] = strategy.constants(
+                    TrainingBags(
+                        targets=self.data.targets[replica.target][part],
+                        moments=functools.partial(moments, self.data.bags, part),
+                    )
+                )
+        per_replica = [constants[replica.target, replica.fold] for replica in self.plan.replicas]
+        stacked = jax.tree.map(lambda *rows: np.stack(rows), *per_replica)
+        return self._spread((self.plan.stacked_hyper(), stacked))
+
+    def run(
+        self, phase: Phase, previous: TrainState | None, checkpoints: Checkpoints | None
+    ) -> tuple[TrainState, Progress]:
+        """One phase, from its start or from its newest checkpoint. Returns the state with each replica's chosen parameters."""
+        strategy = phase.strategy
+        self.programs = compiled.Programs(strategy, self.mesh, self.data.lengths, self.vectorised)
+        state = self.programs.init(self.cohort, self.who, self._fitted(strategy), previous, self.count)
+        keeps_best = phase.selection.select != "last"
+        best = self._copy(state.params) if keeps_best else None
+        no_metrics = self._no_metrics(strategy, state)
+        moving = compiled.Moving(state=state, metrics=self._spread(no_metrics))
+        progress = Progress.start(self.num_replicas, phase.selection)
+        epoch, dispatch = 0, 0
+        place = checkpoints.place() if checkpoints else None
+        if checkpoints and place:
+            epoch, dispatch = place["epoch"], place["dispatch"]
+            progress = Progress.from_json(place["progress"])
+            shapes = self._unfilled(jax.eval_shape(lambda: (moving, best)))
+            moving, best = self._spread(checkpoints.arrays(shapes))
+        self.listener.phase(strategy.name, epoch, phase.epochs)
+
+        def save(wait: bool) -> None:
+            where = {"epoch": epoch, "dispatch": dispatch, "progress": progress.to_json()}
+            arrays = self._unfilled(self.fetch((moving, best)))
+            assert checkpoints is not None
+            checkpoints.save(epoch * 1_000_000 + dispatch, arrays, where, wait=wait)
+
+        while epoch < phase.epochs and progress.active.any():
+            order = self.order.epoch(self.plan.replicas, progress.active, epoch)
+            arrays = self._spread(compiled.Epoch(bags=order.bags, extras=self._extras(phase, order, epoch)))
+            in_flight: collections.deque[jax.Array] = collections.deque()
+            while dispatch < len(order.runs):
+                bucket, lo, hi = order.runs[dispatch]
+                lo, hi = self._spread((lo, hi))
+                moving, done = self.programs.train(bucket, self.cohort, self.who, moving, arrays, lo, hi, self.count)
+                dispatch += 1
+                in_flight.append(done)
+                if len(in_flight) > IN_FLIGHT:
+                    in_flight.popleft().block_until_ready()
+                runs = order.runs[dispatch - 1]
+                self.listener.steps(int((runs[2] - runs[1]).sum()))
+                if checkpoints and self.listener.stop_requested():
+                    save(wait=True)
+                    raise Stopped
+            logits = self._evaluate(moving.state, self.data.selection) if keeps_best else None
+            fetched, sums = self.fetch((logits, moving.metrics))
+            scores, rows = self._judge(phase, fetched, sums, order, progress.active, epoch)
+            improved = progress.update(epoch, scores, phase.selection)
+            for row in rows:
+                row["improved"] = bool(improved[row["replica"]])
+            if keeps_best and improved.any():
+                best = self._keep_improved(best, moving.state.params, self._spread(improved))
+            moving = moving.replace(metrics=self._spread(no_metrics))
+            self.listener.epoch(rows)
+            epoch, dispatch = epoch + 1, 0
+            if checkpoints and (checkpoints.due() or epoch == phase.epochs or self.listener.stop_requested()):
+                save(wait=self.listener.stop_requested())
+            if checkpoints and self.listener.stop_requested():
+                raise Stopped
+        self.compilations += self.programs.compilations
+        state = moving.state if best is None else moving.state.replace(params=best)
+        return state, progress
+
+    def _no_metrics(self, strategy: Strategy, state: TrainState) -> dict[str, np.ndarray]:
+        """Zeros for the sums of the strategy's step metrics."""
+
+        def names(state: TrainState) -> dict[str, jax.Array]:
+            one = jax.tree.map(lambda x: x[0], state)
+            numbers = jnp.zeros(self.settings.batch_size, jnp.int32)
+            batch = compiled.read_batch(self.cohort, numbers, jnp.int32(0), self.data.lengths[0])
+            hyper = self.plan.replica_hyper(self.plan.replicas[0])
+            sizes = np.ones((1, self.settings.batch_size), np.int64)
+            rows = strategy.schedule(hyper, sizes, Steps(epoch=0, epochs=1, count=1))
+            extras = {name: jnp.asarray(values[0], _narrow(values)) for name, values in rows.items()}
+            return strategy.step(one, batch, extras, jax.random.key(0))[1]
+
+        shapes = jax.eval_shape(names, state)
+        return {name: np.zeros((self.num_replicas, *x.shape), x.dtype) for name, x in shapes.items()}
+
+    def _extras(self, phase: Phase, order: EpochOrder, epoch: int) -> dict[str, np.ndarray]:
+        """The schedules of all replicas, [R, T], cast from float64."""
+        stacked: dict[str, np.ndarray] = {}
+        sizes_of = np.asarray(self.data.bags.sizes)
+        for r, replica in enumerate(self.plan.replicas):
+            steps = Steps(epoch=epoch, epochs=phase.epochs, count=int(order.counts[r]))
+            numbers = order.bags[r, : steps.count]
+            sizes = np.where(numbers >= 0, sizes_of[np.maximum(numbers, 0)], 0)
+            rows = phase.strategy.schedule(self.plan.replica_hyper(replica), sizes, steps)
+            for name, values in rows.items():
+                if name not in stacked:
+                    shape = (self.num_replicas, order.bags.shape[1], *values.shape[1:])
+                    stacked[name] = np.zeros(shape, _narrow(values))
+                stacked[name][r, : steps.count] = values
+        return stacked
+
+    def _part(self, part: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """(bags [R, V], sizes [R]): each replica's bags of a part [folds, num_bags], in order of their bucket."""
+        bags = np.full((self.num_replicas, self.longest_part), -1, np.int32)
+        counts = np.zeros(self.num_replicas, np.int64)
+        for r, fold in enumerate(self.folds):
+            numbers = np.flatnonzero(part[fold])
+            numbers = numbers[np.argsort(self.data.bucket[numbers], kind="stable")]
+            bags[r, : len(numbers)], counts[r] = numbers, len(numbers)
+        return bags, counts
+
+    def _evaluate(self, state: TrainState, part: np.ndarray) -> jax.Array:
+        """Logits [R, V, C] of each replica's bags of the part, in the order of `_part`."""
+        bags, _ = self._part(part)
+        shape = (self.num_replicas, self.longest_part, self.task.num_outputs)
+        logits = self._spread(np.zeros(shape, np.float32))
+        spread_bags = self._spread(bags)
+        buckets = np.where(bags >= 0, self.data.bucket[np.maximum(bags, 0)], len(self.data.lengths))
+        for bucket in range(len(self.data.lengths)):
+            lo = (buckets < bucket).sum(axis=1).astype(np.int32)
+            hi = (buckets <= bucket).sum(axis=1).astype(np.int32)
+            if (hi > lo).any():
+                lo, hi = self._spread((lo, hi))
+                logits = self.programs.evaluate(bucket, self.cohort, state, spread_bags, logits, lo, hi, self.count)
+        return logits
+
+    def _judge(
+        self, phase: Phase, logits: np.ndarray | None, sums: dict[str, np.ndarray], order: EpochOrder, active: np.ndarray, epoch: int
+    ) -> tuple[np.ndarray, list[dict[str, Any]]]:  # fmt: skip
+        """Scores [R] (NaN without validation) and a row for each active replica."""
+        scores = np.full(self.num_replicas, np.nan)
+        rows = []
+        bags, counts = self._part(self.data.selection)
+        for r in np.flatnonzero(active):
+            replica = self.plan.replicas[r]
+            row: dict[str, Any] = {"phase": phase.strategy.name, "epoch": epoch, "replica": int(r)}
+            row |= {"fold": replica.fold, "seed": replica.seed, "target": replica.target, "steps": int(order.counts[r])}
+            for name, values in sums.items():
+                row[f"train_{name}"] = float(values[r]) / max(int(order.counts[r]), 1)
+            if logits is not None and counts[r]:
+                probabilities = self.task.probabilities(logits[r, : counts[r]])
+                targets = self.data.targets[replica.target][bags[r, : counts[r]]]
+                for name in ("val_loss", "val_auc"):
+                    row[name] = self.task.monitor(name, probabilities, targets)
+                scores[r] = row[phase.selection.select]
+            rows.append(row)
+        return scores, rows
+
+    def _unfilled(self, tree: PyTree) -> PyTree:
+        """Without the replicas that only fill the mesh."""
+        if isinstance(jax.tree.leaves(tree)[0], jax.ShapeDtypeStruct):
+            return jax.tree.map(lambda x: jax.ShapeDtypeStruct((self.num_replicas, *x.shape[1:]), x.dtype), tree)
+        return jax.tree.map(lambda x: x[: self.num_replicas], tree)
+
+    def result(self, state: TrainState, progress: Progress) -> FitResult:
+        """Predictions of each replica for its selection and test parts, and its chosen parameters, on the host."""
+        parts = {"val": self.data.selection, "test": self.data.test}
+        device = {name: self._evaluate(state, part) for name, part in parts.items() if part.any()}
+        logits, chosen = self.fetch((device, (state.params, state.constants)))
+        per_replica, numbers = [], []
+        for r in range(self.num_replicas):
+            mine, mine_bags = {}, {}
+            for name in device:
+                bags, counts = self._part(parts[name])
+                mine[name], mine_bags[name] = logits[name][r, : counts[r]], bags[r, : counts[r]]
+            per_replica.append(mine)
+            numbers.append(mine_bags)
+        facts = {"compilations": self.programs.compilations, "fetches": self.fetch.count}
+        return FitResult(per_replica, numbers, self._unfilled(chosen), progress, facts)
+
+
+def _keep_improved(best: PyTree, now: PyTree, improved: jax.Array) -> PyTree:
+    """`now` where a replica improved, else `best`."""
+
+    def choose(old: jax.Array, new: jax.Array) -> jax.Array:
+        return jnp.where(improved.reshape(-1, *(1,) * (old.ndim - 1)), new, old)
+
+    return jax.tree.map(choose, best, now)
+
+
+def _narrow(values: np.ndarray) -> np.dtype:
+    """The device's type for a host schedule."""
+    return np.dtype(np.float32) if np.issubdtype(values.dtype, np.floating) else np.dtype(np.int32)

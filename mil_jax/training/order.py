@@ -1,0 +1,130 @@
+"""The order in which bags are trained on: an epoch is a shuffled list of slots, each of one bucket.
+
+The number of slots per bucket and their order come from the split table alone, never from which replicas run, so that a replica
+sees the same order alone and in company. Each replica fills the slots with its own shuffle; where it has no bag for a slot it
+idles. Consecutive slots of one bucket are dispatched together, which changes no order.
+"""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from mil_jax.training.plan import Replica
+
+
+@dataclass(frozen=True)
+class EpochOrder:
+    """What every replica trains on in one epoch.
+
+    bags: int32 [R, T, B], numbers of bags in training order without idle slots, -1 where a batch is not full.
+    runs: the dispatches: (bucket, lo [R], hi [R]): replica r makes its steps lo[r]..hi[r] in that bucket.
+    counts: int64 [R], the steps of each replica.
+    """
+
+    bags: np.ndarray
+    runs: tuple[tuple[int, np.ndarray, np.ndarray], ...]
+    counts: np.ndarray
+
+
+class BagOrder:
+    """Draws the order of every epoch.
+
+    training: bool [folds, num_bags]. bucket: int [num_bags], the bucket each bag fits in, in ascending order of length.
+    sampling: None (each bag once an epoch), or float [folds, num_bags]: weights to draw bags by, with replacement.
+    """
+
+    def __init__(
+        self,
+        training: np.ndarray,
+        bucket: np.ndarray,
+        num_buckets: int,
+        *,
+        batch_size: int = 1,
+        data_seed: int = 0,
+        slots_per_dispatch: int = 64,
+        sampling: np.ndarray | None = None,
+    ) -> None:
+        self.training = training
+        self.bucket = bucket
+        self.num_buckets = num_buckets
+        self.batch_size = batch_size
+        self.data_seed = data_seed
+        self.slots_per_dispatch = slots_per_dispatch
+        self.sampling = sampling
+        self.slot_counts = self._slot_counts()
+        self.max_steps = int(self.slot_counts.sum())
+
+    def _slot_counts(self) -> np.ndarray:
+        """[num_buckets]: per bucket the largest number of batches of any fold."""
+        per_fold = np.zeros((len(self.training), self.num_buckets))
+        for fold, part in enumerate(self.training):
+            if self.sampling is None:
+                per_fold[fold] = np.bincount(self.bucket[part], minlength=self.num_buckets)
+            else:
+                share = np.bincount(self.bucket[part], self.sampling[fold, part], self.num_buckets)
+                expected = part.sum() * share / share.sum()
+                # Draws vary from epoch to epoch: four standard deviations of room, so that hardly a draw finds no slot.
+                per_fold[fold] = np.minimum(np.ceil(expected + 4 * np.sqrt(expected)) * (expected > 0), part.sum())
+        return np.ceil(per_fold / self.batch_size).astype(np.int64).max(axis=0)
+
+    def epoch(self, replicas: Sequence[Replica], active: np.ndarray, epoch: int) -> EpochOrder:
+        """The order of epoch `epoch`; replicas that are not `active` [R] have no steps."""
+        slots = np.repeat(np.arange(self.num_buckets), self.slot_counts)
+        np.random.default_rng([self.data_seed, epoch]).shuffle(slots)
+        filled: dict[tuple[int, int], np.ndarray] = {}
+        bags = np.full((len(replicas), self.max_steps, self.batch_size), -1, np.int32)
+        busy = np.zeros((len(replicas), len(slots)), bool)
+        for row, replica in enumerate(replicas):
+            if not active[row]:
+                continue
+            who = (replica.seed, replica.fold)
+            if who not in filled:
+                filled[who] = self._fill(slots, replica.seed, replica.fold, epoch)
+            mine = filled[who]
+            busy[row] = mine[:, 0] >= 0
+            steps = mine[busy[row]]
+            bags[row, : len(steps)] = steps
+        done = np.concatenate([np.zeros((len(replicas), 1), np.int64), np.cumsum(busy, axis=1)], axis=1)
+        runs = []
+        for start, stop in _runs(slots, self.slots_per_dispatch):
+            if (done[:, stop] > done[:, start]).any():
+                runs.append((int(slots[start]), done[:, start].astype(np.int32), done[:, stop].astype(np.int32)))
+        return EpochOrder(bags, tuple(runs), done[:, -1])
+
+    def _fill(self, slots: np.ndarray, seed: int, fold: int, epoch: int) -> np.ndarray:
+        """[num_slots, B] bag numbers, -1 for none: one replica's bags, shuffled into the slots they fit."""
+        rng = np.random.default_rng([self.data_seed, seed, fold, epoch, 1])
+        part = np.flatnonzero(self.training[fold])
+        if self.sampling is None:
+            drawn = rng.permutation(part)
+        else:
+            weights = self.sampling[fold, part]
+            drawn = rng.choice(part, size=len(part), p=weights / weights.sum())
+        filled = np.full((len(slots), self.batch_size), -1, np.int32)
+        waiting = np.empty(0, np.int64)
+        for bucket in range(self.num_buckets):
+            # Bags that found no slot of their own bucket take one of the next larger.
+            here = np.concatenate([waiting, drawn[self.bucket[drawn] == bucket]])
+            places = np.flatnonzero(slots == bucket)
+            used = rng.choice(places, size=min(len(places), math.ceil(len(here) / self.batch_size)), replace=False)
+            fits = here[: len(used) * self.batch_size]
+            waiting = here[len(fits) :]
+            padded = np.full(len(used) * self.batch_size, -1, np.int32)
+            padded[: len(fits)] = fits
+            filled[used] = padded.reshape(len(used), self.batch_size)
+        return filled
+
+
+def _runs(slots: np.ndarray, longest: int) -> list[tuple[int, int]]:
+    """(start, stop) of the stretches of equal slots, none longer than `longest`."""
+    edges = [0, *(np.flatnonzero(np.diff(slots)) + 1).tolist(), len(slots)]
+    return [
+        (start, min(start + longest, stop))
+        for begin, stop in itertools.pairwise(edges)
+        for start in range(begin, stop, longest)
+    ]

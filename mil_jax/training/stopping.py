@@ -1,0 +1,87 @@
+"""Which epoch of a run counts, and when a run stops: decided on the host, once an epoch, for all replicas."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+
+from mil_jax.errors import ConfigError
+
+SELECTIONS = ("last", "val_loss", "val_auc")
+
+
+@dataclass(frozen=True)
+class Selection:
+    """select: one of SELECTIONS. patience: epochs without improvement before a run stops, 0 = never.
+
+    min_epochs: no run stops before this many epochs.
+    """
+
+    select: str = "val_loss"
+    patience: int = 0
+    min_epochs: int = 0
+
+    def __post_init__(self) -> None:
+        if self.select not in SELECTIONS:
+            raise ConfigError(f"train.select is {self.select!r}; choose one of {', '.join(SELECTIONS)}")
+        if self.select == "last" and self.patience:
+            raise ConfigError(
+                "train.patience needs a validation score: set train.select to val_loss or val_auc, or patience to 0"
+            )
+
+    def better(self, score: float, best: float) -> bool:
+        """Whether `score` improves on `best`; NaN never does."""
+        if math.isnan(score):
+            return False
+        return score < best if self.select == "val_loss" else score > best
+
+
+@dataclass
+class Progress:
+    """Where each replica stands, [R]; plain lists on disk, so that a resumed run decides as an undisturbed one."""
+
+    best: np.ndarray
+    best_epoch: np.ndarray
+    active: np.ndarray
+    epochs: np.ndarray = field(default_factory=lambda: np.empty(0, np.int64))
+
+    @classmethod
+    def start(cls, num_replicas: int, selection: Selection) -> Progress:
+        """Before the first epoch."""
+        worst = np.inf if selection.select == "val_loss" else -np.inf
+        return cls(
+            best=np.full(num_replicas, worst),
+            best_epoch=np.full(num_replicas, -1, np.int64),
+            active=np.ones(num_replicas, bool),
+            epochs=np.zeros(num_replicas, np.int64),
+        )
+
+    def update(self, epoch: int, scores: np.ndarray, selection: Selection) -> np.ndarray:
+        """Takes in the scores [R] of an epoch; returns `improved` [R]. Replicas that had stopped before stay as they are."""
+        improved = np.zeros(len(scores), bool)
+        for r in np.flatnonzero(self.active):
+            self.epochs[r] = epoch + 1
+            if selection.better(scores[r], self.best[r]):
+                improved[r] = True
+                self.best[r], self.best_epoch[r] = scores[r], epoch
+            waited = epoch - self.best_epoch[r]
+            if selection.patience and waited >= selection.patience and epoch + 1 >= selection.min_epochs:
+                self.active[r] = False
+        return improved
+
+    def to_json(self) -> dict[str, Any]:
+        """Lists of numbers; floats keep every bit."""
+        return {name: getattr(self, name).tolist() for name in ("best", "best_epoch", "active", "epochs")}
+
+    @classmethod
+    def from_json(cls, data: dict[str, Any]) -> Progress:
+        """The inverse of `to_json`."""
+        return cls(
+            best=np.array(data["best"], np.float64),
+            best_epoch=np.array(data["best_epoch"], np.int64),
+            active=np.array(data["active"], bool),
+            epochs=np.array(data["epochs"], np.int64),
+        )

@@ -1,0 +1,110 @@
+"""Wrong uses of a run folder end in one sentence, and leave what is there as it was."""
+
+from __future__ import annotations
+
+import errno
+import os
+from pathlib import Path
+
+import pytest
+
+from mil_jax.errors import RunFolderError, UserError
+from mil_jax.training import run_folder as module
+from mil_jax.training.run_folder import RunFolder
+
+CONFIG = {"optimizer": {"lr": 2e-4}, "aggregator": {"name": "abmil"}}
+DATA = {"features": "a1", "labels": "b2"}
+
+
+@pytest.fixture(autouse=True)
+def no_environment(monkeypatch):
+    monkeypatch.setattr(module, "describe_environment", lambda: {"started": "now"})
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    return {str(path.relative_to(folder)): path.read_bytes() for path in sorted(folder.rglob("*")) if path.is_file()}
+
+
+def test_an_existing_run_needs_resume_or_overwrite(tmp_path):
+    RunFolder.create(tmp_path / "run", CONFIG, DATA)
+    before = contents(tmp_path)
+    with pytest.raises(RunFolderError, match=r"--resume.*--overwrite"):
+        RunFolder.create(tmp_path / "run", CONFIG, DATA)
+    assert contents(tmp_path) == before
+
+
+def test_resuming_with_other_settings_names_each_of_them(tmp_path):
+    RunFolder.create(tmp_path / "run", CONFIG, DATA)
+    before = contents(tmp_path)
+    other = {"optimizer": {"lr": 1e-3}, "aggregator": {"name": "abmil", "dropout": 0.25}}
+    said = r"optimizer.lr \(was 0.0002, now 0.001\), aggregator.dropout \(was not set"
+    with pytest.raises(RunFolderError, match=said):
+        RunFolder.create(tmp_path / "run", other, DATA, resume=True)
+    assert contents(tmp_path) == before
+
+
+def test_resuming_with_other_data_names_what_changed(tmp_path):
+    RunFolder.create(tmp_path / "run", CONFIG, DATA)
+    with pytest.raises(RunFolderError, match=r"other data: labels changed"):
+        RunFolder.create(tmp_path / "run", CONFIG, {**DATA, "labels": "c3"}, resume=True)
+
+
+def test_resume_and_overwrite_together_are_refused(tmp_path):
+    with pytest.raises(RunFolderError, match="exclude each other"):
+        RunFolder.create(tmp_path / "run", CONFIG, DATA, resume=True, overwrite=True)
+
+
+@pytest.mark.parametrize("config_json", [None, "{}", '{"mil_jax_version": '])
+def test_a_folder_that_is_no_run_is_never_overwritten(tmp_path, config_json):
+    folder = tmp_path / "thesis"
+    folder.mkdir()
+    (folder / "chapter1.tex").write_text("years of work")
+    if config_json is not None:
+        (folder / "config.json").write_text(config_json)
+    before = contents(tmp_path)
+    with pytest.raises(RunFolderError, match="no run folder"):
+        RunFolder.create(folder, CONFIG, DATA, overwrite=True)
+    assert contents(tmp_path) == before
+
+
+def test_a_path_that_is_a_file_is_refused(tmp_path):
+    (tmp_path / "run").write_text("a file")
+    with pytest.raises(RunFolderError, match="name another folder"):
+        RunFolder.create(tmp_path / "run", CONFIG, DATA)
+    with pytest.raises(RunFolderError, match="cannot be created"):
+        RunFolder.create(tmp_path / "run" / "below", CONFIG, DATA)
+
+
+def test_a_damaged_summary_is_named(tmp_path):
+    run = RunFolder.create(tmp_path / "run", CONFIG, DATA)
+    (run.path / "summary.json").write_text('{"complete": tr')
+    with pytest.raises(RunFolderError, match=r"summary.json cannot be read"):
+        RunFolder.require_complete(run.path)
+
+
+def test_reading_where_no_run_is_says_so(tmp_path):
+    with pytest.raises(RunFolderError, match="no run folder"):
+        RunFolder.require_complete(tmp_path / "nowhere")
+
+
+def test_a_full_disk_leaves_the_file_before(tmp_path, monkeypatch):
+    run = RunFolder.create(tmp_path / "run", CONFIG, DATA)
+    run.write_json("summary.json", {"complete": False})
+
+    def full(self, *arguments, **settings):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(Path, "write_text", full)
+    with pytest.raises(UserError, match="disk is full"):
+        run.write_json("summary.json", {"complete": True})
+    monkeypatch.undo()
+    assert not run.is_complete
+    assert not list(run.path.glob("*.tmp"))
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs the device that is always full")
+def test_a_full_disk_while_metrics_grow_is_the_users_to_mend(tmp_path):
+    run = RunFolder.create(tmp_path / "run", CONFIG, DATA)
+    (run.path / "metrics.jsonl").symlink_to("/dev/full")
+    with pytest.raises(RunFolderError, match=r"No space left.*--resume"):
+        run.append_metrics([{"epoch": 0, "fold": 0, "seed": 0}])

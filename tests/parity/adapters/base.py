@@ -1,0 +1,77 @@
+"""What an adapter is, and what most adapters need: padded bags, names of gradients, losses by the names the cases
+use.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+import jax.numpy as jnp
+import numpy as np
+
+from mil_jax.bags import Bag
+from mil_jax.tasks.classification import Classification
+from tests.parity.case import Case
+
+
+@dataclass
+class Answer:
+    """values: ours by the names of the case's stored arrays; more than are stored may be given.
+
+    skipped: stored arrays that this formulation never forms -> reason.
+    """
+
+    values: dict[str, Any] = field(default_factory=dict)
+    skipped: dict[str, str] = field(default_factory=dict)
+
+
+class Adapter(Protocol):
+    def bag_sizes(self, case: Case) -> list[int]:
+        """Rows of each bag as stored, empty for a case without a bag: the bucket of a padded run must hold the
+        largest.
+        """
+
+    def answer(self, case: Case, bucket: int | None) -> Answer:
+        """Runs the case. With a bucket, every bag is padded to that many rows with NaN."""
+
+
+def stack_bags(features: np.ndarray, lengths: list[int], bucket: int | None) -> Bag:
+    """Bags [B, N, ...] of which the first lengths[b] rows are real -> a `Bag` with a leading axis B.
+
+    Without a bucket the rows behind them stay as they are; with one they are NaN, and there are more of them.
+    """
+    mask = np.arange(bucket or features.shape[1]) < np.asarray(lengths)[:, None]  # [B, L]
+    if bucket is not None:
+        padded = np.full((len(features), bucket, *features.shape[2:]), np.nan, np.float32)
+        padded[:, : features.shape[1]] = features
+        features = np.where(mask.reshape(*mask.shape, *(1,) * (features.ndim - 2)), padded, np.nan)
+    return Bag(jnp.asarray(features, jnp.float32), jnp.asarray(mask))
+
+
+def gradient_entries(gradients: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """Gradients by published name -> the entries "grad/..." and "grad_norm/..."."""
+    entries = {f"grad/{name}": value for name, value in gradients.items()}
+    norms = {f"grad_norm/{name}": np.linalg.norm(np.asarray(value, np.float64)) for name, value in gradients.items()}
+    return entries | norms
+
+
+def classification_task(loss: str, num_outputs: int) -> Classification:
+    """The task for a loss as the cases call it: "ce...", "bce_logits...", "bernoulli"."""
+    classes = tuple(str(number) for number in range(num_outputs))
+    if loss.startswith("ce"):
+        return Classification(classes, "cross_entropy")
+    if loss.startswith("bce_logits"):
+        return Classification(classes, "binary_cross_entropy", multi_label=True)
+    if loss == "bernoulli":
+        return Classification(("0", "1"), "bernoulli")
+    raise ValueError(f"no loss is called {loss!r}")
+
+
+def class_targets(task: Classification, labels: Any, num_bags: int) -> jnp.ndarray:
+    """Labels of B bags as a case gives them (numbers, or multi-hot lists) -> [B] int32, or [B, C] float32."""
+    labels = np.asarray(labels)
+    if task.loss_name == "binary_cross_entropy":
+        return jnp.asarray(labels.reshape(num_bags, -1), jnp.float32)
+    return jnp.asarray(labels.reshape(num_bags), jnp.int32)

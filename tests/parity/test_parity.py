@@ -1,0 +1,48 @@
+"""What reference implementations returned is what this project returns, bare and padded with NaN.
+
+The default run takes one case per variant; `-m full` takes all. The folder holds numbers computed for this project
+only.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from tests.parity.runner import Outcome, load_cases, run_case, shared_buckets
+
+FOLDER = Path(__file__).parent / "cases"
+CASES = load_cases(FOLDER)
+BUCKETS = shared_buckets(CASES)
+
+
+def _representatives() -> set[str]:
+    """The smallest case of each kind: per variant one forward and backward pass, one trajectory, one padded batch."""
+    chosen: dict[tuple[str, ...], tuple[int, str]] = {}
+    for case in CASES:
+        kind = (case.method, case.variant, str("optimizer" in case.config), str("lengths" in case.config))
+        size = sum(array.size for array in case.arrays.values())
+        chosen[kind] = min(chosen.get(kind, (size, case.name)), (size, case.name))
+    return {name for _, name in chosen.values()}
+
+
+CHOSEN = _representatives()
+EACH = [pytest.param(case, id=case.name, marks=() if case.name in CHOSEN else pytest.mark.full) for case in CASES]
+
+
+def _assert_passed(outcome: Outcome, name: str) -> None:
+    assert outcome.status == "passed", outcome.line(name)
+
+
+@pytest.mark.parametrize("case", EACH)
+def test_bare(case):
+    _assert_passed(run_case(case), case.name)
+
+
+@pytest.mark.parametrize("case", EACH)
+def test_padded(case):
+    bucket = BUCKETS.get((case.method, case.variant))
+    if bucket is None:
+        pytest.skip("a case without a bag")
+    _assert_passed(run_case(case, bucket), case.name)
