@@ -13,10 +13,9 @@ from dataclasses import dataclass
 
 from mil_jax.data.tables import listed
 from mil_jax.errors import ConfigError, DataError
+from mil_jax.interop.slide_bag import FEATURE_EXTENSIONS, SLIDE_EXTENSIONS
 
-_SLIDE_FORMATS = ("svs", "tif", "tiff", "ndpi", "mrxs", "scn", "bif", "vms", "vmu", "svslide", "czi", "dcm", "qptiff")
-_ARRAY_FORMATS = ("h5", "hdf5", "pt", "pth", "npy", "npz", "zarr", "jpg", "jpeg", "png")
-EXTENSIONS = frozenset((*_SLIDE_FORMATS, *_ARRAY_FORMATS))
+EXTENSIONS = frozenset(extension.lstrip(".") for extension in FEATURE_EXTENSIONS + SLIDE_EXTENSIONS)
 _TCGA_PATIENT = re.compile(r"(TCGA-([A-Z0-9]{2})-[A-Z0-9]{4})(?![A-Z0-9])", re.IGNORECASE)
 _SAMPLE_LENGTH = len("TCGA-XX-XXXX-01")
 

@@ -7,6 +7,7 @@ the end. The host array is aligned, so that a CPU device uses it in place, howev
 from __future__ import annotations
 
 import math
+import os
 from collections.abc import Sequence
 
 import flax.struct
@@ -16,6 +17,7 @@ import numpy as np
 
 from mil_jax.bags import Bag
 from mil_jax.data.shards import Shards
+from mil_jax.errors import DataError
 
 _ALIGNMENT = 64  # bytes; what XLA's CPU client asks of a buffer that it is to use in place
 
@@ -50,14 +52,13 @@ class ResidentBags:
 def load_bags(shards: Shards, slides: Sequence[np.ndarray], longest: int) -> ResidentBags:
     """Reads all bags into host memory. `slides[b]`: numbers of the slides of bag b, whose instances are laid end to end.
 
-    Every record's checksum is verified. Raises ShardError for a torn or altered record.
+    Every record's checksum is verified. Raises ShardError for a torn or altered record, DataError for a cohort that does not fit in
+    memory.
     """
     sizes = np.array([sum(int(shards.num_instances[i]) for i in numbers) for numbers in slides], np.int64)
     offsets = np.concatenate([[0], np.cumsum(sizes)[:-1]])
     total = int(sizes.sum()) + longest
-    if total > np.iinfo(np.int32).max:
-        # Offsets are int32 on the device (JAX's default integer width).
-        raise MemoryError(f"{total} instances are more than one flat array can number")
+    _require_room(total, math.prod(shards.feature_shape) * shards.dtype.itemsize)
     features = _aligned((total, *shards.feature_shape), shards.dtype)
     coords = _aligned((total, 2), np.dtype(np.int32))
     slide_index = _aligned((total,), np.dtype(np.int32))
@@ -95,6 +96,18 @@ def moments(bags: ResidentBags, training: np.ndarray) -> tuple[np.ndarray, np.nd
     # A constant column has a variance of rounding noise; its deviation is exactly 0.
     variance[variance <= 1e-12 * np.maximum(np.abs(mean + guess), 1e-30) ** 2] = 0.0
     return guess + mean, np.sqrt(variance)
+
+
+def _require_room(total: int, row_bytes: int) -> None:
+    """Raises DataError for a cohort that cannot lie in memory as one array."""
+    needed = total * (row_bytes + 12)  # coordinates and slide numbers, too
+    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    what = f"the cohort has {total:,} instances, {needed / 2**30:.1f} GiB"
+    less = "leave slides out with data.filter, or write shards with data_prep.shard --dtype=float16"
+    if total > np.iinfo(np.int32).max:  # offsets are int32 on the device, JAX's default integer width
+        raise DataError(f"{what}: more than {np.iinfo(np.int32).max:,} instances cannot be held as one array; {less}")
+    if needed > 0.9 * memory:
+        raise DataError(f"{what}, but this machine has {memory / 2**30:.1f} GiB of memory for it; {less}")
 
 
 def _aligned(shape: tuple[int, ...], dtype: np.dtype) -> np.ndarray:

@@ -243,7 +243,7 @@ class _Engine:
             logits = self._evaluate(moving.state, self.data.selection) if keeps_best else None
             fetched, sums = self.fetch((logits, moving.metrics))
             scores, rows = self._judge(phase, fetched, sums, order, progress.active, epoch)
-            improved = progress.update(epoch, scores, phase.selection)
+            improved = progress.update(epoch, sums["loss"], scores, phase.selection)
             for row in rows:
                 row["improved"] = bool(improved[row["replica"]])
             if keeps_best and improved.any():
@@ -251,7 +251,8 @@ class _Engine:
             moving = moving.replace(metrics=self._spread(no_metrics))
             self.listener.epoch(rows)
             epoch, dispatch = epoch + 1, 0
-            if checkpoints and (checkpoints.due() or epoch == phase.epochs or self.listener.stop_requested()):
+            ended = epoch == phase.epochs or not progress.active.any()
+            if checkpoints and (checkpoints.due() or ended or self.listener.stop_requested()):
                 save(wait=self.listener.stop_requested())
             if checkpoints and self.listener.stop_requested():
                 raise Stopped

@@ -9,16 +9,18 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import ml_collections
 import numpy as np
+import pandas as pd
 
 from mil_jax import aggregators, tasks
 from mil_jax.data.buckets import Ladder, fit_ladder
 from mil_jax.data.cohort import Cohort, CohortSettings, build_cohort, resolve_classes
-from mil_jax.data.conversion import shards_for_features
+from mil_jax.data.conversion import Progress, shards_for_features
 from mil_jax.data.digits import digits_cohort
 from mil_jax.data.residency import load_bags
 from mil_jax.data.shards import Shards
@@ -61,6 +63,17 @@ class Experiment:
     fallback: str = ""
 
     @property
+    def embedded(self) -> bool:
+        """Whether no data was named, so that the cohort is the one that comes with the library."""
+        return not (self.config.data.features or self.config.data.shards)
+
+    @property
+    def excluded(self) -> pd.DataFrame:
+        """slide, reason: of all that was left out at conversion, at the join with the labels, and by the splits."""
+        converted = pd.DataFrame(self.shards.excluded, columns=["slide", "reason"], dtype=object)
+        return pd.concat([converted, self.cohort.excluded, self.splits.excluded], ignore_index=True)
+
+    @property
     def bucket(self) -> np.ndarray:
         """int [M], the bucket of each bag."""
         return self.ladder.bucket(self.cohort.bags["num_instances"].to_numpy())
@@ -74,6 +87,11 @@ class Experiment:
             "splits": fingerprint(self.splits.parts),
         }
 
+    @cached_property
+    def data(self) -> EngineData:
+        """The bags in memory and their parts; read once. Raises ShardError for a torn or altered record."""
+        return engine_data(self)
+
 
 def cache_folder(config: ConfigDict) -> Path:
     """Where converted features and the embedded cohort are kept."""
@@ -82,12 +100,21 @@ def cache_folder(config: ConfigDict) -> Path:
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "mil_jax"
 
 
-def prepare(config: ConfigDict, *, strict: bool = False) -> Experiment:
-    """Reads tables and index, joins them, makes task, splits, plan and ladder. Raises UserError for whatever does not fit."""
+def prepare(
+    config: ConfigDict,
+    *,
+    strict: bool = False,
+    choices: Mapping[str, Any] | None = None,
+    progress: Progress | None = None,
+) -> Experiment:
+    """Reads tables and index, joins them, makes task, splits, plan and ladder. Raises UserError for whatever does not fit.
+
+    choices: those of the run folder, when resuming. progress: hears of each slide that is converted.
+    """
     if config.train.protocol not in PROTOCOLS:
         raise ConfigError(f"train.protocol is {config.train.protocol!r}; choose one of {', '.join(PROTOCOLS)}")
     config = ConfigDict(config.to_dict())
-    shards = _open_shards(config)
+    shards = _open_shards(config, progress)
     settings = _cohort_settings(config, strict)
     cohort = build_cohort(
         shards.slide_ids,
@@ -108,13 +135,14 @@ def prepare(config: ConfigDict, *, strict: bool = False) -> Experiment:
         targets=targets,
         splits=splits,
         plan=_plan(config, len(splits.parts)),
-        ladder=fit_ladder(
-            cohort.bags["num_instances"].to_numpy(), max_waste=config.data.max_waste, max_shapes=config.data.max_shapes
-        ),
+        ladder=_ladder(config, cohort.bags["num_instances"].to_numpy(), (choices or {}).get("ladder")),
         selection=Selection(config.train.select, config.train.patience, config.train.min_epochs),
     )
     _choose_selection(experiment)
-    strategy(experiment)  # impossible settings are found before anything is written
+    # Impossible settings are found before anything is written.
+    strategy(experiment)
+    if config.train.class_weights or config.train.balanced:
+        task.class_weights(targets)
     return experiment
 
 
@@ -149,7 +177,7 @@ def run(
     """Runs the experiment through the engine; without `open_checkpoints` nothing is written."""
     return fit(
         [Phase(strategy(experiment), experiment.config.train.epochs, experiment.selection)],
-        engine_data(experiment),
+        experiment.data,
         experiment.task,
         experiment.plan,
         engine_settings(experiment.config),
@@ -190,7 +218,15 @@ def engine_settings(config: ConfigDict) -> EngineSettings:
     )
 
 
-def _open_shards(config: ConfigDict) -> Shards:
+def _ladder(config: ConfigDict, sizes: np.ndarray, chosen: list[int] | None) -> Ladder:
+    """The ladder of the run that is resumed, else one fitted to the sizes [M] of the bags."""
+    if chosen and sizes.max() <= chosen[-1]:
+        padded = np.asarray(chosen)[Ladder(tuple(chosen), 0.0).bucket(sizes)].sum()
+        return Ladder(tuple(chosen), 1.0 - sizes.sum() / padded)
+    return fit_ladder(sizes, max_waste=config.data.max_waste, max_shapes=config.data.max_shapes)
+
+
+def _open_shards(config: ConfigDict, progress: Progress | None) -> Shards:
     """The shard folder that is named, converted, or embedded; the last also sets the tables it comes with."""
     data = config.data
     if data.shards and data.features:
@@ -199,10 +235,19 @@ def _open_shards(config: ConfigDict) -> Shards:
         return Shards.open(data.shards)
     if data.features:
         return shards_for_features(
-            data.features, cache_folder(config), encoder_name=data.encoder_name, nonfinite=data.nonfinite
+            data.features,
+            cache_folder(config),
+            encoder_name=data.encoder_name,
+            nonfinite=data.nonfinite,
+            progress=progress,
         )
-    if data.labels:
-        raise ConfigError("data.labels is set but no features are: name their folder with data.features or data.shards")
+    for name in ("labels", "target"):
+        if data[name]:
+            raise ConfigError(
+                f"data.{name} is set but no features are: name their folder with data.features or data.shards"
+            )
+    if config.splits.file or config.splits.kind != "k_fold":
+        raise ConfigError("the embedded digits come with their own five folds: leave splits.kind and splits.file out")
     digits = digits_cohort(cache_folder(config))
     data.labels, data.target, data.patient = str(digits.labels), "label", "patient_id"
     data.classes = "no nine,nine"
@@ -233,6 +278,11 @@ def _cohort_settings(config: ConfigDict, strict: bool) -> CohortSettings:
 
 def _task_settings(config: ConfigDict, settings: CohortSettings) -> Mapping[str, Any]:
     chosen = {key: value for key, value in config.task.items() if key != "name"}
+    if len(settings.targets) > 1 and config.task.loss_name != "binary_cross_entropy":
+        raise ConfigError(
+            f"data.target names {len(settings.targets)} columns, each a label of its own, and task.loss_name="
+            f"{config.task.loss_name!r} is for one: set task.loss_name=binary_cross_entropy"
+        )
     return chosen | {"multi_label": config.task.multi_label or len(settings.targets) > 1}
 
 

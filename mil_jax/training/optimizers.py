@@ -86,8 +86,9 @@ def make(settings: OptimizerSettings) -> optax.GradientTransformationExtraArgs:
         chain.insert(0, _clip_by_global_norm(settings.clip_norm))
     transformation = optax.chain(*chain)
     if settings.accumulate_steps > 1:
-        transformation = optax.MultiSteps(transformation, settings.accumulate_steps).gradient_transformation()
-    return optax.with_extra_args_support(transformation)
+        several = optax.MultiSteps(transformation, settings.accumulate_steps)
+        return optax.GradientTransformationExtraArgs(several.init, several.update)
+    return transformation
 
 
 def _add_decay() -> optax.GradientTransformationExtraArgs:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -41,12 +41,17 @@ class Selection:
 
 @dataclass
 class Progress:
-    """Where each replica stands, [R]; plain lists on disk, so that a resumed run decides as an undisturbed one."""
+    """Where each replica stands, [R]; plain lists on disk, so that a resumed run decides as an undisturbed one.
+
+    best, best_epoch: the best score and its epoch, -1 before the first. active: whether it still trains. epochs: how many it
+    trained. failed: the epoch in which its loss stopped being finite, -1 where it did not; it is frozen from then on.
+    """
 
     best: np.ndarray
     best_epoch: np.ndarray
     active: np.ndarray
-    epochs: np.ndarray = field(default_factory=lambda: np.empty(0, np.int64))
+    epochs: np.ndarray
+    failed: np.ndarray
 
     @classmethod
     def start(cls, num_replicas: int, selection: Selection) -> Progress:
@@ -57,13 +62,20 @@ class Progress:
             best_epoch=np.full(num_replicas, -1, np.int64),
             active=np.ones(num_replicas, bool),
             epochs=np.zeros(num_replicas, np.int64),
+            failed=np.full(num_replicas, -1, np.int64),
         )
 
-    def update(self, epoch: int, scores: np.ndarray, selection: Selection) -> np.ndarray:
-        """Takes in the scores [R] of an epoch; returns `improved` [R]. Replicas that had stopped before stay as they are."""
+    def update(self, epoch: int, losses: np.ndarray, scores: np.ndarray, selection: Selection) -> np.ndarray:
+        """Takes in the training losses (or their sums) and the scores [R] of an epoch; returns `improved` [R].
+
+        Replicas that had stopped before stay as they are; one whose loss is not finite stops and never improves.
+        """
         improved = np.zeros(len(scores), bool)
         for r in np.flatnonzero(self.active):
             self.epochs[r] = epoch + 1
+            if not math.isfinite(losses[r]):
+                self.failed[r], self.active[r] = epoch, False
+                continue
             if selection.better(scores[r], self.best[r]):
                 improved[r] = True
                 self.best[r], self.best_epoch[r] = scores[r], epoch
@@ -74,7 +86,7 @@ class Progress:
 
     def to_json(self) -> dict[str, Any]:
         """Lists of numbers; floats keep every bit."""
-        return {name: getattr(self, name).tolist() for name in ("best", "best_epoch", "active", "epochs")}
+        return {name: getattr(self, name).tolist() for name in ("best", "best_epoch", "active", "epochs", "failed")}
 
     @classmethod
     def from_json(cls, data: dict[str, Any]) -> Progress:
@@ -84,4 +96,5 @@ class Progress:
             best_epoch=np.array(data["best_epoch"], np.int64),
             active=np.array(data["active"], bool),
             epochs=np.array(data["epochs"], np.int64),
+            failed=np.array(data["failed"], np.int64),
         )

@@ -52,10 +52,12 @@ def engine_data(num_bags: int = 24, folds: int = 2, width: int = 6, seed: int = 
     )
 
 
-def strategy(**settings: Any) -> Supervised:
+def strategy(optimizer: str = "adam", **settings: Any) -> Supervised:
     """Gated ABMIL, 16 wide, with dropout."""
     module = aggregators.create("abmil", TASK.num_outputs, feature_dim=16, attention_dim=8)
-    return Supervised(module, TASK, optimizers.make(optimizers.OptimizerSettings()), Schedule("cosine"), **settings)
+    return Supervised(
+        module, TASK, optimizers.make(optimizers.OptimizerSettings(optimizer)), Schedule("cosine"), **settings
+    )
 
 
 def plan(folds: int = 2, seeds: int = 2) -> Plan:
