@@ -8,27 +8,22 @@ Bags are 10,000 x 1,024 float16 (20 MB). Reading is warm (from the page cache) a
 
 from __future__ import annotations
 
-import datetime
-import importlib.metadata
-import json
 import os
-import platform
 import resource
 import statistics
-import sys
 import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import tensorflow_datasets  # noqa: F401  imported by the writer; here so that its memory is not counted
 from absl import app, flags
 
+from benchmarks.common import DEFAULT_MACHINE, write_result
 from mil_jax.data.shards import Shards, SlideBag, write_shards
 
-_MACHINE = flags.DEFINE_string("machine", f"{platform.system()}-{platform.machine()}".lower(), "Name of the machine.")
+_MACHINE = flags.DEFINE_string("machine", DEFAULT_MACHINE, "Name of the machine, for the result's file.")
 _BAGS = flags.DEFINE_integer("bags", 48, "Number of bags.")
 
 _INSTANCES, _WIDTH = 10_000, 1024
@@ -48,23 +43,26 @@ def main(_: list[str]) -> None:
             writing.append(_write(folder, source))
         memory = _peak_memory() - start_memory
         reading = _read(Shards.open(folder))
-    result = {
-        "command": " ".join(["python -m benchmarks.shards", *sys.argv[1:]]),
-        "date": datetime.date.today().isoformat(),
-        "machine": _machine(),
+    written = statistics.median(writing)
+    share = reading["shards"] / reading["plain preadv"]
+    verified = reading["shards, verified"] / reading["plain preadv"]
+    bags_held = memory * _MB / _BAG_BYTES
+    figures = {
         "bags": _BAGS.value,
         "bag_MB": _BAG_BYTES / _MB,
-        "writing_MB_per_s": {"median": statistics.median(writing), "rounds": writing, "plain write": plain_writing},
-        "peak_memory_of_writing": {"MB": memory, "bags": memory * _MB / _BAG_BYTES},
+        "writing_MB_per_s": {"median": written, "rounds": writing, "plain write": plain_writing},
+        "peak_memory_of_writing": {"MB": memory, "bags": bags_held},
         "reading_MB_per_s": reading,
-        "reading_share_of_plain": reading["shards"] / reading["plain preadv"],
-        "reading_with_checksums_share_of_plain": reading["shards, verified"] / reading["plain preadv"],
-        "bars": {"writing_MB_per_s": 200, "reading_share_of_plain": 0.8},
+        "reading_share_of_plain": share,
+        "reading_with_checksums_share_of_plain": verified,
     }
-    path = Path(__file__).parent / "results" / f"shards-{_MACHINE.value}.json"
-    path.parent.mkdir(exist_ok=True)
-    path.write_text(json.dumps(result, indent=1) + "\n")
-    print(json.dumps(result, indent=1))
+    table = [
+        ("writing shards of float16 features", "at least 200 MB/s", f"{written:,.0f} MB/s"),
+        ("memory of writing, in bags of 20 MB", "", f"{bags_held:.1f}"),
+        ("reading 20 MB bags in random order, warm, share of plain `preadv`", "at least 0.8", f"{share:.2f}"),
+        ("the same with checksums verified", "", f"{verified:.2f}"),
+    ]
+    write_result("shards", _MACHINE.value, figures, table)
 
 
 def _source() -> np.ndarray:
@@ -137,27 +135,6 @@ def _read(shards: Shards) -> dict[str, float]:
 
 def _peak_memory() -> float:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / _MB
-
-
-def _machine() -> dict[str, Any]:
-    model = next(
-        (line.split(":")[1].strip() for line in _cpu_lines() if line.startswith("model name")), platform.machine()
-    )
-    versions = {
-        name: importlib.metadata.version(name) for name in ("mil-jax", "numpy", "google-crc32c", "tensorflow-datasets")
-    }
-    return {
-        "name": _MACHINE.value,
-        "cpu": model,
-        "cores": os.cpu_count(),
-        "python": platform.python_version(),
-        **versions,
-    }
-
-
-def _cpu_lines() -> list[str]:
-    path = Path("/proc/cpuinfo")
-    return path.read_text().splitlines() if path.exists() else []
 
 
 if __name__ == "__main__":

@@ -1,117 +1,44 @@
-"""The settings of a run: their defaults, and how a config file and `--config.a.b=value` overrides become one ConfigDict.
+"""How a config file and `--config.a.b=value` overrides become one ConfigDict (the settings themselves: `settings.py`).
 
 A config file defines `get_config()`, which starts from `base_config()` and sets what its method needs. `config.demo` holds the
-settings used instead when no data is named, as dotted names.
+settings used instead when no data is named.
 """
 
 from __future__ import annotations
 
+import ast
+import dataclasses
 import difflib
 import importlib.util
-from collections.abc import Callable
+import textwrap
+import traceback
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-import ml_collections
 from absl import flags
+from ml_collections import ConfigDict
 
 import mil_jax
-from mil_jax.errors import ConfigError
+from mil_jax import aggregators
+from mil_jax.aggregators import reembedding
+from mil_jax.errors import ConfigError, UserError
+from mil_jax.settings import SETTINGS, check_value
 
-ConfigDict = ml_collections.ConfigDict
+_FREE_GROUPS = ("aggregator.", "demo.")  # the method's own settings, which its aggregator knows
 
 
 def base_config() -> ConfigDict:
     """The defaults of every setting but the aggregator's. Lists are written as text with commas: `data.classes = "LUAD,LUSC"`."""
-    config = ConfigDict()
-    config.name = ""
-    config.run = ""  # the run folder; runs/<name> when empty
-    config.aggregator = ConfigDict()
-    config.task = ConfigDict(
-        {"name": "classification", "loss_name": "cross_entropy", "label_smoothing": 0.0, "multi_label": False}
-    )
-    config.data = ConfigDict(
-        {
-            "features": "",  # a folder of CLAM, TRIDENT, STAMP or plain feature files; converted once
-            "shards": "",  # or a folder that data_prep.shard wrote
-            "cache": "",  # where converted features are kept; the user's cache folder when empty
-            "encoder_name": "",  # where the feature files do not say
-            "nonfinite": "error",  # error | drop_rows | drop_slide
-            "labels": "",  # the label table: csv, tsv, xlsx or parquet
-            "slides_table": "",  # STAMP's second table, patient -> file
-            "target": "",  # the label column, or several with commas
-            "id_column": "",  # the slide column, where it is not recognised
-            "patient": "",  # a column, regex:PATTERN, tcga or none
-            "site": "",  # a column of sites, or tcga
-            "unit": "slide",  # slide | patient
-            "filter": "",  # an expression on the table's columns
-            "classes": "",  # the classes in order; as found, sorted, when empty
-            "positive": "",  # the positive class of two
-            "duplicates": "error",  # error | newest | all
-            "min_matched": 0.5,
-            "normalize": "none",  # none | l2 | zscore
-            "max_waste": 0.15,  # the bucket ladder's limits
-            "max_shapes": 12,
-        }
-    )
-    config.splits = ConfigDict(
-        {
-            "kind": "kfold",
-            "file": "",  # a published or own split; `kind` is then read from it
-            "folds": 5,
-            "repeats": 1,
-            "seed": 0,
-            "val_fraction": 0.15,  # of the training patients, where the split has no validation part
-            "test_fraction": 0.2,  # monte_carlo
-            "group": "",  # the column that kind=group keeps together
-            "test": "",  # the official test set: a column, or a file of ids
-        }
-    )
-    config.optimizer = ConfigDict(
-        {
-            "name": "adam",
-            "lr": 2e-4,
-            "weight_decay": 1e-5,
-            "b1": 0.9,
-            "b2": 0.999,
-            "eps": 1e-8,
-            "momentum": 0.0,
-            "nesterov": False,
-            "clip_norm": 0.0,
-            "accumulate_steps": 1,
-            "schedule": {
-                "name": "constant",
-                "epochs": 0,
-                "min_lr": 0.0,
-                "every": 10,
-                "gamma": 0.1,
-                "warmup_epochs": 0.0,
-                "per_step": False,
-            },
-        }
-    )
-    config.train = ConfigDict(
-        {
-            "epochs": 50,
-            "num_seeds": 1,
-            "seed": 0,  # the first seed
-            "protocol": "clean",  # clean | reference
-            "select": "val_loss",  # last | val_loss | val_auc
-            "patience": 0,
-            "min_epochs": 0,
-            "batch_size": 1,
-            "class_weights": False,
-            "balanced": False,
-            "permute_labels": False,  # a control: the labels of the training bags are shuffled
-            "checkpoint_seconds": 60.0,
-            "slots_per_dispatch": 64,
-            "replica_axis": "auto",  # auto | map | vmap
-            "matmul_precision": "default",
-            "tensorboard": False,
-            "wandb": False,
-        }
-    )
-    config.demo = ConfigDict()
+    config = ConfigDict({"aggregator": {}, "demo": {}})
+    for name, setting in SETTINGS.items():
+        *groups, last = name.split(".")
+        group = config
+        for part in groups:
+            if part not in group:
+                group[part] = ConfigDict()
+            group = group[part]
+        group[last] = setting.default
     return config
 
 
@@ -135,15 +62,69 @@ def find_config(path: str) -> Path:
 
 
 def load_config(path: Path) -> ConfigDict:
-    """Runs a config file's `get_config()`. Raises ConfigError when it has none."""
+    """Runs a config file's `get_config()` and fills in the defaults of its aggregator.
+
+    Raises ConfigError for a file that cannot be run, and for a setting that does not exist or has another type.
+    """
     spec = importlib.util.spec_from_file_location(f"mil_jax_config_{path.stem}", path)
     if spec is None or spec.loader is None:
         raise ConfigError(f"--config={path}: this is not a Python file")
     module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    if not hasattr(module, "get_config"):
-        raise ConfigError(f"--config={path}: the file defines no get_config()")
-    return module.get_config()
+    try:
+        spec.loader.exec_module(module)
+        if not hasattr(module, "get_config"):
+            raise ConfigError(f"--config={path}: the file defines no get_config()")
+        config = module.get_config()
+    except UserError:
+        raise
+    except Exception as error:  # the file is the user's program: whatever it raises is said with its line
+        raise ConfigError(f"--config={path}{_line_of(error, path)}: {type(error).__name__}: {error}") from error
+    if not isinstance(config, ConfigDict):
+        raise ConfigError(f"--config={path}: get_config() must return a ConfigDict made by base_config()")
+    _check_file(config, path)
+    config.name = config.name or path.stem
+    _fill_method_settings(config)
+    return config
+
+
+def _method_settings(config: ConfigDict) -> dict[str, Any]:
+    """The settings that the config's aggregator and re-embedding have, by dotted name, with their defaults."""
+    groups = {"aggregator": aggregators.default_fields(config.aggregator.name)}
+    if "reembed" in config and config.reembed.name:
+        groups["reembed"] = reembedding.default_fields(config.reembed.name)
+    return {f"{group}.{field}": default for group, fields in groups.items() for field, default in fields.items()}
+
+
+def _fill_method_settings(config: ConfigDict) -> None:
+    for name, default in _method_settings(config).items():
+        group, field = name.split(".")
+        if field not in config[group] and default is not dataclasses.MISSING:
+            config[group][field] = default
+
+
+def _line_of(error: Exception, path: Path) -> str:
+    if isinstance(error, SyntaxError):
+        return f", line {error.lineno}"
+    frames = traceback.extract_tb(error.__traceback__)
+    lines = [frame.lineno for frame in frames if Path(frame.filename).resolve() == path.resolve()]
+    return f", line {lines[-1]}" if lines else ""
+
+
+def _check_file(config: ConfigDict, path: Path) -> None:
+    """Raises ConfigError where a config file lacks or misspells a setting or gives it another type."""
+    if "aggregator" not in config or "name" not in config.aggregator:
+        raise ConfigError(f"--config={path}: aggregator.name is not set; known: {', '.join(aggregators.names())}")
+    known = [*SETTINGS, "aggregator.name", *_method_settings(config)]
+    for name in [*dotted_names(config), *SETTINGS]:
+        setting = name.removeprefix("demo.")
+        if setting not in known:
+            raise ConfigError(f"--config={path}: {name} is not a setting; {_nearest(setting, known)}")
+        if name not in dotted_names(config):
+            raise ConfigError(f"--config={path}: {name} is missing; start from base_config()")
+        if setting in SETTINGS:
+            kind, value = type(SETTINGS[setting].default), _get(config, name)
+            if not isinstance(value, kind) and not (kind is float and type(value) is int):
+                raise ConfigError(f"--config={path}: {name}={value!r} must be {_kind(kind)}")
 
 
 def parse(
@@ -153,33 +134,80 @@ def parse(
 
     arguments: without the program's name. define: defines the command's own flags. The demo part applies when neither
     `data.features` nor `data.shards` is named; overrides on the command line win over it.
-    Raises ConfigError for an unknown or mistyped setting.
+    Raises ConfigError for an unknown or mistyped setting, and for a number out of its limits.
     """
-    path, overrides = _split_off_config(arguments)
+    named, overrides = _split_off_config(arguments)
+    if not named:
+        raise ConfigError("--config is missing: name a config file, such as --config configs/abmil.py")
+    path = find_config(named)
     config = load_config(path)
     values = _overridden(config, overrides, define)
-    if config.data.features or config.data.shards:
-        return config, values, []
-    config = load_config(path)
-    changed = apply_demo(config)
-    values = _overridden(config, overrides, define)
+    changed = []
+    if not (config.data.features or config.data.shards):
+        config = load_config(path)
+        changed = apply_demo(config)
+        values = _overridden(config, overrides, define)
+    for name in dotted_names(config):
+        check_value(name, _get(config, name))
     return config, values, changed
 
 
-def _split_off_config(arguments: list[str]) -> tuple[Path, list[str]]:
-    """(the config file, all other arguments)."""
-    rest, named = [], None
+def help_text(arguments: list[str], define: Callable[[flags.FlagValues], None], about: str) -> str | None:
+    """What `--help` shows: `about`, the command's own flags, all settings with their values; None when it is not asked for.
+
+    The values are those of the config file that is named, else the defaults.
+    """
+    if not {"--help", "-help", "-h", "--helpfull"} & set(arguments):
+        return None
+    named, _ = _split_off_config(arguments)
+    config = load_config(find_config(named)) if named else base_config()
+    values = flags.FlagValues()
+    define(values)
+    lines = [about, "", "flags:"]
+    for name in sorted(values):
+        lines += _entry(f"--{name}", values[name].help or "")
+    lines += ["", f"settings and their values in {named}:" if named else "settings and their defaults:"]
+    own = [
+        name for name in dotted_names(config) if name.startswith(("aggregator.", "reembed.")) and name not in SETTINGS
+    ]
+    for name in [*SETTINGS, *own]:
+        meaning = SETTINGS[name].meaning.replace("`", "") if name in SETTINGS else ""
+        value = _get(config, name)
+        lines += _entry(f"--config.{name}={str(value).lower() if isinstance(value, bool) else value}", meaning)
+    if named and len(config.demo):
+        lines += ["", "changed when no data is named (neither data.features nor data.shards):"]
+        lines += [f"  {line}" for line in apply_demo(config)]
+    if not named:
+        lines += ["", "The aggregator's settings are shown with a config: --config configs/abmil.py --help"]
+    return "\n".join(lines)
+
+
+def _entry(name: str, meaning: str) -> Iterator[str]:
+    """Lines of a two-column list, the meaning beside or, where the name is long, below it."""
+    indent = 38
+    lines = textwrap.wrap(meaning, 120 - indent) or [""]
+    head = f"  {name}"
+    if len(head) >= indent:
+        yield head
+        head = ""
+    for line in lines:
+        if head or line:
+            yield f"{head:<{indent}}{line}".rstrip()
+        head = ""
+
+
+def _split_off_config(arguments: list[str]) -> tuple[str, list[str]]:
+    """(the config file as named, "" when it is not; all other arguments)."""
+    rest, named = [], ""
     waiting = iter(arguments)
     for argument in waiting:
         if argument in ("--config", "-config"):
-            named = next(waiting, None)
+            named = next(waiting, "")
         elif argument.startswith(("--config=", "-config=")):
             named = argument.split("=", 1)[1]
         else:
             rest.append(argument)
-    if not named:
-        raise ConfigError("--config is missing: name a config file, such as --config configs/abmil.py")
-    return find_config(named), rest
+    return named, rest
 
 
 def _overridden(
@@ -187,7 +215,8 @@ def _overridden(
 ) -> flags.FlagValues:
     """Parses the overrides into `config`, in place, and the command's own flags."""
     own = []
-    for argument in overrides:
+    # A re-embedding brings settings with it, so its name is read first.
+    for argument in sorted(overrides, key=lambda argument: "config.reembed.name=" not in argument):
         name, equals, text = argument.lstrip("-").partition("=")
         if not argument.startswith("-") or not name.startswith("config."):
             own.append(argument)
@@ -213,23 +242,27 @@ def set_from_text(config: ConfigDict, name: str, text: str) -> None:
     """
     known = dotted_names(config)
     if name not in known:
-        nearest = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
-        advice = f"did you mean --config.{nearest[0]}?" if nearest else "--help lists the settings"
-        raise ConfigError(f"--config.{name} is not a setting; {advice}")
+        known = [f"--config.{other}" for other in known if not other.startswith("demo.")]
+        raise ConfigError(f"--config.{name} is not a setting; {_nearest(f'--config.{name}', known)}")
     *groups, last = name.split(".")
     group = config
     for part in groups:
         group = group[part]
-    kind = type(group[last])
     try:
-        if kind is bool:
-            value: Any = {"true": True, "1": True, "yes": True, "false": False, "0": False, "no": False}[text.lower()]
-        else:
-            value = kind(text)
-    except (KeyError, ValueError) as error:
-        what = {bool: "true or false", int: "a whole number", float: "a number"}.get(kind, kind.__name__)
-        raise ConfigError(f"--config.{name}={text} must be {what}") from error
-    group[last] = value
+        group[last] = _read(text, group[last])
+    except (KeyError, ValueError, SyntaxError) as error:
+        raise ConfigError(f"--config.{name}={text} must be {_kind(type(group[last]))}") from error
+    if name == "reembed.name":
+        _fill_method_settings(config)  # its settings can be given now
+
+
+def _read(text: str, current: Any) -> Any:
+    """`text` as a value of the type that a setting has now."""
+    if isinstance(current, bool):
+        return {"true": True, "1": True, "yes": True, "false": False, "0": False, "no": False}[text.lower()]
+    if current is None or isinstance(current, tuple | list) or text == "None":  # only aggregators have such settings
+        return ast.literal_eval(text)
+    return type(current)(text)
 
 
 def dotted_names(config: ConfigDict, prefix: str = "") -> list[str]:
@@ -254,3 +287,18 @@ def apply_demo(config: ConfigDict) -> list[str]:
 
     apply(config, config.demo, "")
     return changed
+
+
+def _get(config: ConfigDict, name: str) -> Any:
+    for part in name.split("."):
+        config = config[part]
+    return config
+
+
+def _kind(kind: type) -> str:
+    return {bool: "true or false", int: "a whole number", float: "a number", str: "text"}.get(kind, kind.__name__)
+
+
+def _nearest(name: str, known: list[str]) -> str:
+    nearest = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
+    return f"did you mean {nearest[0]}?" if nearest else "--help lists the settings"

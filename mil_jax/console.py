@@ -1,19 +1,24 @@
 """What all commands share: the console, and how a command ends.
 
-Exit codes: 0; 2 = the user's error, one sentence on stderr; 1 = a bug, with its traceback; 143 = stopped by SIGTERM after saving.
+Exit codes: 0; 2 = the user's error, one sentence on stderr; 1 = a bug, with its traceback; 130 = stopped by the keyboard; 143 =
+stopped by SIGTERM, after saving where there is something to save.
 """
 
 from __future__ import annotations
 
+import errno
+import signal
 import sys
 from collections.abc import Callable
 
 import pandas as pd
+from rich import box
 from rich.console import Console
 from rich.table import Table
 
 from mil_jax.errors import UserError
 
+STOPPED_BY_SIGTERM = 128 + signal.SIGTERM
 console = Console(soft_wrap=True)
 _errors = Console(stderr=True, soft_wrap=True)
 
@@ -25,22 +30,33 @@ def say(text: str) -> None:
 
 def run_command(main: Callable[[list[str]], int]) -> None:
     """Runs `main` on the command line and exits with its code; a UserError becomes one sentence and code 2."""
+    # An exit, unlike the bare signal, removes what is half-written.
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(STOPPED_BY_SIGTERM))
     try:
         code = main(sys.argv[1:])
     except UserError as error:
-        _errors.print(f"error: {error}", style="red", markup=False, highlight=False)
-        code = 2
+        code = _refused(str(error))
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+            raise
+        where = f"{error.filename}: " if error.filename else ""
+        code = _refused(f"{where}the disk is full; free some space and run the command again")
     except KeyboardInterrupt:
         _errors.print("stopped by the keyboard; what was saved can be gone on with (--resume)", markup=False)
         code = 130
     sys.exit(code)
 
 
+def _refused(sentence: str) -> int:
+    _errors.print(f"error: {sentence}", style="red", markup=False, highlight=False)
+    return 2
+
+
 def frame_table(title: str, frame: pd.DataFrame) -> Table:
     """A data frame as a table for the terminal."""
-    table = Table(title=title, title_justify="left")
+    table = Table(title=title, title_justify="left", title_style="bold", box=box.SIMPLE_HEAD)
     for name in frame.columns:
-        table.add_column(str(name))
+        table.add_column(str(name), justify="right" if pd.api.types.is_numeric_dtype(frame[name]) else "left")
     for row in frame.itertuples(index=False):
         table.add_row(*(f"{value:g}" if isinstance(value, float) else str(value) for value in row))
     return table

@@ -6,40 +6,56 @@ with the `demo` part of the config.
 
 from __future__ import annotations
 
+import math
 import signal
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
+import jax
 import numpy as np
 import pandas as pd
 from absl import flags
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
-from mil_jax.config import ConfigDict, parse
-from mil_jax.console import console, frame_table, run_command, say
+from mil_jax.config import ConfigDict, help_text, parse
+from mil_jax.console import STOPPED_BY_SIGTERM, console, frame_table, run_command, say
 from mil_jax.data.check import describe
+from mil_jax.data.split_makers import PART_NAMES
 from mil_jax.data.splits import TEST, TRAIN
-from mil_jax.reports.loggers import open_loggers
+from mil_jax.interop.feature_files import counted
+from mil_jax.reports.loggers import open_loggers, require_packages
 from mil_jax.reports.predictions import predictions_table
 from mil_jax.reports.statements import Conduct
 from mil_jax.reports.summary import write_summary
 from mil_jax.reports.tables import console_report
 from mil_jax.training.devices import use_one_device_per_core
 from mil_jax.training.engine import FitResult, Stopped
-from mil_jax.training.experiment import FREE_ON_RESUME, Experiment, prepare, stratum, train
-from mil_jax.training.run_folder import RunFolder
+from mil_jax.training.experiment import FREE_ON_RESUME, Experiment, parameter_shapes, prepare, stratum, train
+from mil_jax.training.run_folder import RunFolder, is_run_folder, require_usable
 
-EXAMPLE = """examples:
+ABOUT = """Trains and cross-validates an aggregator; everything that comes of it is in one run folder.
+
+usage: python -m mil_jax.train --config FILE [--config.SETTING=VALUE ...] [flags]
+
+examples:
   python -m mil_jax.train --config configs/abmil.py
   python -m mil_jax.train --config configs/abmil.py --config.data.features=FEATURES --config.data.labels=labels.csv \\
       --config.data.target=subtype --config.train.num_seeds=5 --config.run=runs/subtype
-  python -m mil_jax.train --config configs/abmil.py ... --check      stop before training: what matched, leaks, bag sizes, plan
-"""
+  python -m mil_jax.train --config configs/abmil.py ... --check"""
+CLASS_COLUMNS_WIDTH, FOLD_COLUMN_WIDTH = 24, 11  # of the table that --check shows
+SECONDS_BETWEEN_LINES = 30.0  # of progress, where no bar can be shown
 
 
 def define_flags(values: flags.FlagValues) -> None:
     """The command's own flags; settings are `--config.*`."""
-    flags.DEFINE_bool("check", False, "stop before training and print what was found", flag_values=values)
+    flags.DEFINE_bool(
+        "check",
+        False,
+        "stop before training: show what matched, what was excluded, leaks, the plan",
+        flag_values=values,
+    )
     flags.DEFINE_bool("resume", False, "go on with the run that is in the run folder", flag_values=values)
     flags.DEFINE_bool("overwrite", False, "move the run that is in the run folder aside (PATH.old)", flag_values=values)
     flags.DEFINE_bool("strict", False, "make every exclusion of a slide or label an error", flag_values=values)
@@ -47,14 +63,25 @@ def define_flags(values: flags.FlagValues) -> None:
 
 def main(arguments: list[str]) -> int:
     """Runs the command; returns its exit code."""
+    help_asked_for = help_text(arguments, define_flags, ABOUT)
+    if help_asked_for:
+        say(help_asked_for)
+        return 0
     config, values, demo = parse(arguments, define_flags)
     if values.check and (values.resume or values.overwrite):
         say("--check trains nothing: --resume and --overwrite have no effect")
+    require_packages(tensorboard=config.train.tensorboard, wandb=config.train.wandb)
     use_one_device_per_core()
     _set_precision(config)
-    started = time.time()
-    experiment = prepare(config, strict=values.strict)
-    if not (config.data.features or config.data.shards):
+    started = time.monotonic()
+    name = config.run or f"runs/{config.name}"
+    if not values.check:
+        require_usable(name, resume=values.resume, overwrite=values.overwrite)
+    resuming = values.resume and not values.check and is_run_folder(name)
+    with _conversion_progress() as progress:
+        choices = RunFolder.open(name).choices if resuming else None
+        experiment = prepare(config, strict=values.strict, choices=choices, progress=progress)
+    if experiment.embedded:
         say(
             "No data is named (data.features or data.shards): training on the embedded digits cohort with the config's demo part."
         )
@@ -63,7 +90,8 @@ def main(arguments: list[str]) -> int:
     _describe(experiment, everything=values.check)
     if values.check:
         return 0
-    name = config.run or f"runs/{config.name}"
+    if not resuming:
+        _read(experiment)  # a damaged shard is found before there is a run folder
     folder = RunFolder.create(
         name,
         config.to_dict(),
@@ -78,73 +106,146 @@ def main(arguments: list[str]) -> int:
         say(f"The run in {folder.path} has ended; nothing is left to do. Its results: {folder.path / 'summary.md'}")
         return 0
     experiment.splits.to_csv(folder.path / "splits.csv", experiment.cohort)
-    folder.write_table("excluded.csv", pd.concat([experiment.cohort.excluded, experiment.splits.excluded]))
-    with _Listener(experiment, folder, config) as listener:
+    folder.write_table("excluded.csv", experiment.excluded)
+    if folder.resumed:
+        say(f"Going on with the run in {folder.path}.")
+        _read(experiment)
+    with _Listener(experiment, folder) as listener:
         try:
             result = train(experiment, folder, listener)
         except Stopped:
             say(f"Stopped; the state is saved. Go on with --resume --config.run={folder.path}")
-            return 128 + signal.SIGTERM
-    _report(experiment, folder, result, listener, time.time() - started)
+            return STOPPED_BY_SIGTERM
+    _report(experiment, folder, result, time.monotonic() - started)
     say(f"Everything is in {folder.path}: summary.md, predictions.csv, figures/, checkpoints/.")
     return 0
 
 
 def _set_precision(config: ConfigDict) -> None:
-    import jax
-
     if config.train.matmul_precision != "default":
         jax.config.update("jax_default_matmul_precision", config.train.matmul_precision)
 
 
+def _bar(unit: str) -> Progress:
+    """A progress bar with a rate, which each task gives as the field `rate`, and the time left."""
+    return Progress(
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TextColumn(unit + "{task.fields[rate]}"),
+        TimeElapsedColumn(),
+        TimeRemainingColumn(),
+        console=console,
+        transient=True,
+        disable=not console.is_terminal,
+    )
+
+
+@contextmanager
+def _conversion_progress() -> Iterator[Any]:
+    """A function for `prepare` that shows how far the conversion of feature files is; nothing where none is needed."""
+    with _bar("slides") as bar:
+
+        def progress(done: int, total: int, slide: str) -> None:
+            task = bar.task_ids[0] if bar.task_ids else bar.add_task("converting features", rate="", total=total)
+            bar.update(task, completed=done, description=f"converting features {slide}")
+
+        yield progress
+
+
+def _read(experiment: Experiment) -> None:
+    """Reads the bags into memory."""
+    with console.status(f"reading {len(experiment.cohort.bags)} bags"):
+        _ = experiment.data
+
+
 def _describe(experiment: Experiment, everything: bool) -> None:
     """What matched and what is planned; with `everything` also the tables of --check."""
-    cohort, ladder = experiment.cohort, experiment.ladder
-    for line in [*experiment.shards.notes, *cohort.report, *experiment.splits.report]:
+    cohort, ladder, config = experiment.cohort, experiment.ladder, experiment.config
+    for line in _notes_on_data(experiment):
         say(line)
     if everything:
-        description = describe(
-            cohort, stratum(experiment.task, experiment.targets), experiment.task.classes, experiment.splits
-        )
-        for line in description.sentences:
-            say(line)
-        for title, table in description.tables.items():
+        targets = stratum(experiment.task, experiment.targets)
+        for title, table in describe(cohort, targets, experiment.task.classes, experiment.splits).tables.items():
+            if title == "excluded":
+                table = experiment.excluded.groupby("reason").size().rename("slides").reset_index()
+            if title == "counts":
+                title, table = "bags in training/validation/test, by fold", _counts_by_fold(table)
             if len(table):
                 console.print(frame_table(title.replace("_", " "), table))
     sizes = cohort.bags["num_instances"].to_numpy()
     num_bytes = sum(experiment.shards.num_bytes(int(i)) for slides in cohort.slides for i in slides)
     say(
-        f"{len(sizes)} bags, {sizes.sum():,} instances ({num_bytes / 2**20:,.1f} MiB, held in memory); "
-        f"{len(ladder.lengths)} bucket lengths ({', '.join(map(str, ladder.lengths))}), {ladder.waste:.1%} padding"
+        f"{counted(len(sizes), 'bag')}, {sizes.sum():,} instances ({num_bytes / 2**20:,.1f} MiB, held in memory); "
+        f"{counted(len(ladder.lengths), 'bucket length')} ({', '.join(map(str, ladder.lengths))}), "
+        f"{ladder.waste:.1%} padding"
     )
-    folds, seeds = len(experiment.splits.names), experiment.config.train.num_seeds
+    folds, seeds = len(experiment.splits.names), config.train.num_seeds
     train_bags = int((experiment.splits.parts == TRAIN).sum(axis=1).max())
+    parameters = sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(parameter_shapes(experiment)))
     say(
-        f"{folds * seeds} runs (folds {folds} x seeds {seeds}), at most {experiment.config.train.epochs} epochs of up to "
-        f"{train_bags} training bags each; {2 * len(ladder.lengths) + 1} programs to compile at most"
+        f"{counted(folds * seeds, 'run')} ({counted(folds, 'fold')} x {counted(seeds, 'seed')}) of {parameters:,} parameters, "
+        f"at most {counted(config.train.epochs, 'epoch')} of up to {train_bags} training bags each; "
+        f"at most {2 * len(ladder.lengths) + 1} programs to compile"
     )
+    say(_monitor(experiment))
+
+
+def _counts_by_fold(counts: pd.DataFrame) -> pd.DataFrame:
+    """Rows (fold, part, class, site, bags) -> a row per class and site, a column per fold, "train/val/test" in each cell."""
+    folds = list(dict.fromkeys(counts["fold"]))
+    shown = folds[: max(1, (console.width - CLASS_COLUMNS_WIDTH) // FOLD_COLUMN_WIDTH)]
+    per_class = counts.groupby(["fold", "part", "class"], as_index=False)["bags"].sum().assign(site="all")
+    both = pd.concat([per_class, counts]) if (counts["site"] != "").any() else per_class
+    bags = both.set_index(["class", "site", "fold", "part"])["bags"].to_dict()
+    rows = []
+    for name in dict.fromkeys(counts["class"]):
+        for site in sorted(
+            {site for of_class, site, _, _ in bags if of_class == name}, key=lambda one: (one != "all", one)
+        ):
+            cells = {
+                f"fold {fold}": "/".join(str(bags.get((name, site, fold, part), 0)) for part in PART_NAMES.values())
+                for fold in shown
+            }
+            rows.append({"class": name, "site": site or "unknown", **cells})
+    if len(shown) < len(folds):
+        say(f"the first {len(shown)} of {len(folds)} folds are shown")
+    return pd.DataFrame(rows)
+
+
+def _notes_on_data(experiment: Experiment) -> list[str]:
+    """Sentences on what was converted, matched, excluded and split."""
+    shards, cohort, splits = experiment.shards, experiment.cohort, experiment.splits
+    described = describe(cohort, stratum(experiment.task, experiment.targets), experiment.task.classes, splits)
+    converted = pd.DataFrame(shards.excluded, columns=["slide", "reason"])
+    lost = [f"excluded at conversion {len(rows)}: {reason}" for reason, rows in converted.groupby("reason")]
+    return [*shards.notes, *lost, *described.sentences]
+
+
+def _monitor(experiment: Experiment) -> str:
+    """What chooses the epoch of each run."""
+    select = experiment.selection.select
+    if select == "last":
+        return "the last epoch of each run is taken"
+    chosen_by = {"val_loss": "loss", "val_auc": "AUC"}[select]
+    if experiment.selection_part == TEST:
+        return f"the epoch is chosen by the {chosen_by} of the TEST part (protocol reference)"
+    why = ", not the AUC: a fold has fewer than 10 validation cases of a class" if experiment.fallback else ""
+    return f"the epoch is chosen by the validation {chosen_by}{why}"
 
 
 class _Listener:
     """Shows progress, writes metrics.jsonl, and asks to stop on SIGTERM."""
 
-    def __init__(self, experiment: Experiment, folder: RunFolder, config: ConfigDict) -> None:
+    def __init__(self, experiment: Experiment, folder: RunFolder) -> None:
         self.experiment, self.folder = experiment, folder
-        self.loggers = open_loggers(folder, tensorboard=config.train.tensorboard, wandb=config.train.wandb)
-        columns = (
-            TextColumn("{task.description}"),
-            BarColumn(),
-            MofNCompleteColumn(),
-            TextColumn("bags, {task.fields[rate]}"),
-            TimeElapsedColumn(),
-            TimeRemainingColumn(),
-        )
-        self.bar = Progress(*columns, console=console, transient=True)
+        train_settings = experiment.config.train
+        self.loggers = open_loggers(folder, tensorboard=train_settings.tensorboard, wandb=train_settings.wandb)
+        self.bar = _bar("bags, ")
         training = (experiment.splits.parts == TRAIN).sum(axis=1)
         self.bags_per_epoch = int(sum(training[replica.fold] for replica in experiment.plan.replicas))
+        self.batch_size = train_settings.batch_size
         self.stopped = False
-        self.bags_done = 0
-        self.seconds = 0.0
 
     def __enter__(self) -> _Listener:
         self.before = signal.signal(signal.SIGTERM, self._stop)
@@ -161,39 +262,50 @@ class _Listener:
 
     def phase(self, name: str, epoch: int, epochs: int) -> None:
         self.folder.truncate_metrics(epoch - 1)
-        self.begun = time.monotonic()
-        total = self.bags_per_epoch * epochs
-        self.task = self.bar.add_task(name, total=total, completed=epoch * self.bags_per_epoch, rate="compiling")
+        rows = self.folder.read_metrics()
+        self.seconds_before = rows[-1]["seconds"] if rows else 0.0
+        self.begun = self.line_at = time.monotonic()
         self.epochs = epochs
-        if epoch:
-            say(f"Resumed at epoch {epoch + 1} of {epochs}.")
+        self.done = self.done_before = epoch * self.bags_per_epoch
+        self.task = self.bar.add_task(name, total=self.bags_per_epoch * epochs, completed=self.done, rate="compiling")
+        if self.folder.resumed:
+            say(f"Resumed in epoch {epoch + 1} of {epochs}." if epoch < epochs else "All epochs are done.")
 
     def steps(self, count: int) -> None:
-        self.bags_done += count * self.experiment.config.train.batch_size
-        self.seconds = time.monotonic() - self.begun
-        self.bar.update(
-            self.task,
-            advance=count * self.experiment.config.train.batch_size,
-            rate=f"{self.bags_done / max(self.seconds, 1e-9):,.0f} bags/s",
-        )
+        self.done += count * self.batch_size
+        self.bar.update(self.task, completed=self.done, rate=f"{self._rate():,.0f} bags/s")
+
+    def _rate(self) -> float:
+        return (self.done - self.done_before) / max(time.monotonic() - self.begun, 1e-9)
 
     def epoch(self, rows: list[dict[str, Any]]) -> None:
         names = self.experiment.splits.names
-        self.folder.append_metrics({**row, "fold_name": names[row["fold"]]} for row in rows)
+        seconds = round(self.seconds_before + time.monotonic() - self.begun, 3)
+        self.folder.append_metrics({**row, "fold_name": names[row["fold"]], "seconds": seconds} for row in rows)
         self.loggers.log(rows)
         epoch = rows[0]["epoch"] + 1
-        scores = {
-            key: np.mean([row[key] for row in rows]) for key in ("train_loss", "val_loss", "val_auc") if key in rows[0]
-        }
-        shown = ", ".join(f"{key.replace('_', ' ')} {value:.3f}" for key, value in scores.items())
-        self.bar.update(
-            self.task,
-            completed=epoch * self.bags_per_epoch,
-            description=f"epoch {epoch}/{self.epochs}, {len(rows)} runs, {shown}",
-        )
+        # Runs that have stopped early leave less to do than was thought.
+        left = (self.epochs - epoch) * sum(row["steps"] for row in rows) * self.batch_size
+        shown = f"epoch {epoch}/{self.epochs}, {len(rows)} runs{_means(rows)}"
+        if self.experiment.selection_part == TEST:
+            shown = shown.replace(" val ", " test ")
+        self.bar.update(self.task, total=self.done + left, description=shown)
+        if not console.is_terminal and time.monotonic() - self.line_at > SECONDS_BETWEEN_LINES:
+            self.line_at = time.monotonic()
+            rate = self._rate()
+            say(f"{shown}; {rate:,.0f} bags/s, {left / max(rate, 1e-9) / 60:.1f} minutes left at most")
 
     def stop_requested(self) -> bool:
         return self.stopped
+
+
+def _means(rows: list[dict[str, Any]]) -> str:
+    """Means over the runs of an epoch, of what is finite."""
+    text = ""
+    for key in ("train_loss", "val_loss", "val_auc"):
+        values = [row[key] for row in rows if key in row and math.isfinite(row[key])]
+        text += f", {key.replace('_', ' ')} {np.mean(values):.3f}" if values else ""
+    return text
 
 
 def _predictions(experiment: Experiment, result: FitResult) -> pd.DataFrame:
@@ -210,24 +322,24 @@ def _predictions(experiment: Experiment, result: FitResult) -> pd.DataFrame:
             numbers = result.bags[r][part]
             order = np.argsort(numbers)
             rows = numbers[order]
-            tables.append(
-                predictions_table(
-                    experiment.task,
-                    bag_ids=bags["bag_id"].to_numpy()[rows],
-                    patient_ids=bags["patient_id"].to_numpy()[rows],
-                    num_instances=bags["num_instances"].to_numpy()[rows],
-                    fold=replica.fold,
-                    seed=replica.seed,
-                    part=part,
-                    targets=experiment.targets[rows],
-                    probabilities=experiment.task.probabilities(logits[order]),
-                    leaked=~splits.leak_free[replica.fold, rows] if leaky and part == "test" else None,
-                )
+            table = predictions_table(
+                experiment.task,
+                bag_ids=bags["bag_id"].to_numpy()[rows],
+                patient_ids=bags["patient_id"].to_numpy()[rows],
+                num_instances=bags["num_instances"].to_numpy()[rows],
+                fold=replica.fold,
+                seed=replica.seed,
+                part=part,
+                targets=experiment.targets[rows],
+                probabilities=experiment.task.probabilities(logits[order]),
+                leaked=~splits.leak_free[replica.fold, rows] if leaky and part == "test" else None,
             )
+            table.insert(table.columns.get_loc("fold") + 1, "fold_name", splits.names[replica.fold])
+            tables.append(table)
     return pd.concat(tables, ignore_index=True)
 
 
-def _report(experiment: Experiment, folder: RunFolder, result: FitResult, listener: _Listener, seconds: float) -> None:
+def _report(experiment: Experiment, folder: RunFolder, result: FitResult, seconds: float) -> None:
     """Writes predictions, summary and figures, and shows the result."""
     config, splits, ladder = experiment.config, experiment.splits, experiment.ladder
     training = {fold: experiment.targets[parts == TRAIN] for fold, parts in enumerate(splits.parts)}
@@ -237,27 +349,33 @@ def _report(experiment: Experiment, folder: RunFolder, result: FitResult, listen
         selected_on_test=experiment.selection_part == TEST,
         notes=tuple(_notes(experiment)),
     )
+    history = folder.read_metrics()
+    bags = sum(row["steps"] for row in history) * config.train.batch_size
+    training_seconds = history[-1]["seconds"]
+    sessions = len(folder.read_json("environment.json")["sessions"])
     facts = {
         "runs": len(experiment.plan.replicas),
         "bucket lengths": ", ".join(map(str, ladder.lengths)),
         "padding": f"{ladder.waste:.1%}",
         "compilations": result.facts["compilations"],
-        "seconds of training, compilation included": listener.seconds,
-        "bags per second": listener.bags_done / max(listener.seconds, 1e-9),
-        "seconds in all": seconds,
+        "sessions": sessions,
+        "seconds of training, compilation included": training_seconds,
+        "bags per second": bags / max(training_seconds, 1e-9),
+        "seconds in all" if sessions == 1 else "seconds of the last session": seconds,
     }
-    summary = write_summary(
-        folder,
-        task=experiment.task,
-        predictions=_predictions(experiment, result),
-        history=folder.read_metrics(),
-        training_frequencies={fold: experiment.task.frequencies(targets) for fold, targets in training.items()},
-        conduct=conduct,
-        title=f"{config.name}: {config.data.target or 'digits'}",
-        fold_names={fold: f"fold {name}" for fold, name in enumerate(splits.names)},
-        notes=[*experiment.shards.notes, *experiment.cohort.report, *splits.report],
-        facts=facts,
-    )
+    with console.status("predictions, intervals and figures"):
+        summary = write_summary(
+            folder,
+            task=experiment.task,
+            predictions=_predictions(experiment, result),
+            history=history,
+            training_frequencies={fold: experiment.task.frequencies(targets) for fold, targets in training.items()},
+            conduct=conduct,
+            title=f"{config.name}: {'embedded digits' if experiment.embedded else config.data.target}",
+            fold_names={fold: f"fold {name}" for fold, name in enumerate(splits.names)},
+            notes=_notes_on_data(experiment),
+            facts=facts,
+        )
     console.print(console_report(summary), soft_wrap=False)
 
 
@@ -270,7 +388,7 @@ def _notes(experiment: Experiment) -> list[str]:
         notes.append(
             "The validation loss chose the epoch, not the AUC: a fold has fewer than 10 validation cases of a class."
         )
-    if not (config.data.features or config.data.shards):
+    if experiment.embedded:
         notes.append(
             "Embedded digits with the config's demo part (small widths, few epochs); name data to train in earnest."
         )

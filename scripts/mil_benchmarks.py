@@ -11,7 +11,6 @@ and the standard error over the repeats; those of a repeat are taken over the po
 
 from __future__ import annotations
 
-import sys
 import tempfile
 import time
 import zipfile
@@ -24,7 +23,7 @@ import numpy as np
 import pandas as pd
 from absl import flags
 
-from mil_jax.config import ConfigDict, parse
+from mil_jax.config import ConfigDict, help_text, parse
 from mil_jax.console import console, frame_table, run_command, say
 from mil_jax.data.shards import SlideBag, write_shards
 from mil_jax.data.split_makers import k_folds, label_counts
@@ -81,7 +80,7 @@ class BagSet:
 
 def define_flags(values: flags.FlagValues) -> None:
     """The command's own flags; settings are `--config.*`."""
-    flags.DEFINE_string("data", None, "folder of <name>.npz", flag_values=values, required=True)
+    flags.DEFINE_string("data", "", "folder of <name>.npz", flag_values=values)
     own: dict[str, Any] = {"flag_values": values, "lower_bound": 1}
     flags.DEFINE_integer("repeats", DIGIT_REPEATS, "MNIST-bags: how often bags are drawn and trained on", **own)
     flags.DEFINE_integer("training_bags", 200, "MNIST-bags: number of training bags", **own)
@@ -92,13 +91,18 @@ def define_flags(values: flags.FlagValues) -> None:
 
 def main(arguments: list[str]) -> int:
     """Runs the command; returns its exit code."""
+    if help_asked_for := help_text(arguments, define_flags, str(__doc__)):
+        say(help_asked_for)
+        return 0
     with tempfile.TemporaryDirectory() as temporary:
         # The shards that will be written are named now: a config without data would become its demo.
         shards = Path(temporary) / "shards"
         config, values, _ = parse([*arguments, f"--config.data.shards={shards}"], define_flags)
+        if not values.data:
+            raise ConfigError("--data is missing: name a folder that holds <name>.npz")
+        sets = [_read(path, values) for path in _files(Path(values.data))]  # all are checked before anything is trained
         use_one_device_per_core()
-        for path in _files(Path(values.data)):
-            bags = _read(path, values)
+        for bags in sets:
             say(f"{bags.name}: {bags.about}")
             _cross_validate(bags, config, shards)
     return 0
@@ -315,7 +319,4 @@ class _Progress:
 
 
 if __name__ == "__main__":
-    if {"-h", "--help"} & set(sys.argv[1:]):
-        print(__doc__)
-        sys.exit()
     run_command(main)

@@ -1,24 +1,24 @@
-"""One bag -> one prediction. An aggregator is a Flax module from a `Bag` to a `Prediction`, found here by name."""
+"""One bag -> one prediction. An aggregator is a Flax module from a `Bag` to a `Prediction`, found here by name.
+
+A module of this package that defines `AGGREGATORS: dict[str, tuple[type[nn.Module], dict[str, dict[str, Any]]]]` adds aggregators:
+name -> (class, its published variants as values of the fields). Nothing else has to be touched.
+"""
 
 from __future__ import annotations
 
 import dataclasses
 import difflib
+import importlib
+import pkgutil
 from collections.abc import Iterable
+from functools import cache
 from typing import Any, NamedTuple
 
 import flax.linen as nn
 
-from mil_jax.aggregators import abmil, meanmax
 from mil_jax.errors import ConfigError
 
-__all__ = ["VARIANTS", "Variant", "create", "default_fields", "names"]
-
-_AGGREGATORS: dict[str, type[nn.Module]] = {
-    "abmil": abmil.ABMIL,
-    "max_pooling": meanmax.MaxPooling,
-    "mean_pooling": meanmax.MeanPooling,
-}
+__all__ = ["Variant", "create", "default_fields", "names", "variants"]
 
 
 class Variant(NamedTuple):
@@ -30,29 +30,36 @@ class Variant(NamedTuple):
     fields: dict[str, Any]
 
 
-VARIANTS: dict[str, Variant] = {
-    variant: Variant(name, fields)
-    for name, variants in (
-        ("abmil", abmil.VARIANTS),
-        ("max_pooling", meanmax.MAX_VARIANTS),
-        ("mean_pooling", meanmax.MEAN_VARIANTS),
-    )
-    for variant, fields in variants.items()
-}
+@cache
+def _found() -> dict[str, tuple[type[nn.Module], dict[str, dict[str, Any]]]]:
+    found: dict[str, tuple[type[nn.Module], dict[str, dict[str, Any]]]] = {}
+    for module in pkgutil.iter_modules(__path__):
+        found.update(getattr(importlib.import_module(f"{__name__}.{module.name}"), "AGGREGATORS", {}))
+    return found
+
+
+@cache
+def variants() -> dict[str, Variant]:
+    """All published variants by name."""
+    return {
+        variant: Variant(name, fields)
+        for name, (_, of_class) in _found().items()
+        for variant, fields in of_class.items()
+    }
 
 
 def names() -> tuple[str, ...]:
     """The names that `create` knows."""
-    return tuple(sorted(_AGGREGATORS))
+    return tuple(sorted(_found()))
 
 
 def default_fields(name: str) -> dict[str, Any]:
     """Fields of the aggregator `name` with their defaults (`num_outputs` is the task's). Raises ConfigError if
     unknown.
     """
-    if name not in _AGGREGATORS:
-        raise ConfigError(f"aggregator.name={name!r} is not an aggregator; {_suggestion(name, _AGGREGATORS)}")
-    fields = dataclasses.fields(_AGGREGATORS[name])
+    if name not in _found():
+        raise ConfigError(f"aggregator.name={name!r} is not an aggregator; {_suggestion(name, _found())}")
+    fields = dataclasses.fields(_found()[name][0])
     return {field.name: field.default for field in fields if field.name not in ("num_outputs", "parent", "name")}
 
 
@@ -66,7 +73,7 @@ def create(name: str, num_outputs: int, **fields: Any) -> nn.Module:
     for key in fields:
         if key not in known:
             raise ConfigError(f"aggregator.{key} is not a setting of {name!r}; {_suggestion(key, known)}")
-    return _AGGREGATORS[name](num_outputs=num_outputs, **fields)
+    return _found()[name][0](num_outputs=num_outputs, **fields)
 
 
 def _suggestion(word: str, known: Iterable[str]) -> str:

@@ -8,7 +8,7 @@ layer, widths, activation, bias, dropout and initialisation: `VARIANTS` gives ea
 
 from __future__ import annotations
 
-from typing import Any, ClassVar
+from typing import Any
 
 import flax.linen as nn
 import jax
@@ -141,8 +141,6 @@ class ABMIL(nn.Module):
     attention_dropout: float = 0.25
     initializer: str = "xavier_normal"
 
-    numeric_settings: ClassVar[tuple[str, ...]] = ("dropout", "attention_dropout")
-
     def __post_init__(self) -> None:
         checks.positive("num_outputs", self.num_outputs)
         checks.one_of("feature_layer", self.feature_layer, ("linear", "none", "lenet"))
@@ -233,3 +231,6 @@ class ABMIL(nn.Module):
         if self.feature_layer == "lenet":
             return (IMAGE_SIZE, IMAGE_SIZE, params["convolution_1"]["kernel"].shape[2])
         return (params["attention_v" if self.feature_layer == "none" else "feature"]["kernel"].shape[0],)
+
+
+AGGREGATORS = {"abmil": (ABMIL, VARIANTS)}

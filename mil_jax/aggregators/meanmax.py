@@ -8,7 +8,7 @@ rows are computed with a gradient: the rest of the bag has none, so the backward
 
 from __future__ import annotations
 
-from typing import Any, ClassVar
+from typing import Any
 
 import flax.linen as nn
 import jax
@@ -49,8 +49,6 @@ class InstanceClassifier(nn.Module):
     feature_activation: str = "relu"
     dropout: float = 0.25
     initializer: str = "xavier_normal"
-
-    numeric_settings: ClassVar[tuple[str, ...]] = ("dropout",)
 
     def __post_init__(self) -> None:
         checks.positive("num_outputs", self.num_outputs)
@@ -158,3 +156,6 @@ class MaxPooling(InstanceClassifier):
         probabilities = jax.nn.softmax(instance_logits, axis=-1)
         best = probabilities[:, 1] if self.choose == "positive" else jnp.max(probabilities, axis=-1)
         return masked.argmax(best, mask)[None]
+
+
+AGGREGATORS = {"mean_pooling": (MeanPooling, MEAN_VARIANTS), "max_pooling": (MaxPooling, MAX_VARIANTS)}

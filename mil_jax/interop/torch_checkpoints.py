@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import os
 import pickle
+import zipfile
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, Protocol
@@ -26,15 +27,24 @@ StateDict = dict[str, np.ndarray]
 
 _WRAPPERS = ("model", "state_dict")
 _PREFIXES = ("module.", "model.")
-_RENAMED = {"patch_to_emb.": "feature."}  # MHIM-MIL, branch v1 -> main
+_INNER_WRAPPERS = {"attention_net.module.": "attention_net."}  # CLAM, where a part alone was a DataParallel
+_BUFFERS = ("instance_loss_fn.labels",)  # CLAM: the classes 0, 1, ... of its instance loss
+# MHIM-MIL, branch v1 -> main; DSMIL, with an image encoder -> without.
+_RENAMED = {"patch_to_emb.": "feature.", "i_classifier.fc.": "i_classifier.fc.0."}
 # Without dropout the same Sequential is one shorter, so its last Linear has another number.
-_WITHOUT_DROPOUT = {"head.2.": "head.3.", "global_attn.module.2.": "global_attn.module.3."}
+_WITHOUT_DROPOUT = {
+    "head.2.": "head.3.",
+    "global_attn.module.2.": "global_attn.module.3.",
+    "attention_net.2.module.2.": "attention_net.3.module.3.",
+    "attention_net.2.": "attention_net.3.",
+}
 
 _Transform = Callable[[np.ndarray], np.ndarray]
 _TRANSFORMS: dict[str, tuple[_Transform, _Transform]] = {
     "same": (lambda w: w, lambda w: w),
     "linear": (np.transpose, np.transpose),
     "conv": (lambda w: w.transpose(2, 3, 1, 0), lambda w: w.transpose(3, 2, 0, 1)),
+    "conv1d": (lambda w: w.transpose(1, 2, 0), lambda w: w.transpose(2, 0, 1)),  # [out, in, width] -> [in, width, out]
 }
 
 
@@ -62,7 +72,7 @@ def load_state_dict(path: str | os.PathLike[str]) -> StateDict:
         try:
             with np.load(path, allow_pickle=False) as arrays:
                 return {name: arrays[name] for name in arrays.files}
-        except (OSError, ValueError) as error:
+        except (OSError, ValueError, zipfile.BadZipFile) as error:
             raise DataError(f"{path}: cannot be read as a numpy archive ({error})") from error
     try:
         import torch
@@ -80,12 +90,14 @@ def load_state_dict(path: str | os.PathLike[str]) -> StateDict:
 
 
 def import_state_dict(module: Importable, state_dict: Mapping[str, Any], variant: str) -> PyTree:
-    """Parameters of `module` from a state dict of the published `variant` (names of `aggregators.VARIANTS`).
+    """Parameters of `module` from a state dict of the published `variant` (names of `aggregators.variants()`).
 
     Raises DataError naming every missing, unexpected and wrongly shaped entry; ConfigError for an unknown variant.
     """
     mapping = module.state_dict_map(variant)
-    arrays = _canonical(_unwrap(state_dict), set(mapping))
+    unused = _unused_entries(module, variant)
+    arrays = _canonical(_unwrap(state_dict), {*mapping, *unused})
+    arrays = {name: value for name, value in arrays.items() if name not in unused}
     missing = sorted(set(mapping) - set(arrays))
     unexpected = sorted(set(arrays) - set(mapping))
     if missing or unexpected:
@@ -93,7 +105,7 @@ def import_state_dict(module: Importable, state_dict: Mapping[str, Any], variant
     params: dict[str, Any] = {}
     for name, (path, transform) in mapping.items():
         array = np.asarray(arrays[name], np.float32)
-        if array.ndim != {"linear": 2, "conv": 4}.get(transform, array.ndim):
+        if array.ndim != {"linear": 2, "conv": 4, "conv1d": 3}.get(transform, array.ndim):
             raise _mismatch(variant, shapes=[f"{name} {list(array.shape)}"])
         *folders, leaf = path.split("/")
         place = params
@@ -105,8 +117,11 @@ def import_state_dict(module: Importable, state_dict: Mapping[str, Any], variant
 
 
 def export_state_dict(module: Importable, params: PyTree, variant: str) -> StateDict:
-    """The inverse of `import_state_dict`: float32 arrays by published name, ready for `torch.from_numpy`."""
-    exported = {}
+    """The inverse of `import_state_dict`: float32 arrays by published name, ready for `torch.from_numpy`.
+
+    Parameters that the reference has and never reads are zeros.
+    """
+    exported = {name: np.zeros(shape, np.float32) for name, shape in _unused_entries(module, variant).items()}
     for name, (path, transform) in module.state_dict_map(variant).items():
         value = params
         for part in path.split("/"):
@@ -124,12 +139,21 @@ def _unwrap(content: Any) -> Any:
     return content
 
 
+def _unused_entries(module: Importable, variant: str) -> dict[str, tuple[int, ...]]:
+    """Published parameters that the reference never reads, name -> shape: the aggregator's `unused_entries(variant)`."""
+    method = getattr(module, "unused_entries", None)
+    return method(variant) if method else {}
+
+
 def _canonical(state_dict: Mapping[str, Any], expected: set[str]) -> dict[str, Any]:
     """Names without wrappers' prefixes; old names become new ones only where the new one is expected and absent."""
     arrays = dict(state_dict)
     for prefix in _PREFIXES:
         if arrays and all(name.startswith(prefix) for name in arrays):
             arrays = {name.removeprefix(prefix): value for name, value in arrays.items()}
+    arrays = {name: value for name, value in arrays.items() if name not in _BUFFERS}
+    for old, new in _INNER_WRAPPERS.items():
+        arrays = {new + name.removeprefix(old) if name.startswith(old) else name: x for name, x in arrays.items()}
     for old, new in {**_RENAMED, **_WITHOUT_DROPOUT}.items():
         for name in [name for name in arrays if name.startswith(old) and name not in expected]:
             target = new + name.removeprefix(old)

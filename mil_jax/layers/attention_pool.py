@@ -7,6 +7,7 @@ times faster than a weighted sum at N = 10,000). Scores are float32 whatever the
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -17,19 +18,18 @@ from mil_jax.layers.initializers import Affine
 Array = jax.Array
 
 
-def attention_scores(
+def attention_hidden(
     h: Array,
     v: Affine,
-    w: Affine,
     u: Affine | None = None,
     *,
     activation: Callable[[Array], Array] = jnp.tanh,
     dropout_rate: float | Array = 0.0,
     dropout_key: Array | None = None,
 ) -> Array:
-    """Scores [N] of instances h [N, L]: w' phi(V h), or with a gate w' (phi(V h) * sigmoid(U h)).
+    """Hidden layer [N, Da] of the attention over instances h [N, L]: phi(V h), or with a gate phi(V h) * sigmoid(U h).
 
-    v, u: [L, Da]; w: [Da, 1]. With a key, each branch is dropped out after its activation.
+    v, u: [L, Da]. With a key, each branch is dropped out after its activation.
     """
     layer = v if u is None else _side_by_side(v, u)
     branches = layer(h)  # [N, Da] or [N, 2 Da]
@@ -41,8 +41,15 @@ def attention_scores(
         hidden = activation(value) * jax.nn.sigmoid(gate)
         if factors is not None:
             factors = jnp.multiply(*jnp.split(factors, 2, axis=-1))
-    if factors is not None:
-        hidden = hidden * factors.astype(hidden.dtype)
+    return hidden if factors is None else hidden * factors.astype(hidden.dtype)
+
+
+def attention_scores(h: Array, v: Affine, w: Affine, u: Affine | None = None, **hidden_settings: Any) -> Array:
+    """Scores [N] of instances h [N, L]: w' phi(V h), or with a gate w' (phi(V h) * sigmoid(U h)).
+
+    w: [Da, 1]; the rest as for `attention_hidden`.
+    """
+    hidden = attention_hidden(h, v, u, **hidden_settings)
     scores = jnp.dot(hidden, w.kernel[:, 0], preferred_element_type=jnp.float32)  # [N]
     return scores if w.bias is None else scores + w.bias
 

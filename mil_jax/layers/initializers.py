@@ -2,7 +2,8 @@
 
 `torch`: PyTorch's default, weight and bias U(-1/sqrt(fan_in), 1/sqrt(fan_in)). `xavier_normal`: N(0, 2 / (fan_in +
 fan_out)), bias 0 (not truncated, unlike `jax.nn.initializers.glorot_normal`). `kaiming_uniform`: U(-sqrt(6/fan_in),
-sqrt(6/fan_in)), bias 0. Layers only hold parameters; aggregators do the arithmetic, so that several layers can share
+sqrt(6/fan_in)), bias 0. `orthogonal`: the kernel as a matrix [product of the other axes, out] has orthonormal columns
+(or rows), bias 0. Layers only hold parameters; aggregators do the arithmetic, so that several layers can share
 one matrix product.
 """
 
@@ -14,7 +15,7 @@ from typing import NamedTuple
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
-from jax.nn.initializers import variance_scaling
+from jax.nn.initializers import orthogonal, variance_scaling
 
 Array = jax.Array
 
@@ -22,6 +23,7 @@ KERNEL_INITIALIZERS = {
     "torch": variance_scaling(1.0 / 3.0, "fan_in", "uniform"),
     "xavier_normal": variance_scaling(1.0, "fan_avg", "normal"),
     "kaiming_uniform": variance_scaling(2.0, "fan_in", "uniform"),
+    "orthogonal": orthogonal(),
 }
 
 

@@ -54,6 +54,14 @@ def open_loggers(folder: RunFolder, *, tensorboard: bool = False, wandb: bool = 
     return Loggers(loggers)
 
 
+def require_packages(*, tensorboard: bool = False, wandb: bool = False) -> None:
+    """Raises ConfigError as `open_loggers`, and opens nothing: to be called before a run folder is made."""
+    if tensorboard:
+        _imported("tensorboardX", setting="train.tensorboard", extra="tensorboard")
+    if wandb:
+        _imported("wandb", setting="train.wandb", extra="wandb")
+
+
 class _TensorBoard:
     def __init__(self, folder: RunFolder) -> None:
         module = _imported("tensorboardX", setting="train.tensorboard", extra="tensorboard")

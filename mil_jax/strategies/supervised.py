@@ -1,5 +1,8 @@
 """Plain supervised training: the loss of the task on the bags of a step, one optimiser for all parameters.
 
+An aggregator with losses of its own (on instances, on a second stream) defines `training_loss(task, predictions, targets, weights)
+-> scalar`, from the batched predictions [B] and what they carry in `aux`; it is used in place of the task's loss.
+
 The field's setting is one bag a step. Feature normalisation is fitted to the replica's own training bags: `zscore` with their mean
 and standard deviation over all instances (a constant column becomes 0), `l2` per instance.
 """
@@ -15,6 +18,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
+from mil_jax.aggregators.reembedding import Reembedded
 from mil_jax.bags import Bag, Prediction
 from mil_jax.errors import ConfigError
 from mil_jax.strategies.base import Batch, LearningRate, Steps, TrainingBags, TrainState, map_bags
@@ -23,7 +27,6 @@ from mil_jax.tasks.classification import Classification
 Array = jax.Array
 PyTree = Any
 NORMALIZATIONS = ("none", "l2", "zscore")
-AGGREGATOR_PREFIX = "aggregator."
 
 
 @dataclasses.dataclass(frozen=True)
@@ -31,7 +34,8 @@ class Supervised:
     """See the module's docstring.
 
     class_weights: multiply each bag's loss by the inverse frequency of its class in the training part.
-    Reads from `hyper`: "optimizer.lr", "optimizer.weight_decay", and where present "task.label_smoothing" and "aggregator.*".
+    Reads from `hyper`: "optimizer.lr", "optimizer.weight_decay", and where present "task.label_smoothing", "aggregator.*" and
+    "reembed.*".
     """
 
     module: nn.Module
@@ -84,6 +88,8 @@ class Supervised:
 
         def loss_of(params: PyTree) -> Array:
             predictions = map_bags(lambda bag, key: self._apply(params, state.hyper, bag, key), bags, keys)
+            if hasattr(self.module, "training_loss"):
+                return self.module.training_loss(task, predictions, batch.targets, weights)
             return task.loss(predictions, batch.targets, weights)
 
         loss, gradients = jax.value_and_grad(loss_of)(state.params)
@@ -108,11 +114,12 @@ class Supervised:
 
     def _apply(self, params: PyTree, hyper: dict[str, Array], bag: Bag, key: Array | None) -> Prediction:
         variables = {"params": params}
-        numeric = {
-            name.removeprefix(AGGREGATOR_PREFIX): x for name, x in hyper.items() if name.startswith(AGGREGATOR_PREFIX)
-        }
-        if numeric:
-            variables["hyper"] = numeric
+        groups: dict[str, dict[str, Array]] = {"aggregator": {}, "reembed": {}}
+        for name, x in hyper.items():
+            group, _, setting = name.partition(".")
+            if group in groups:
+                groups[group][setting] = x
+        variables["hyper"] = groups if isinstance(self.module, Reembedded) else groups["aggregator"]
         if key is None:
             return self.module.apply(variables, bag, train=False)
         return self.module.apply(variables, bag, train=True, rngs={"dropout": key})

@@ -178,16 +178,18 @@ def calibration_error(confidence: np.ndarray, correct: np.ndarray) -> float:
     return float(np.sum(np.abs(gaps)) / len(confidence))
 
 
-def youden_threshold(scores: np.ndarray, positive: np.ndarray) -> float:
+def youden_threshold(scores: np.ndarray, positive: np.ndarray, *, allow_none_positive: bool = False) -> float:
     """The score with the largest tpr - fpr, the highest such score; "positive" means score >= threshold.
 
+    allow_none_positive: where no threshold is better than calling nobody positive, +inf, as DSMIL's reference has it.
     NaN when a score is not finite.
     """
     if not np.isfinite(scores).all():
         return np.nan
     fpr, tpr, thresholds = sklearn_metrics.roc_curve(positive, scores)
     # The first point (threshold +inf, nobody positive) is no choice a model can be used with.
-    return float(thresholds[1:][np.argmax((tpr - fpr)[1:])])
+    first = 0 if allow_none_positive else 1
+    return float(thresholds[first:][np.argmax((tpr - fpr)[first:])])
 
 
 def _macro_average_precision(probabilities: np.ndarray, index: np.ndarray) -> float:

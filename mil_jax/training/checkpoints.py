@@ -6,7 +6,11 @@ the host's decisions. Keys, orders and schedules are not saved: they follow from
 
 from __future__ import annotations
 
+import errno
+import shutil
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +18,10 @@ import jax
 import numpy as np
 import orbax.checkpoint as ocp
 
+from mil_jax.errors import RunFolderError
+
 PyTree = Any
+_BYTES_BESIDE_ARRAYS = 1 << 20  # orbax's own files and `place`
 
 
 class Checkpoints:
@@ -23,7 +30,12 @@ class Checkpoints:
     def __init__(self, folder: Path, seconds: float) -> None:
         self.folder, self.seconds = folder, seconds
         self._saved_at = time.monotonic()
-        options = ocp.CheckpointManagerOptions(max_to_keep=2, create=True, enable_async_checkpointing=True)
+        options = ocp.CheckpointManagerOptions(
+            max_to_keep=2,
+            create=True,
+            enable_async_checkpointing=True,
+            cleanup_tmp_directories=True,  # what a killed run left half-written
+        )
         self._manager = ocp.CheckpointManager(folder.resolve(), options=options)
 
     def due(self) -> bool:
@@ -31,14 +43,22 @@ class Checkpoints:
         return time.monotonic() - self._saved_at >= self.seconds
 
     def save(self, number: int, arrays: PyTree, place: dict[str, Any], *, wait: bool = False) -> None:
-        """Saves host arrays and a JSON-able `place` under an ascending `number`; `wait` for it to be on disk."""
-        self._manager.wait_until_finished()
-        if self._manager.latest_step() != number:
-            parts = ocp.args.Composite(arrays=ocp.args.StandardSave(arrays), place=ocp.args.JsonSave(place))
-            self._manager.save(number, args=parts, force=True)
-        self._saved_at = time.monotonic()
-        if wait:
+        """Saves host arrays and a JSON-able `place` under an ascending `number`; `wait` for it to be on disk.
+
+        Raises RunFolderError when the disk is full.
+        """
+        with self._full_disk_as_error():
             self._manager.wait_until_finished()
+            if self._manager.latest_step() != number:
+                # Looked at beforehand: a writer that meets a full disk midway reports it from many threads at once.
+                needed = sum(x.nbytes for x in jax.tree.leaves(arrays)) + _BYTES_BESIDE_ARRAYS
+                if shutil.disk_usage(self.folder).free < needed:
+                    raise OSError(errno.ENOSPC, "no space for a checkpoint")
+                parts = ocp.args.Composite(arrays=ocp.args.StandardSave(arrays), place=ocp.args.JsonSave(place))
+                self._manager.save(number, args=parts, force=True)
+            self._saved_at = time.monotonic()
+            if wait:
+                self._manager.wait_until_finished()
 
     def place(self) -> dict[str, Any] | None:
         """Where the newest whole checkpoint stands, or None when there is none."""
@@ -54,6 +74,17 @@ class Checkpoints:
         return self._manager.restore(self._manager.latest_step(), args=restore)["arrays"]
 
     def close(self) -> None:
-        """Waits for what is being written."""
-        self._manager.wait_until_finished()
-        self._manager.close()
+        """Waits for what is being written. Raises RunFolderError when the disk is full."""
+        with self._full_disk_as_error():
+            self._manager.wait_until_finished()
+            self._manager.close()
+
+    @contextmanager
+    def _full_disk_as_error(self) -> Iterator[None]:
+        try:
+            yield
+        except (OSError, ValueError) as error:
+            number = error.errno if isinstance(error, OSError) else None
+            if number not in (errno.ENOSPC, errno.EDQUOT) and "No space left" not in str(error):
+                raise
+            raise RunFolderError(f"{self.folder}: the disk is full; free some space and go on with --resume") from error

@@ -13,11 +13,14 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-import ml_collections
+import jax
 import numpy as np
 import pandas as pd
+from ml_collections import ConfigDict
 
 from mil_jax import aggregators, tasks
+from mil_jax.aggregators.reembedding import reembedded
+from mil_jax.bags import Bag
 from mil_jax.data.buckets import Ladder, fit_ladder
 from mil_jax.data.cohort import Cohort, CohortSettings, build_cohort, resolve_classes
 from mil_jax.data.conversion import Progress, shards_for_features
@@ -36,7 +39,6 @@ from mil_jax.training.run_folder import RunFolder, fingerprint
 from mil_jax.training.schedule import Schedule
 from mil_jax.training.stopping import Selection
 
-ConfigDict = ml_collections.ConfigDict
 PROTOCOLS = ("clean", "reference")
 FREE_ON_RESUME = ("run", "train.checkpoint_seconds", "train.tensorboard", "train.wandb", "data.cache")
 
@@ -94,10 +96,12 @@ class Experiment:
 
 
 def cache_folder(config: ConfigDict) -> Path:
-    """Where converted features and the embedded cohort are kept."""
-    if config.data.cache:
-        return Path(config.data.cache)
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "mil_jax"
+    """Where converted features and the embedded cohort are kept. Raises ConfigError where that is no folder."""
+    usual = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "mil_jax"
+    folder = Path(config.data.cache) if config.data.cache else usual
+    if folder.exists() and not folder.is_dir():
+        raise ConfigError(f"{folder} is no folder: name one for the converted features with data.cache")
+    return folder
 
 
 def prepare(
@@ -140,7 +144,7 @@ def prepare(
     )
     _choose_selection(experiment)
     # Impossible settings are found before anything is written.
-    strategy(experiment)
+    parameter_shapes(experiment)
     if config.train.class_weights or config.train.balanced:
         task.class_weights(targets)
     return experiment
@@ -151,14 +155,28 @@ def strategy(experiment: Experiment) -> Supervised:
     config = experiment.config
     optimizer = {key: value for key, value in config.optimizer.items() if key not in ("lr", "weight_decay", "schedule")}
     fields = {key: value for key, value in config.aggregator.items() if key != "name"}
+    aggregator = aggregators.create(config.aggregator.name, experiment.task.num_outputs, **fields)
     return Supervised(
-        module=aggregators.create(config.aggregator.name, experiment.task.num_outputs, **fields),
+        module=reembedded(aggregator, config.reembed),
         task=experiment.task,
         optimizer=optimizers.make(optimizers.OptimizerSettings(**optimizer)),
         learning_rate=Schedule(**config.optimizer.schedule),
         normalize=config.data.normalize,
         class_weights=config.train.class_weights,
     )
+
+
+def parameter_shapes(experiment: Experiment) -> Any:
+    """The tree of the shapes of one run's parameters, without computing any. Raises ConfigError where model and features differ."""
+    length, shape = experiment.ladder.lengths[0], experiment.shards.feature_shape
+    bag = Bag(
+        features=jax.ShapeDtypeStruct((length, *shape), np.float32),
+        coords=jax.ShapeDtypeStruct((length, 2), np.int32),
+        slide_index=jax.ShapeDtypeStruct((length,), np.int32),
+        mask=jax.ShapeDtypeStruct((length,), np.bool_),
+    )
+    module = strategy(experiment).module
+    return jax.eval_shape(lambda bag: module.init({"params": jax.random.key(0)}, bag, train=False)["params"], bag)
 
 
 def train(experiment: Experiment, folder: RunFolder, listener: Listener) -> FitResult:
@@ -278,6 +296,10 @@ def _cohort_settings(config: ConfigDict, strict: bool) -> CohortSettings:
 
 def _task_settings(config: ConfigDict, settings: CohortSettings) -> Mapping[str, Any]:
     chosen = {key: value for key, value in config.task.items() if key != "name"}
+    if len(settings.targets) == 1 and config.task.multi_label:
+        raise ConfigError(
+            "task.multi_label is for several label columns of 0 and 1: name them in data.target, with commas"
+        )
     if len(settings.targets) > 1 and config.task.loss_name != "binary_cross_entropy":
         raise ConfigError(
             f"data.target names {len(settings.targets)} columns, each a label of its own, and task.loss_name="

@@ -31,6 +31,7 @@ class OptimizerSettings:
 
     name: one of `NAMES`. b1, b2, eps: of the adaptive ones. momentum, nesterov: of `sgd`. lookahead_steps,
     lookahead_alpha: of `lookahead_radam`. clip_norm: largest global norm of a gradient, 0 = no clipping.
+    decay_min_axes: parameters with fewer axes are not decayed; 2 spares biases and norms.
     accumulate_steps: gradients averaged for one update of the parameters; clipping applies to the average.
 
     Raises ConfigError for values that cannot work.
@@ -45,6 +46,7 @@ class OptimizerSettings:
     lookahead_steps: int = 6
     lookahead_alpha: float = 0.5
     clip_norm: float = 0.0
+    decay_min_axes: int = 0
     accumulate_steps: int = 1
 
     def __post_init__(self) -> None:
@@ -71,16 +73,16 @@ def make(settings: OptimizerSettings) -> optax.GradientTransformationExtraArgs:
     (`optax.apply_updates`). With `accumulate_steps` = k, k - 1 calls of k return zero updates, and the k-th one uses
     its own lr.
     """
-    decay_l2, decay_decoupled, scale = _add_decay(), _add_decay(), _scale_by_lr()
+    decay, scale = _add_decay(settings.decay_min_axes), _scale_by_lr()
     if settings.name == "adam":
-        chain = [decay_l2, optax.scale_by_adam(settings.b1, settings.b2, settings.eps), scale]
+        chain = [decay, optax.scale_by_adam(settings.b1, settings.b2, settings.eps), scale]
     elif settings.name == "adamw":
-        chain = [optax.scale_by_adam(settings.b1, settings.b2, settings.eps), decay_decoupled, scale]
+        chain = [optax.scale_by_adam(settings.b1, settings.b2, settings.eps), decay, scale]
     elif settings.name == "sgd":
         momentum = [optax.trace(settings.momentum, settings.nesterov)] if settings.momentum else []
-        chain = [decay_l2, *momentum, scale]
+        chain = [decay, *momentum, scale]
     else:
-        radam = optax.chain(_radam(settings.b1, settings.b2, settings.eps), decay_decoupled, scale)
+        radam = optax.chain(_radam(settings.b1, settings.b2, settings.eps), decay, scale)
         chain = [_lookahead(radam, settings.lookahead_steps, settings.lookahead_alpha)]
     if settings.clip_norm:
         chain.insert(0, _clip_by_global_norm(settings.clip_norm))
@@ -91,13 +93,13 @@ def make(settings: OptimizerSettings) -> optax.GradientTransformationExtraArgs:
     return transformation
 
 
-def _add_decay() -> optax.GradientTransformationExtraArgs:
-    """updates + weight_decay * params, on every parameter, biases included."""
+def _add_decay(min_axes: int) -> optax.GradientTransformationExtraArgs:
+    """updates + weight_decay * params, on every parameter with at least `min_axes` axes (0: biases included)."""
 
     def update(
         updates: PyTree, state: optax.EmptyState, params: PyTree, *, weight_decay: Any, **_: Any
     ) -> tuple[PyTree, Any]:
-        return jax.tree.map(lambda u, p: u + weight_decay * p, updates, params), state
+        return jax.tree.map(lambda u, p: u + weight_decay * p if p.ndim >= min_axes else u, updates, params), state
 
     return optax.GradientTransformationExtraArgs(lambda _: optax.EmptyState(), update)
 

@@ -60,23 +60,14 @@ class RunFolder:
         when a run is resumed with other settings or data, naming what differs.
         """
         folder = Path(path)
-        if resume and overwrite:
-            raise RunFolderError(f"{folder}: --resume and --overwrite exclude each other; give one of them")
+        require_usable(folder, resume=resume, overwrite=overwrite)
         wanted = {"config": plain(config), "data": plain(fingerprints)}
         moved = None
         if is_run_folder(folder):
             if resume:
                 return cls._resume(folder, wanted, free)
-            if not overwrite:
-                raise RunFolderError(
-                    f"{folder} already holds a run; go on with it (--resume), replace it (--overwrite), or name another"
-                )
             moved = _free_name(folder)
             folder.rename(moved)
-        elif _holds_something(folder):
-            raise RunFolderError(
-                f"{folder} exists and is no run folder (it has no readable config.json of mil_jax); name another folder"
-            )
         try:
             for part in (folder, folder / "checkpoints", folder / "figures"):
                 part.mkdir(parents=True, exist_ok=True)
@@ -220,6 +211,22 @@ class RunFolder:
         known = (self.path / "environment.json").is_file()
         sessions = self.read_json("environment.json")["sessions"] if known else []
         self.write_json("environment.json", {"sessions": [*sessions, describe_environment()]})
+
+
+def require_usable(path: str | os.PathLike[str], *, resume: bool = False, overwrite: bool = False) -> None:
+    """Raises RunFolderError when `path` is taken by a run (without resume or overwrite) or by something else."""
+    folder = Path(path)
+    if resume and overwrite:
+        raise RunFolderError(f"{folder}: --resume and --overwrite exclude each other; give one of them")
+    if is_run_folder(folder):
+        if not (resume or overwrite):
+            raise RunFolderError(
+                f"{folder} already holds a run; go on with it (--resume), replace it (--overwrite), or name another"
+            )
+    elif _holds_something(folder):
+        raise RunFolderError(
+            f"{folder} exists and is no run folder (it has no readable config.json of mil_jax); name another folder"
+        )
 
 
 def is_run_folder(path: str | os.PathLike[str]) -> bool:

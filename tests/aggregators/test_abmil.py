@@ -73,7 +73,7 @@ def test_replicas_differ_in_their_dropout_rate_without_recompiling():
 
 
 def test_attention_without_a_width_is_as_wide_as_the_instances():
-    _, fields = aggregators.VARIANTS["pathgene"]
+    _, fields = aggregators.variants()["pathgene"]
     params = aggregators.create("abmil", 2, **fields).init(jax.random.key(0), _bag())["params"]
     assert params["attention_v"]["kernel"].shape == (6, 6)
 

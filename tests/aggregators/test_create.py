@@ -14,7 +14,7 @@ def test_every_name_builds_with_its_defaults():
 
 
 def test_every_variant_builds():
-    for variant, (name, fields) in aggregators.VARIANTS.items():
+    for variant, (name, fields) in aggregators.variants().items():
         assert aggregators.create(name, 2, **fields), variant
 
 

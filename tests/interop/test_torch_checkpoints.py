@@ -18,7 +18,7 @@ SMALL = {"feature_dim": 8, "attention_dim": 4}
 
 
 def _model(variant: str) -> tuple[Any, Any]:
-    name, fields = aggregators.VARIANTS[variant]
+    name, fields = aggregators.variants()[variant]
     known = aggregators.default_fields(name)
     small = {key: value for key, value in SMALL.items() if key in known and fields.get(key, 0) is not None}
     module = aggregators.create(name, 2, **{**fields, **small})
@@ -32,7 +32,7 @@ def _assert_equal(found: Any, expected: Any) -> None:
     jax.tree.map(np.testing.assert_array_equal, found, expected)
 
 
-@pytest.mark.parametrize("variant", aggregators.VARIANTS)
+@pytest.mark.parametrize("variant", aggregators.variants())
 def test_export_then_import_gives_the_parameters_back(variant):
     module, params = _model(variant)
     _assert_equal(import_state_dict(module, export_state_dict(module, params, variant), variant), params)

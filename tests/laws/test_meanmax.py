@@ -15,7 +15,7 @@ NUM_OUTPUTS = {"clam_mil_fc": 2}
 
 
 def small(variant: str) -> Any:
-    name, fields = aggregators.VARIANTS[variant]
+    name, fields = aggregators.variants()[variant]
     return aggregators.create(name, NUM_OUTPUTS.get(variant, 3), **{**fields, "feature_dim": 16})
 
 

@@ -101,6 +101,17 @@ def test_a_case_with_other_sizes_classes_and_salt_runs(tmp_path):
     assert outcome.status == "passed", outcome.line(case.name)
 
 
+def test_gradients_carry_the_cases_names_where_a_model_without_dropout_numbers_its_layers_otherwise(tmp_path):
+    def alter(arrays, meta):
+        meta["params"] = {name.replace("head.3", "head.2"): shape for name, shape in meta["params"].items()}
+        arrays.clear()
+        arrays["grad_norm/head.2.weight"] = np.ones(())
+
+    (case,) = load_cases(_altered(tmp_path, "meanmax_mean", alter))
+    outcome = run_case(case)
+    assert outcome.worst == "grad_norm/head.2.weight", outcome.line(case.name)
+
+
 def test_a_wrong_stored_value_fails_and_is_named(tmp_path):
     def alter(arrays, meta):
         arrays["out/logits"] = arrays["out/logits"] + 0.01

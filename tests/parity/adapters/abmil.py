@@ -12,10 +12,18 @@ import numpy as np
 import optax
 
 from mil_jax import aggregators
+from mil_jax.aggregators import abmil, meanmax
 from mil_jax.interop.torch_checkpoints import export_state_dict, import_state_dict
 from mil_jax.tasks.classification import Classification
 from mil_jax.training.optimizers import OptimizerSettings, make
-from tests.parity.adapters.base import Answer, class_targets, classification_task, gradient_entries, stack_bags
+from tests.parity.adapters.base import (
+    Answer,
+    class_targets,
+    classification_task,
+    gradient_entries,
+    named_as_stored,
+    stack_bags,
+)
 from tests.parity.case import Case
 
 _FIELDS = {  # the case's name of a setting -> ours
@@ -33,7 +41,7 @@ _OPTIMIZERS = {"torch.optim.Adam": "adam", "torch.optim.AdamW": "adamw"}
 
 def build(case: Case) -> nn.Module:
     """The aggregator that the case's config describes."""
-    name, fields = aggregators.VARIANTS[case.variant]
+    name, fields = aggregators.variants()[case.variant]
     known = aggregators.default_fields(name)
     settings = {ours: case.config[theirs] for theirs, ours in _FIELDS.items() if case.config.get(theirs) is not None}
     settings = {key: value for key, value in settings.items() if key in known}
@@ -110,7 +118,7 @@ class BagAdapter:
             values |= {"instance_logits": z, "instance_prob": jax.nn.softmax(z, axis=-1)}
         if "chosen" in prediction.aux:
             values |= {"argmax": prediction.aux["chosen"], "top_index": prediction.aux["chosen"]}
-        published = _published(case, export_state_dict(module, grads, case.variant))
+        published = named_as_stored(case, export_state_dict(module, grads, case.variant))
         return Answer({f"out/{key}": value for key, value in values.items()} | gradient_entries(published))
 
     def _steps(self, case: Case, bucket: int | None) -> Answer:
@@ -132,7 +140,7 @@ class BagAdapter:
             values[f"out/loss/{step}"], grads = loss_and_gradient(params, step)
             updates, state = update(grads, state, params, lr=config["lr"], weight_decay=config["weight_decay"])
             params = optax.apply_updates(params, updates)
-            for name, value in _published(case, export_state_dict(module, params, case.variant)).items():
+            for name, value in named_as_stored(case, export_state_dict(module, params, case.variant)).items():
                 values[f"out/step{step + 1}/{name}"] = value
         values["out/loss/after"], _ = loss_and_gradient(params, 0)
         return Answer(values)
@@ -146,15 +154,6 @@ def _class_outputs(task: Classification, logits: np.ndarray) -> dict[str, Any]:
     return {"prob": prob, "Y_hat": np.argmax(logits, axis=-1)}
 
 
-def _published(case: Case, arrays: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
-    """By the case's own parameter names: a model built without dropout numbers the layers of its Sequential
-    otherwise.
-    """
-    unused = [name for name in case.meta["params"] if name not in arrays]
-    renamed = [name for name in arrays if name not in case.meta["params"]]
-    assert len(unused) == len(renamed)
-    aliases = dict(zip(renamed, unused, strict=True))
-    return {aliases.get(name, name): value for name, value in arrays.items()}
-
-
-ADAPTERS = {("abmil", variant): BagAdapter() for variant in aggregators.VARIANTS}
+ADAPTERS = {
+    ("abmil", variant): BagAdapter() for variant in (*abmil.VARIANTS, *meanmax.MEAN_VARIANTS, *meanmax.MAX_VARIANTS)
+}

@@ -4,6 +4,7 @@ use.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Protocol
@@ -48,6 +49,27 @@ def stack_bags(features: np.ndarray, lengths: list[int], bucket: int | None) -> 
         padded[:, : features.shape[1]] = features
         features = np.where(mask.reshape(*mask.shape, *(1,) * (features.ndim - 2)), padded, np.nan)
     return Bag(jnp.asarray(features, jnp.float32), jnp.asarray(mask))
+
+
+def bag_features(case: Case, name: str = "x") -> np.ndarray:
+    """Bags of feature vectors [B, N, D], transformed where the case says so ("0.2*relu(x-1)", "abs(x)")."""
+    x = case.input(name)
+    if rule := case.config.get("input_transform"):
+        parsed = re.fullmatch(r"(?:([\d.]+)\*)?(abs|relu)\(x([+-][\d.]+)?\)", rule.replace(" ", ""))
+        if parsed is None:
+            raise ValueError(f"no input transform is called {rule!r}")
+        x = x + np.float32(parsed[3] or 0)
+        x = np.float32(parsed[1] or 1) * (np.abs(x) if parsed[2] == "abs" else np.maximum(x, 0))
+    return x.reshape((1,) * (3 - x.ndim) + x.shape)
+
+
+def named_as_stored(case: Case, arrays: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """By the case's own parameter names: a model built without dropout numbers the layers of its Sequential
+    otherwise.
+    """
+    ours, theirs = set(arrays), set(case.meta["params"])
+    aliases = dict(zip(sorted(ours - theirs), sorted(theirs - ours), strict=True))
+    return {aliases.get(name, name): value for name, value in arrays.items()}
 
 
 def gradient_entries(gradients: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:

@@ -1,0 +1,91 @@
+"""What the benchmarks share: timing in pairs, the facts that every result carries, and the table of all results.
+
+    python -m benchmarks.common                writes the table at the end of benchmarks/README.md from benchmarks/results/*.json
+
+A result is a JSON file with the command, machine, versions, date, commit, figures, and `table`: rows (what, bar, result).
+"""
+
+from __future__ import annotations
+
+import datetime
+import json
+import os
+import platform
+import statistics
+import sys
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+from mil_jax.training.environment import describe_environment
+
+RESULTS = Path(__file__).parent / "results"
+HEADING = "## Results"
+DEFAULT_MACHINE = f"{platform.system()}-{platform.machine()}".lower()
+
+
+def paired(ways: dict[str, Callable[[], Any]], rounds: int) -> dict[str, list[float]]:
+    """Seconds of each way in every round; within a round the ways take turns, in turned order every second round."""
+    seconds: dict[str, list[float]] = {name: [] for name in ways}
+    for number in range(rounds):
+        for name in list(ways) if number % 2 == 0 else list(reversed(ways)):
+            start = time.perf_counter()
+            ways[name]()
+            seconds[name].append(time.perf_counter() - start)
+    return seconds
+
+
+def median_ratio(numerator: Sequence[float], denominator: Sequence[float]) -> float:
+    """The median over the rounds of the ratio within a round: what slows a whole round cancels."""
+    return statistics.median(a / b for a, b in zip(numerator, denominator, strict=True))
+
+
+def write_result(name: str, machine: str, figures: dict[str, Any], table: Sequence[tuple[str, str, str]]) -> None:
+    """Writes results/<name>-<machine>.json and prints it. table: rows (what, bar, result)."""
+    environment = describe_environment()
+    result = {
+        "command": " ".join([f"python -m benchmarks.{name}", *sys.argv[1:]]),
+        "date": datetime.date.today().isoformat(),
+        "machine": {"name": machine, "cpu": _cpu_model(), "memory_GB": _memory_gb(), "load_average": os.getloadavg()[0]}
+        | {key: environment[key] for key in ("system", "cpu_cores", "devices")},
+        "versions": environment["versions"],
+        "commit": environment["commit"],
+        "table": [dict(zip(("what", "bar", "result"), row, strict=True)) for row in table],
+        "figures": figures,
+    }
+    RESULTS.mkdir(exist_ok=True)
+    text = json.dumps(result, indent=1)
+    (RESULTS / f"{name}-{machine}.json").write_text(text + "\n", encoding="utf-8")
+    print(text)
+
+
+def table() -> str:
+    """All results as one Markdown table."""
+    lines = ["| what | bar | result | command, machine, date |", "| --- | --- | --- | --- |"]
+    for path in sorted(RESULTS.glob("*.json")):
+        result = json.loads(path.read_text(encoding="utf-8"))
+        source = f"`{result['command']}`, {result['machine']['name']}, {result['date']}"
+        lines += [f"| {row['what']} | {row['bar']} | {row['result']} | {source} |" for row in result.get("table", ())]
+    return "\n".join(lines)
+
+
+def write_table() -> None:
+    """Renews what stands under the heading of the README's results."""
+    readme = Path(__file__).parent / "README.md"
+    before = readme.read_text(encoding="utf-8").partition(HEADING)[0]
+    readme.write_text(f"{before}{HEADING}\n\n{table()}\n", encoding="utf-8")
+
+
+def _cpu_model() -> str:
+    path = Path("/proc/cpuinfo")
+    lines = path.read_text().splitlines() if path.exists() else []
+    return next((line.split(":")[1].strip() for line in lines if line.startswith("model name")), platform.machine())
+
+
+def _memory_gb() -> float:
+    return round(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 1e9, 1)
+
+
+if __name__ == "__main__":
+    write_table()

@@ -1,0 +1,69 @@
+"""A re-embedding in front of any aggregator: it gives the bag new features, the aggregator makes the prediction.
+
+R2T's authors propose it as a plug-in for every MIL model: x [N, D] -> R2T(x) [N, E] -> aggregator. An aggregator that
+starts with a feature layer of its own keeps it; where it can do without (`feature_layer="none"`), the pair is the
+published arrangement.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+from collections.abc import Mapping
+from typing import Any
+
+import flax.linen as nn
+import jax
+
+from mil_jax.aggregators.r2t import R2T
+from mil_jax.bags import Bag, Prediction
+from mil_jax.errors import ConfigError
+
+REEMBEDDINGS: dict[str, type[nn.Module]] = {"rrt": R2T}
+
+
+class Reembedded(nn.Module):
+    """`aggregator` on the bag that `reembed` returns. Parameters, and entries of "hyper", lie under these two names."""
+
+    reembed: nn.Module
+    aggregator: nn.Module
+
+    def __call__(self, bag: Bag, train: bool = False) -> Prediction:
+        return self.aggregator(self.reembed(bag, train), train)
+
+    @nn.nowrap
+    def training_loss(self, task: Any, predictions: Prediction, targets: jax.Array, weights: jax.Array) -> jax.Array:
+        """The aggregator's own loss where it has one, else the task's."""
+        if hasattr(self.aggregator, "training_loss"):
+            return self.aggregator.training_loss(task, predictions, targets, weights)
+        return task.loss(predictions, targets, weights)
+
+
+def default_fields(name: str) -> dict[str, Any]:
+    """Fields of the re-embedding `name` with their defaults. Raises ConfigError if unknown."""
+    if name not in REEMBEDDINGS:
+        raise ConfigError(
+            f"reembed.name={name!r} is unknown; choose one of {', '.join(REEMBEDDINGS)}, or leave it empty"
+        )
+    fields = dataclasses.fields(REEMBEDDINGS[name])
+    return {field.name: field.default for field in fields if field.name not in ("parent", "name")}
+
+
+def reembedded(aggregator: nn.Module, settings: Mapping[str, Any]) -> nn.Module:
+    """`aggregator` behind the re-embedding that the config group `reembed` asks for; itself when its name is empty.
+
+    Raises ConfigError for an unknown name or field (suggesting the nearest) and for settings that cannot work.
+    """
+    fields = {key: value for key, value in settings.items() if key != "name"}
+    if not settings["name"]:
+        return aggregator
+    known = default_fields(settings["name"])
+    for key in fields:
+        if key not in known:
+            nearest = difflib.get_close_matches(key, list(known), n=1)
+            advice = f"did you mean {nearest[0]!r}?" if nearest else f"known: {', '.join(sorted(known))}"
+            raise ConfigError(f"reembed.{key} is not a setting of {settings['name']!r}; {advice}")
+    try:
+        return Reembedded(REEMBEDDINGS[settings["name"]](**fields), aggregator)
+    except ConfigError as error:
+        raise ConfigError(str(error).replace("aggregator.", "reembed.")) from error

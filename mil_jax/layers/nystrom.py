@@ -1,0 +1,257 @@
+"""Nystrom attention (Xiong et al. 2021, eq. 14 and 15) as lucidrains/nystrom-attention and TransMIL compute it, for a dynamic length.
+
+A1 Z A3 V + conv(V): A1, A3 are softmaxes between tokens and m landmarks (means of l consecutive tokens), Z is an iterated
+pseudo-inverse of the landmarks' A2. The reference puts `pad` zero rows in front so that m divides the length; they shift the groups
+and are keys in A3. Here they are never built: `landmark_means` counts them and the softmax of A3 gains pad * exp(0). The heads are
+taken one after another and their maps [S, m] recomputed in the backward pass, so that memory is linear in S with a small factor.
+"""
+
+from __future__ import annotations
+
+import functools
+import math
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import lax
+
+from mil_jax.layers.initializers import Affine
+
+Array = jax.Array
+
+_FULL = lax.Precision.HIGHEST  # the pseudo-inverse does not bear TF32 or bfloat16 products
+_BLOCK = 96  # tokens that one matrix product of the residual convolution covers
+
+
+class NystromWeights(NamedTuple):
+    """qkv: [D, 3 * heads * d], queries, keys and values side by side, each head by head, no bias. output: [heads * d, D].
+    residual: [K, heads], one kernel over the tokens per head, K odd.
+    """
+
+    qkv: Array
+    output: Affine
+    residual: Array
+
+    @property
+    def num_heads(self) -> int:
+        return self.residual.shape[1]
+
+    @property
+    def head_dim(self) -> int:
+        return self.output.kernel.shape[0] // self.num_heads
+
+
+def nystrom_attention(
+    x: Array,
+    num_tokens: Array,
+    weights: NystromWeights,
+    *,
+    num_landmarks: int,
+    iterations: int,
+    first_only: bool = False,
+) -> Array:
+    """Attention over the first `num_tokens` rows of x [S, D], the others being zero -> [S, D], arbitrary in those rows.
+
+    first_only: only the first token's row [1, D] is computed: its queries alone, all keys and values.
+    """
+    heads, inner = weights.num_heads, weights.output.kernel.shape[0]
+    padding = front_padding(num_tokens, num_landmarks)
+    query_marks, key_marks, similarity = landmarks(x, num_tokens, weights, num_landmarks)
+    if first_only:
+        (queries,) = _by_head(x[:1] @ weights.qkv[:, :inner], 1, heads)  # [heads, 1, d]
+        keys, values = _by_head(x @ weights.qkv[:, inner:], 2, heads)  # [heads, S, d] each
+    else:
+        queries, keys, values = _by_head(x @ weights.qkv, 3, heads)
+
+    @jax.checkpoint
+    def gather(marks: Array, keys: Array, values: Array) -> Array:
+        return attend_with_padding(marks, keys, values, num_tokens, padding)
+
+    @jax.checkpoint
+    def spread(queries: Array, marks: Array, mixed: Array) -> Array:
+        return jax.nn.softmax(queries @ marks.T / math.sqrt(weights.head_dim), axis=-1) @ mixed
+
+    if first_only:
+        pooled = lax.map(lambda head: gather(*head), (query_marks, keys, values))  # A3 V [heads, m, d]
+        mixed = apply_pseudo_inverse(similarity, pooled, iterations)  # Z A3 V [heads, m, d]
+        attended = jax.vmap(spread)(queries, key_marks, mixed)
+        taps = weights.residual[len(weights.residual) // 2 :][: len(x)]
+        nearby = jnp.einsum("htd,th->hd", values[:, : len(taps)], taps)[:, None]
+    else:
+
+        def gather_and_convolve(head: tuple[Array, Array, Array, Array]) -> tuple[Array, Array]:
+            marks, keys, values, taps = head
+            return gather(marks, keys, values), token_convolution(values, taps)
+
+        pooled, nearby = lax.map(gather_and_convolve, (query_marks, keys, values, weights.residual.T))
+        mixed = apply_pseudo_inverse(similarity, pooled, iterations)
+        attended = lax.map(lambda head: spread(*head), (queries, key_marks, mixed))
+    return weights.output((attended + nearby).transpose(1, 0, 2).reshape(-1, inner))
+
+
+def first_token_attention(
+    x: Array, num_tokens: Array, weights: NystromWeights, *, num_landmarks: int, iterations: int
+) -> Array:
+    """The first token's row of A1 Z A3, per head: [heads, S], 0 behind `num_tokens`; may be negative, does not sum to 1."""
+    heads, inner = weights.num_heads, weights.output.kernel.shape[0]
+    padding = front_padding(num_tokens, num_landmarks)
+    query_marks, key_marks, similarity = landmarks(x, num_tokens, weights, num_landmarks)
+    (query,) = _by_head(x[:1] @ weights.qkv[:, :inner], 1, heads)  # [heads, 1, d]
+    (keys,) = _by_head(x @ weights.qkv[:, inner : 2 * inner], 1, heads)
+    logits = jnp.einsum("hid,hmd->hmi", query, key_marks) / math.sqrt(weights.head_dim)
+    # (A1 Z)' of the first token [heads, m, 1]
+    row = apply_pseudo_inverse(similarity, jax.nn.softmax(logits, axis=1), iterations, transposed=True)
+
+    def head_row(head: tuple[Array, Array, Array]) -> Array:
+        marks, keys, row = head
+        exponentials, total = _exponentials(marks, keys, num_tokens, padding)
+        return (row / total)[:, 0] @ exponentials
+
+    return lax.map(head_row, (query_marks, keys, row))
+
+
+def _by_head(x: Array, parts: int, heads: int) -> Array:
+    """[S, parts * heads * d] -> [parts, heads, S, d]."""
+    return x.reshape(len(x), parts, heads, -1).transpose(1, 2, 0, 3)
+
+
+def _group_size(num_tokens: Array, num_landmarks: int) -> Array:
+    return -(-num_tokens // num_landmarks)
+
+
+def front_padding(num_tokens: Array, num_landmarks: int) -> Array:
+    return _group_size(num_tokens, num_landmarks) * num_landmarks - num_tokens
+
+
+def landmarks(x: Array, num_tokens: Array, weights: NystromWeights, num_landmarks: int) -> tuple[Array, Array, Array]:
+    """(landmarks of the queries [heads, m, d], of the keys, their softmax A2 [heads, m, m]).
+
+    Queries and keys are linear in x, so their means are those of x, projected: m rows instead of S.
+    """
+    inner = weights.num_heads * weights.head_dim
+    marks = landmark_means(x, num_tokens, num_landmarks)
+    queries, keys = _by_head(marks @ weights.qkv[:, : 2 * inner], 2, weights.num_heads)
+    logits = jnp.einsum("hid,hjd->hij", queries, keys) / math.sqrt(weights.head_dim)
+    return queries, keys, jax.nn.softmax(logits.astype(jnp.float32), axis=-1)
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(2,))
+def landmark_means(x: Array, num_tokens: Array, num_landmarks: int) -> Array:
+    """Means of l = ceil(num_tokens / m) consecutive rows of x [S, D] -> [m, D], as if zero rows in front made it l * m rows.
+
+    The divisor is always l: the zero rows count. Rows from `num_tokens` on must be zero.
+    """
+    longest = -(-len(x) // num_landmarks)
+    group = _group_size(num_tokens, num_landmarks)
+    first = jnp.arange(num_landmarks)[:, None] * group - front_padding(num_tokens, num_landmarks)
+    place = jnp.arange(longest)
+    token = first + place  # [m, longest]
+    real = (place < group) & (token >= 0)
+    rows = jnp.where(real[..., None], x[jnp.clip(token, 0, len(x) - 1)], 0)
+    return jnp.sum(rows, axis=1) / group.astype(x.dtype)
+
+
+def _landmark_means_forward(x: Array, num_tokens: Array, num_landmarks: int) -> tuple[Array, tuple[Array, Array]]:
+    return landmark_means(x, num_tokens, num_landmarks), (num_tokens, jnp.arange(len(x)))
+
+
+def _landmark_means_backward(
+    num_landmarks: int, residuals: tuple[Array, Array], cotangent: Array
+) -> tuple[Array, np.ndarray]:
+    """Each token belongs to one group: a gather, where the transposed gather would be a scatter (serial on a CPU)."""
+    num_tokens, token = residuals
+    group = _group_size(num_tokens, num_landmarks)
+    landmark = jnp.clip((token + front_padding(num_tokens, num_landmarks)) // group, 0, num_landmarks - 1)
+    share = jnp.where(token < num_tokens, 1 / group.astype(cotangent.dtype), 0)
+    return cotangent[landmark] * share[:, None], np.zeros((), jax.dtypes.float0)
+
+
+landmark_means.defvjp(_landmark_means_forward, _landmark_means_backward)
+
+
+def _exponentials(marks: Array, keys: Array, num_tokens: Array, padding: Array) -> tuple[Array, Array]:
+    """Numerators [m, S] and denominators [m, 1] of A3 for landmark queries [m, d] and keys [S, d]: `padding` further keys are 0."""
+    logits = (marks @ keys.T / math.sqrt(marks.shape[-1])).astype(jnp.float32)
+    logits = jnp.where(jnp.arange(len(keys)) < num_tokens, logits, -jnp.inf)
+    largest = jnp.maximum(jnp.max(logits, axis=-1, keepdims=True), jnp.where(padding > 0, 0.0, -jnp.inf))
+    largest = lax.stop_gradient(largest)
+    exponentials = jnp.exp(logits - largest)
+    return exponentials, jnp.sum(exponentials, axis=-1, keepdims=True) + padding * jnp.exp(-largest)
+
+
+def attend_with_padding(marks: Array, keys: Array, values: Array, num_tokens: Array, padding: Array) -> Array:
+    """A3 V of one head [m, d]; the padding's values are 0."""
+    exponentials, total = _exponentials(marks, keys, num_tokens, padding)
+    return (exponentials.astype(values.dtype) @ values) / total
+
+
+def apply_pseudo_inverse(a: Array, w: Array, iterations: int, *, transposed: bool = False) -> Array:
+    """Z w, or Z' w, for the iterated pseudo-inverse Z of softmax matrices a [heads, m, m] and w [heads, m, k], in float32.
+
+    The reference iterates Z <- Z r(a Z) from Z = c a', with r(X) = (13 - 15 X + 7 X^2 - X^3) / 4 and 1 / c the largest column sum
+    over all heads (row sums are 1). All X = a Z are polynomials in c a a': symmetric, and they commute. So X <- X r(X) is iterated
+    alone and the r(X) are applied to w, which is thin. X r(X) = (b^2 + 27/8 X - (X^2 - 7/2 X + b)^2) / 4 with b = 11/8 takes two
+    squarings, each with one product in the backward pass: 33 m^3 products in all instead of 72.
+    """
+    a, w = a.astype(jnp.float32), w.astype(jnp.float32)
+    scale = 1.0 / jnp.max(jnp.sum(a, axis=-2))
+    x = scale * _gram(a)
+    w = _product(a, w) if transposed else w
+    identity = jnp.eye(a.shape[-1], dtype=jnp.float32)
+
+    def iterate(carry: tuple[Array, Array], _: None) -> tuple[tuple[Array, Array], None]:
+        x, w = carry
+        square = _square(x)
+        xw = _product(x, w)
+        w = 0.25 * (13.0 * w - 15.0 * xw + _product(square, 7.0 * w - xw))
+        return (0.25 * (1.375**2 * identity + 3.375 * x - _square(square - 3.5 * x + 1.375 * identity)), w), None
+
+    (x, w), _ = lax.scan(iterate, (x, w), length=iterations - 1)
+    w = 0.25 * (13.0 * w - _product(x, 15.0 * w - _product(x, 7.0 * w - _product(x, w))))
+    return scale * (w if transposed else _product(a.mT, w))
+
+
+def _product(a: Array, b: Array) -> Array:
+    return jnp.matmul(a, b, precision=_FULL)
+
+
+@jax.custom_vjp
+def _gram(a: Array) -> Array:
+    """a a' of matrices [..., m, m]."""
+    return _product(a, a.mT)
+
+
+_gram.defvjp(lambda a: (_gram(a), a), lambda a, g: (_product(g + g.mT, a),))
+
+
+@jax.custom_vjp
+def _square(x: Array) -> Array:
+    """x x of symmetric matrices. The gradient is symmetric too: its antisymmetric part would vanish in that of `_gram`."""
+    return _product(x, x)
+
+
+def _square_backward(x: Array, g: Array) -> tuple[Array]:
+    half = _product(0.5 * (g + g.mT), x)
+    return (half + half.mT,)
+
+
+_square.defvjp(lambda x: (_square(x), x), _square_backward)
+
+
+def token_convolution(values: Array, kernel: Array) -> Array:
+    """Cross-correlation of values [S, d] over the tokens with one kernel [K], K odd, zero padding K // 2 -> [S, d].
+
+    Blocks of tokens times a banded Toeplitz matrix: the gradients are matrix products too (33 shifted sums would be 33 passes).
+    """
+    size, taps = len(values), len(kernel)
+    block = max(_BLOCK, taps - 1)
+    num_blocks = -(-size // block)
+    behind = (num_blocks + 1) * block - size - taps // 2
+    blocks = jnp.pad(values, ((taps // 2, behind), (0, 0))).reshape(num_blocks + 1, block, -1)
+    windows = jnp.concatenate([blocks[:-1], blocks[1:, : taps - 1]], axis=1)  # [blocks, block + K - 1, d]
+    length = block + taps - 1
+    row = jnp.pad(kernel, (0, length + 1 - taps))  # repeated rows that are one too long: each starts one place later
+    band = jnp.tile(row, block)[: block * length].reshape(block, length)
+    return jnp.einsum("ij,bjd->bid", band, windows).reshape(num_blocks * block, -1)[:size]

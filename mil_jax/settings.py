@@ -1,0 +1,186 @@
+"""Every setting of a run but the aggregator's: its default, what it means, and the numbers it may be.
+
+One table serves the defaults of config files, `--help` and the check of values. What depends on other settings, or is a choice among
+names, is checked where it is used.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any, NamedTuple
+
+from mil_jax.errors import ConfigError
+
+MAX_SEED = 2**31 - 1  # seeds are folded into keys as 32-bit numbers
+
+
+class Setting(NamedTuple):
+    """meaning: one sentence, names in backticks. least, most: of a number, both allowed. choices: where nothing else checks them."""
+
+    default: Any
+    meaning: str
+    least: float = -math.inf
+    most: float = math.inf
+    choices: tuple[str, ...] = ()
+
+
+SETTINGS: dict[str, Setting] = {
+    "name": Setting("", "Name of the recipe; names the run folder and the summary."),
+    "run": Setting("", "The run folder; empty: `runs/<name>`."),
+    "data.features": Setting(
+        "", "Folder of feature files, one per slide (CLAM, TRIDENT, STAMP or plain). Converted once into the cache."
+    ),
+    "data.shards": Setting("", "Instead of `data.features`: a folder written by `python -m data_prep.shard`."),
+    "data.cache": Setting(
+        "", "Where converted features and the embedded cohort are kept; empty: `mil_jax` in the user's cache folder."
+    ),
+    "data.encoder_name": Setting(
+        "", "The encoder's name, where the feature files do not say it; else `unknown` is recorded."
+    ),
+    "data.nonfinite": Setting(
+        "error",
+        "Rows with NaN or infinity: `error` (all offenders are listed), `drop_rows` or `drop_slide`.",
+        choices=("error", "drop_rows", "drop_slide"),
+    ),
+    "data.labels": Setting("", "The label table: csv, tsv, xlsx or parquet."),
+    "data.slides_table": Setting("", "STAMP's second table, from patients to feature files."),
+    "data.target": Setting("", "The label column; several with commas for several labels of 0 and 1 each."),
+    "data.id_column": Setting("", "The column of slide names, where it is not recognised."),
+    "data.patient": Setting(
+        "", "Whose slide is whose: a column, `tcga` (barcodes), `regex:PATTERN` on the slide name, or `none`."
+    ),
+    "data.site": Setting("", "The hospital of a bag: a column, or `tcga`; empty: TCGA barcodes are recognised."),
+    "data.unit": Setting("slide", "A bag is a `slide`, or all slides of a `patient`."),
+    "data.filter": Setting(
+        "",
+        "An expression on the label table's columns, such as `age > 60 and stage in ['I', 'II']`; other rows are left out.",
+    ),
+    "data.classes": Setting("", "The classes in order, with commas; empty: those that occur, sorted."),
+    "data.positive": Setting("", "The class that is put last (of two: the positive one)."),
+    "data.duplicates": Setting(
+        "error", "One row of the table means several slides: `error`, `newest` (by file date) or `all`."
+    ),
+    "data.min_matched": Setting(
+        0.5, "Least part of the labelled rows, and of the ids of a split file, that must be found; less is an error."
+    ),
+    "data.normalize": Setting(
+        "none", "`none`, `l2` (each instance to length 1) or `zscore` (mean and deviation of the run's training bags)."
+    ),
+    "data.max_waste": Setting(
+        0.15,
+        "Bags are padded to a few lengths, as few as keep the padding under this part of all instances;",
+        least=0.0,
+        most=0.99,
+    ),
+    "data.max_shapes": Setting(
+        12,
+        "at most this many lengths. Each is compiled once for training and once for evaluation.",
+        least=1,
+    ),
+    "reembed.name": Setting(
+        "",
+        "Re-embeds the instances of a bag before the aggregator sees them: `rrt` (R2T); empty: they stay as they are.",
+    ),
+    "splits.kind": Setting("k_fold", "`k_fold`, `monte_carlo`, `leave_one_group_out` or `file`."),
+    "splits.file": Setting("", "A published split, or the `splits.csv` of an earlier run; sets the kind to `file`."),
+    "splits.folds": Setting(5, "Number of folds, or of draws of `monte_carlo`."),
+    "splits.repeats": Setting(1, "How often `k_fold` is repeated with other folds."),
+    "splits.seed": Setting(0, "Seed of the splits and of the order of bags.", least=0, most=MAX_SEED),
+    "splits.val_fraction": Setting(
+        0.15, "Part of the training patients that becomes the validation part where the split has none; 0: none."
+    ),
+    "splits.test_fraction": Setting(0.2, "Part of the patients that `monte_carlo` tests on."),
+    "splits.group": Setting(
+        "", "A column (or `site`) whose values never cross parts; the groups of `leave_one_group_out`."
+    ),
+    "splits.test": Setting(
+        "",
+        "A fixed official test set: a column (`test`, `true`, `yes`, `1`) or a file of ids. Folds are made of the rest.",
+    ),
+    "task.name": Setting("classification", "What is predicted; `classification`."),
+    "task.loss_name": Setting(
+        "cross_entropy",
+        "`cross_entropy`; `binary_cross_entropy` (a sigmoid per class); `bernoulli` (one sigmoid, two classes).",
+    ),
+    "task.label_smoothing": Setting(0.0, "Of the cross entropy, as in PyTorch."),
+    "task.multi_label": Setting(
+        False,
+        "Every class is present or absent by itself; set when `data.target` names several columns. Needs "
+        "`binary_cross_entropy`.",
+    ),
+    "optimizer.name": Setting("adam", "`adam`, `adamw`, `sgd` or `lookahead_radam`."),
+    "optimizer.lr": Setting(2e-4, "Base learning rate.", least=0.0, most=1e3),
+    "optimizer.weight_decay": Setting(
+        1e-5,
+        "Added to the gradient (L2) by `adam` and `sgd`; taken off the parameters by the others.",
+        least=0.0,
+        most=1e3,
+    ),
+    "optimizer.b1": Setting(0.9, "Decay of the mean of gradients, of the adaptive optimisers."),
+    "optimizer.b2": Setting(0.999, "Decay of the mean of their squares."),
+    "optimizer.eps": Setting(1e-8, "Added to the root of the mean square."),
+    "optimizer.momentum": Setting(0.0, "Of `sgd`."),
+    "optimizer.nesterov": Setting(False, "Nesterov's momentum, of `sgd`."),
+    "optimizer.decay_min_axes": Setting(
+        0, "Parameters with fewer axes are not decayed; 2 spares biases and norms.", least=0
+    ),
+    "optimizer.clip_norm": Setting(0.0, "Largest global norm of a gradient; 0: no clipping."),
+    "optimizer.accumulate_steps": Setting(1, "Gradients that are averaged for one update."),
+    "optimizer.schedule.name": Setting("constant", "`constant`, `cosine` or `step`."),
+    "optimizer.schedule.epochs": Setting(0, "Length of the cosine; 0: `train.epochs`.", least=0),
+    "optimizer.schedule.min_lr": Setting(0.0, "Where the cosine ends.", least=0.0),
+    "optimizer.schedule.every": Setting(10, "Epochs between two drops of `step`."),
+    "optimizer.schedule.gamma": Setting(0.1, "Factor of a drop.", least=0.0),
+    "optimizer.schedule.warmup_epochs": Setting(0.0, "Epochs of a linear rise from 0, step by step.", least=0.0),
+    "optimizer.schedule.per_step": Setting(False, "The cosine or drop follows steps, not whole epochs."),
+    "train.epochs": Setting(50, "Most epochs of a run.", least=1, most=100_000),
+    "train.num_seeds": Setting(
+        1, "Runs per fold, each with its own initialisation, order and dropout.", least=1, most=10_000
+    ),
+    "train.seed": Setting(0, "The first seed.", least=0, most=MAX_SEED),
+    "train.protocol": Setting("clean", "`clean` or `reference`; see the user guide."),
+    "train.select": Setting("val_loss", "Which epoch counts: `last`, `val_loss` or `val_auc`."),
+    "train.patience": Setting(0, "Epochs without improvement after which a run stops; 0: never.", least=0),
+    "train.min_epochs": Setting(0, "No run stops before.", least=0),
+    "train.batch_size": Setting(1, "Bags per step.", least=1),
+    "train.class_weights": Setting(
+        False, "Weigh each bag's loss by the inverse frequency of its class in the training part."
+    ),
+    "train.balanced": Setting(False, "Draw training bags with replacement, all classes equally often."),
+    "train.permute_labels": Setting(
+        False, "A control: labels are shuffled among the bags, so every metric should be at chance."
+    ),
+    "train.checkpoint_seconds": Setting(
+        60.0, "Least time between two checkpoints, which are written at the end of an epoch.", least=0.0
+    ),
+    "train.slots_per_dispatch": Setting(
+        64, "Most steps of one bucket length that are sent to the device at once; changes no result.", least=1
+    ),
+    "train.replica_axis": Setting(
+        "auto",
+        "How runs go side by side on a device: `map` (one after another), `vmap` (as one batch), or `auto` (`map` on a CPU).",
+        choices=("auto", "map", "vmap"),
+    ),
+    "train.matmul_precision": Setting(
+        "default",
+        "JAX's precision of float32 matrix products, such as `highest`; `default` leaves it to JAX.",
+        choices=("default", "high", "highest", "bfloat16", "tensorfloat32", "float32"),
+    ),
+    "train.tensorboard": Setting(False, "Write TensorBoard files, too (extra `tensorboard`)."),
+    "train.wandb": Setting(False, "Log to Weights & Biases, too (extra `wandb`)."),
+}
+
+
+def check_value(name: str, value: Any) -> None:
+    """Raises ConfigError for a number that is not finite or outside its limits, and for text that is not among the choices."""
+    if isinstance(value, float) and not math.isfinite(value):
+        raise ConfigError(f"{name}={value} must be a finite number")
+    setting = SETTINGS.get(name)
+    if setting is None:
+        return
+    if setting.choices and value not in setting.choices:
+        raise ConfigError(f"{name}={value!r} is unknown; choose one of {', '.join(setting.choices)}")
+    if isinstance(value, int | float) and value < setting.least:
+        raise ConfigError(f"{name}={value} must be at least {setting.least:g}")
+    if isinstance(value, int | float) and value > setting.most:
+        raise ConfigError(f"{name}={value} must be at most {setting.most:g}")

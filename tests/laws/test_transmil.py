@@ -1,0 +1,64 @@
+"""TransMIL keeps the laws with few landmarks and many, on full squares and beside them; the order of instances matters to it."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import flax.linen as nn
+import jax
+import numpy as np
+import pytest
+
+from mil_jax import aggregators
+from tests.laws import law
+
+LANDMARKS = 6
+PROMISES = [promise for promise in law.PROMISES if promise not in ("permutation", "one_instance")]
+# Sequences (a class token and a full square) shorter and longer than the landmarks; 16 = the smaller bucket's edge.
+SQUARING_SIZES = (1, 4, 5, 16)
+# With n + 1 tokens: below, equal to and above the landmarks; perfect squares and one over; the position layer's 7 columns at 37.
+PLAIN_SIZES = (1, 4, 5, 6, 16, 17, 37)
+
+
+def small(**fields: Any) -> nn.Module:
+    settings = {"feature_dim": 16, "num_heads": 2, "num_landmarks": LANDMARKS, "residual_kernel": 5, "dropout": 0.25}
+    return aggregators.create("transmil", 2, **{**settings, **fields})
+
+
+@pytest.mark.parametrize("promise", PROMISES)
+def test_law(promise):
+    law.check_aggregator(small(), (12,), promises=[promise], bare_sizes=(1, 5, 16))
+
+
+@pytest.mark.parametrize("promise", ["padding_train", "all_padding"])
+def test_law_without_squaring(promise):
+    law.check_aggregator(small(squaring=False), (12,), promises=[promise], bare_sizes=(1, 5, 6))
+
+
+def test_one_instance_has_finite_outputs_and_gradients():
+    module = small()
+    bag = law.make_bag(0, 1, law.SMALL_BUCKET, (12,))
+    params = jax.jit(module.init)(jax.random.key(0), bag)["params"]
+
+    def embedding(params):
+        prediction = module.apply({"params": params}, bag, train=True, rngs={"dropout": jax.random.key(1)})
+        return prediction.embedding.mean(), prediction
+
+    (_, prediction), gradients = jax.jit(jax.value_and_grad(embedding, has_aux=True))(params)
+    for leaf in jax.tree.leaves((prediction, gradients)):
+        assert np.isfinite(leaf).all()
+
+
+@pytest.mark.full
+@pytest.mark.parametrize(
+    ("fields", "bare_sizes"),
+    [
+        ({}, SQUARING_SIZES),
+        ({"num_landmarks": 40, "head_dim": 12}, SQUARING_SIZES),
+        ({"squaring": False}, PLAIN_SIZES),
+        ({"squaring": False, "position": "peg", "input_norm": True}, PLAIN_SIZES),
+        ({"position": "none", "feature_activation": "gelu"}, SQUARING_SIZES),
+    ],
+)
+def test_law_of_every_form(fields, bare_sizes):
+    law.check_aggregator(small(**fields), (12,), promises=PROMISES, bare_sizes=bare_sizes)

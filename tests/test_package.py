@@ -1,0 +1,135 @@
+"""What the package as a whole promises: light imports, imports in one direction, nothing that ties it to one machine."""
+
+from __future__ import annotations
+
+import ast
+import json
+import re
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parent.parent
+PACKAGE = ROOT / "mil_jax"
+
+# A part may import what stands after it, never what stands before it; modules that are not listed (entry points, the settings,
+# the console) may import everything, and nothing that is listed may import them.
+LAYERS = (
+    "reports",
+    "training",
+    "strategies",
+    "tasks",
+    "aggregators",
+    "encoders",
+    "layers",
+    "data",
+    "interop",
+    "bags",
+    "files",
+    "errors",
+    "__init__",  # the version
+)
+NOT_AT_IMPORT = {"torch", "tensorflow", "tensorflow_datasets"}
+NOT_FOR_THE_PACKAGE = {"benchmarks", "configs", "data_prep", "scripts", "tests"}
+TEXT_FILES = (".py", ".md", ".toml", ".json", ".csv")
+
+
+MODULES = {".".join(path.relative_to(ROOT).with_suffix("").parts): path for path in sorted(PACKAGE.rglob("*.py"))}
+PARTS = {name.split(".")[1] for name in MODULES}
+
+
+def part_of(name: str) -> str:
+    """`mil_jax.data.shards.Shards` -> `data`; `mil_jax` and `mil_jax.__version__` -> `__init__`."""
+    part = f"{name}.".split(".")[1]
+    return part if part in PARTS else "__init__"
+
+
+def imported(tree: ast.AST) -> Iterator[tuple[str, int]]:
+    """(absolute name of a module, line) of every import, also inside functions."""
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            yield from ((alias.name, node.lineno) for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"line {node.lineno}: imports are absolute here"
+            names = [alias.name for alias in node.names]
+            inside = node.module == "mil_jax"
+            yield from ((f"mil_jax.{name}" if inside else str(node.module), node.lineno) for name in names)
+
+
+def loaded_after(code: str) -> tuple[list[str], float]:
+    """The top-level modules that a fresh interpreter has loaded after `code`, and the seconds that it took."""
+    report = (
+        "import sys, time; begun = time.perf_counter()\n"
+        f"{code}\n"
+        "seconds = time.perf_counter() - begun\n"
+        "import json; print(json.dumps([sorted({name.partition('.')[0] for name in sys.modules}), seconds]))"
+    )
+    run = subprocess.run([sys.executable, "-c", report], capture_output=True, text=True, check=True, cwd=ROOT)
+    names, seconds = json.loads(run.stdout.splitlines()[-1])
+    return names, seconds
+
+
+def test_importing_the_package_is_light():
+    names, seconds = loaded_after("import mil_jax")
+    assert not NOT_AT_IMPORT & set(names)
+    assert seconds < 2
+
+
+def test_no_module_imports_torch_or_tensorflow_when_imported():
+    names, _ = loaded_after("\n".join(f"import {name.removesuffix('.__init__')}" for name in MODULES))
+    assert not NOT_AT_IMPORT & set(names)
+
+
+@pytest.mark.parametrize("module", MODULES)
+def test_imports_run_downwards(module):
+    own = part_of(module)
+    for name, line in imported(ast.parse(MODULES[module].read_text(encoding="utf-8"))):
+        package, other = name.split(".")[0], part_of(name)
+        assert package not in NOT_FOR_THE_PACKAGE, f"line {line}: the package does not import {package}"
+        if package != "mil_jax" or own not in LAYERS or other == own:
+            continue
+        assert other in LAYERS, f"line {line}: {own} imports {name}, which is at the entry level"
+        assert LAYERS.index(other) > LAYERS.index(own), f"line {line}: {own} imports {name}, which stands above it"
+
+
+def project_files() -> Iterator[Path]:
+    """Text files that belong to the project."""
+    folders = ("mil_jax", "configs", "data_prep", "scripts", "benchmarks", "docs", "tests", ".ci")
+    found = [path for folder in folders for path in (ROOT / folder).rglob("*") if "__pycache__" not in path.parts]
+    for path in [*found, *ROOT.iterdir()]:
+        if path.is_file() and (path.suffix in TEXT_FILES or path.parent.name == ".ci"):
+            yield path
+
+
+def test_nothing_names_a_folder_of_one_machine():
+    machine = re.compile(r"(?<![\w.~])/(?:" + "|".join(("work", "home", "root", "Users", "tmp/v", "mnt")) + r")/")
+    named = [
+        f"{path.relative_to(ROOT)}: {found[0]}"
+        for path in project_files()
+        for found in [machine.search(path.read_text(encoding="utf-8"))]
+        if found
+    ]
+    assert not named
+
+
+def test_the_folder_of_optional_data_is_named_by_tests_and_benchmarks_only():
+    readers = {
+        path.relative_to(ROOT).parts[0]
+        for path in project_files()
+        if "MIL_JAX_" + "SHARED" in path.read_text(encoding="utf-8")
+    }
+    assert readers <= {"tests", "benchmarks", ".ci"}
+
+
+@pytest.mark.parametrize(
+    "page", sorted(ROOT.glob("*.md")) + sorted((ROOT / "docs").rglob("*.md")), ids=lambda p: p.name
+)
+def test_links_between_pages_lead_to_files(page):
+    links = re.findall(r"\]\((?!https?:)([^)#]+)", page.read_text(encoding="utf-8"))
+    named = re.findall(r"`(configs/\w+\.py|scripts/\w+\.py|mil_jax/[\w/]+\.py)`", page.read_text(encoding="utf-8"))
+    missing = [link for link in links if not (page.parent / link).exists()]
+    missing += [name for name in named if "NAME" not in name and not (ROOT / name).exists()]
+    assert not missing
