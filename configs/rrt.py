@@ -24,14 +24,14 @@ def get_config() -> ConfigDict:
             "feature_activation": "relu",
             "dropout": 0.25,
             "transformer_dropout": 0.1,
-            "num_layers": 2,  # --n_layers=2: one R-MSA, one CR-MSA
+            "num_layers": 2,  # n_layers: one R-MSA, one CR-MSA
             "num_heads": 8,
             "region_num": 8,
-            "epeg_kernel": 15,  # --epeg_k=15
-            "representatives": 1,  # --crmsa_k=1
-            "cross_region_heads": 8,  # --crmsa_heads=8
-            "shortcut": True,  # --all_shortcut
-            "attention_activation": "tanh",  # --da_act=tanh
+            "epeg_kernel": 15,  # epeg_k
+            "representatives": 1,  # crmsa_k
+            "cross_region_heads": 8,  # crmsa_heads
+            "shortcut": True,  # all_shortcut
+            "attention_activation": "tanh",  # da_act
         }
     )
     config.optimizer.update({"name": "adam", "lr": 2e-4, "weight_decay": 1e-5})  # weight decay as L2

@@ -21,9 +21,9 @@ def get_config() -> ConfigDict:
             "name": "rrt",
             "feature_dim": 512,
             "dropout": 0.25,
-            "epeg_kernel": 15,  # --epeg_k=15
-            "representatives": 1,  # --crmsa_k=1
-            "shortcut": True,  # --all_shortcut
+            "epeg_kernel": 15,  # epeg_k
+            "representatives": 1,  # crmsa_k
+            "shortcut": True,  # all_shortcut
         }
     )
     config.aggregator = ConfigDict(

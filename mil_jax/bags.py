@@ -9,14 +9,12 @@ from __future__ import annotations
 from typing import Any
 
 import flax.struct
-import jax
 import jax.numpy as jnp
 
-Array = jax.Array
+Array = Any  # a jax.Array; on the host a numpy array, and under `eval_shape` a shape, in its place
 
 
-@flax.struct.dataclass
-class Bag:
+class Bag(flax.struct.PyTreeNode):
     """One bag, without a batch axis.
 
     features: [N, *F]; F = (D,) for feature vectors, (H, W, channels) for instance images.
@@ -40,8 +38,7 @@ class Bag:
         return jnp.sum(self.mask, dtype=jnp.int32)
 
 
-@flax.struct.dataclass
-class Prediction:
+class Prediction(flax.struct.PyTreeNode):
     """What an aggregator says about one bag.
 
     logits: [C].

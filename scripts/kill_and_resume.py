@@ -29,6 +29,8 @@ SETTINGS = {
     "aggregator.feature_dim": 16,
     "aggregator.attention_dim": 8,
     "data.max_shapes": 1,
+    "data.filter": "slide_id.str.endswith('0') or slide_id.str.endswith('1')",  # 120 of the 600 bags: quicker trials
+    "data.min_matched": 0.1,
     "train.epochs": 6,
     "train.checkpoint_seconds": 0,
 }
@@ -65,14 +67,17 @@ def kill_when(process: subprocess.Popen[str], due: Callable[[], bool]) -> bool:
 def trial(folder: Path, moments: tuple[float, float], rng: random.Random) -> str:
     """One run, killed and resumed until it ends; what happened, in words. moments: first and last second worth a kill."""
     story: list[str] = []
-    for _ in range(rng.randint(1, MOST_KILLS)):
+    wanted = rng.randint(1, MOST_KILLS)
+    while len(story) < wanted:
         process, due, what = start(folder, "--resume"), *moment(folder, moments, rng)
         if kill_when(process, due):
             story.append(what)
-        elif not story:  # it ended first: again, from nothing
+        elif story:
+            break
+        else:  # it ended before the first kill: again, from nothing
             shutil.rmtree(folder)
     finish(start(folder, "--resume"))
-    return f"killed {', '.join(story)}" if story else "ended before it was killed"
+    return f"killed {', '.join(story)}"
 
 
 def moment(folder: Path, moments: tuple[float, float], rng: random.Random) -> tuple[Callable[[], bool], str]:

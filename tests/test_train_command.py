@@ -15,6 +15,7 @@ import pytest
 
 from mil_jax import train
 from mil_jax.config import parse
+from mil_jax.progress import TrainingProgress
 from mil_jax.training.experiment import prepare
 from mil_jax.training.run_folder import RunFolder
 from tests.commands import SMALL, contents, run
@@ -98,7 +99,7 @@ def test_a_feature_folder_and_a_table_become_a_run(own_data, cache, tmp_path, ca
 def test_check_says_what_matched_and_leaves_nothing(own_data, cache, tmp_path, capsys):
     ended = run(train.main, [*SMALL, *own_data, cache, f"--config.run={tmp_path / 'run'}", "--check"], capsys)
     assert ended.code == 0
-    for said in ("CLAM: ", "labelled rows are used", "excluded", "bag sizes", "bucket lengths", "programs to compile"):
+    for said in ("CLAM: ", "labelled rows are used", "excluded", "bag sizes", "bucket length", "programs to compile"):
         assert said in ended.out
     assert not list(tmp_path.iterdir())
 
@@ -126,7 +127,7 @@ def test_a_finished_run_is_left_as_it_is_and_overwrite_moves_it_aside(digits, ca
 
 
 def test_a_run_stopped_by_sigterm_is_saved_and_resumes_to_the_same_end(digits, cache, tmp_path, capsys, monkeypatch):
-    whole = train._Listener.steps
+    whole = TrainingProgress.steps
 
     def stopping(self, count: int) -> None:
         whole(self, count)
@@ -135,7 +136,7 @@ def test_a_run_stopped_by_sigterm_is_saved_and_resumes_to_the_same_end(digits, c
 
     arguments = [*DIGITS, cache, f"--config.run={tmp_path / 'run'}"]
     with monkeypatch.context() as patched:
-        patched.setattr(train._Listener, "steps", stopping)
+        patched.setattr(TrainingProgress, "steps", stopping)
         ended = run(train.main, arguments, capsys)
     assert ended.code == 143
     assert "--resume" in ended.out

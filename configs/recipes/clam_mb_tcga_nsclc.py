@@ -29,7 +29,9 @@ def get_config() -> ConfigDict:
             "initializer": "torch",
         }
     )
-    config.splits.update({"kind": "monte_carlo", "folds": 10, "test_fraction": 0.1, "seed": 1})  # create_splits_seq.py --k 10
+    config.splits.update(
+        {"kind": "monte_carlo", "folds": 10, "test_fraction": 0.1, "seed": 1}
+    )  # create_splits_seq.py --k 10
     config.splits.val_fraction = 1 / 9  # --val_frac 0.1 of all
     config.optimizer.update({"name": "adam", "lr": 2e-4, "weight_decay": 1e-5})  # --opt adam --lr 2e-4 --reg 1e-5
     config.train.update({"epochs": 200, "balanced": True})  # --max_epochs 200 --weighted_sample
@@ -37,6 +39,7 @@ def get_config() -> ConfigDict:
     config.demo = ConfigDict(
         {
             "aggregator": {"feature_dim": 128, "attention_dim": 64, "num_sampled": 1},
+            "splits": {"kind": "k_fold"},
             "optimizer": {"lr": 1e-3},
             "train": {"epochs": 20, "patience": 0, "min_epochs": 0},
         }

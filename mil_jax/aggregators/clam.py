@@ -179,7 +179,7 @@ class ClamSB(nn.Module):
         """What the instance loss needs, for every class; which of it counts depends on the label."""
         classifiers = [self._layer(f"instance_classifier_{c}", self.feature_dim, 2) for c in range(self.num_outputs)]
         kernels = jnp.stack([layer.kernel for layer in classifiers])  # [C, L, 2]
-        biases = jnp.stack([layer.bias for layer in classifiers])  # [C, 2]
+        biases = jnp.stack([layer.bias for layer in classifiers])  # type: ignore[misc]  # [C, 2]
         self.sow("intermediates", "instance_logits", jnp.einsum("nl,clt->nct", h, kernels) + biases)
         chosen = top_k(jnp.stack([scores, -scores]), mask, self.num_sampled)  # [2, K, k]
         # Computed anew from x: gathered from h, they would cost the backward pass a scatter into [N, L].

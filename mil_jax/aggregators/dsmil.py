@@ -151,7 +151,8 @@ class DSMIL(nn.Module):
         # xavier_normal of the reference leaves its convolution, which this layer is, at PyTorch's default.
         initializer = "torch" if self.initializer == "xavier_normal" else self.initializer
         classifier = AffineParameters(self.num_outputs, initializer, name="classifier")(*embedding.shape)
-        bag_logits = jnp.tensordot(embedding, classifier.kernel, 2) + classifier.bias  # [C]
+        flat = Affine(classifier.kernel.reshape(-1, self.num_outputs), classifier.bias)
+        bag_logits = flat(embedding.reshape(-1))  # [C]
         return Prediction(
             self._predicted(bag_logits, max_logits),
             attention,
@@ -206,7 +207,7 @@ class DSMIL(nn.Module):
         else:
             critical = first(rows)  # [C, Q]
             scores = jnp.dot(critical @ first.kernel.T, h.T, preferred_element_type=jnp.float32)
-            scores = scores + (critical @ first.bias)[:, None]
+            scores = scores + (critical @ first.bias)[:, None]  # type: ignore[operator]
         return scores / math.sqrt(self.query_dim)
 
     def _embedding(self, attention: jax.Array, h: jax.Array, train: bool) -> jax.Array:

@@ -171,7 +171,8 @@ class TransMIL(nn.Module):
         if draws(self, "attention_dropout", self.attention_dropout, train):
             rate = hyper(self, "attention_dropout", self.attention_dropout)
             attended = dropout(attended, rate, jax.random.fold_in(self.make_rng("dropout"), number))
-        attention = first_token_attention(*jax.lax.stop_gradient((x, num_tokens, weights)), **settings)
+        x, weights = jax.lax.stop_gradient((x, weights))
+        attention = first_token_attention(x, num_tokens, weights, **settings)
         if first_only:
             return y[:1] + attended, attention
         return jnp.where(real, y + attended, 0), attention

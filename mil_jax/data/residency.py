@@ -15,26 +15,25 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from mil_jax.bags import Bag
+from mil_jax.bags import Array, Bag
 from mil_jax.data.shards import Shards
 from mil_jax.errors import DataError
 
 _ALIGNMENT = 64  # bytes; what XLA's CPU client asks of a buffer that it is to use in place
 
 
-@flax.struct.dataclass
-class ResidentBags:
+class ResidentBags(flax.struct.PyTreeNode):
     """The bags of a cohort on a device.
 
     features: [total + longest bucket, *F]. coords: [total + longest bucket, 2] int32. slide_index: [total + longest bucket] int32.
     offsets, sizes: int32 [num_bags], first row and number of rows of each bag.
     """
 
-    features: jax.Array
-    coords: jax.Array
-    slide_index: jax.Array
-    offsets: jax.Array
-    sizes: jax.Array
+    features: Array
+    coords: Array
+    slide_index: Array
+    offsets: Array
+    sizes: Array
 
     def bag(self, number: jax.Array, length: int) -> Bag:
         """Bag `number`, padded to the static `length`."""

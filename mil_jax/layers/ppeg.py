@@ -49,10 +49,13 @@ def fold_kernels(convolutions: Sequence[Affine]) -> Affine:
     size = max(layer.kernel.shape[0] for layer in convolutions)
     channels = convolutions[0].kernel.shape[-1]
     kernel = jnp.zeros((size, size, channels)).at[size // 2, size // 2].set(1.0)
+    bias = jnp.zeros(channels)
     for layer in convolutions:
         border = (size - layer.kernel.shape[0]) // 2
         kernel += jnp.pad(layer.kernel[:, :, 0], ((border, border), (border, border), (0, 0)))
-    return Affine(kernel, sum(layer.bias for layer in convolutions if layer.bias is not None))
+        if layer.bias is not None:
+            bias += layer.bias
+    return Affine(kernel, bias)
 
 
 def position_encoding(

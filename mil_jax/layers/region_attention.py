@@ -12,6 +12,7 @@ alive at a time (but at least those of one head in one region): groups are compu
 from __future__ import annotations
 
 import dataclasses
+import functools
 import math
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -208,7 +209,8 @@ def _with_epeg(q: Array, k: Array, taps: Array) -> tuple[Array, Array]:
 @jax.custom_vjp
 def _shifted_sum(x: Array, weights: Array) -> Array:
     """sum_u weights[:, u] shift_u(x): x [B, P, d], weights [B, k] -> [B, P, d]. The gradient by hand keeps no shifted copies."""
-    return sum(shifted * weights[:, u, None, None] for u, shifted in enumerate(_shifts(x, weights.shape[1])))
+    shifts = _shifts(x, weights.shape[1])
+    return functools.reduce(jnp.add, [shifted * weights[:, u, None, None] for u, shifted in enumerate(shifts)])
 
 
 def _shifted_sum_forward(x: Array, weights: Array) -> tuple[Array, tuple[Array, Array]]:

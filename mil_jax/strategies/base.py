@@ -20,8 +20,7 @@ Array = jax.Array
 PyTree = Any
 
 
-@flax.struct.dataclass
-class TrainState:
+class TrainState(flax.struct.PyTreeNode):
     """The state of one replica.
 
     step: int32, the number of updates made; keys and schedules read this counter.
@@ -38,8 +37,7 @@ class TrainState:
     constants: PyTree
 
 
-@flax.struct.dataclass
-class Batch:
+class Batch(flax.struct.PyTreeNode):
     """B bags of one bucket: `bags` and `targets` have a leading axis [B]; `weights` [B] is 0 where a place holds no bag."""
 
     bags: Bag
@@ -77,7 +75,9 @@ class LearningRate(Protocol):
 class Strategy(Protocol):
     """How parameters move."""
 
-    name: str
+    @property
+    def name(self) -> str:
+        """What the phase is called, in progress and in the run folder."""
 
     def constants(self, training: TrainingBags) -> PyTree:
         """Whatever is fitted to the training bags, as host arrays."""

@@ -52,7 +52,7 @@ class Supervised:
 
     def constants(self, training: TrainingBags) -> dict[str, np.ndarray]:
         """{"mean", "scale"} [*F] for zscore, {"class_weights"} [C]; float32."""
-        fitted = {}
+        fitted: dict[str, np.ndarray] = {}
         if self.normalize == "zscore":
             mean, deviation = training.moments()
             scale = np.divide(1.0, deviation, out=np.zeros_like(deviation), where=deviation > 0)
@@ -113,16 +113,16 @@ class Supervised:
         return {"lr": self.learning_rate(hyper["optimizer.lr"], steps)}
 
     def _apply(self, params: PyTree, hyper: dict[str, Array], bag: Bag, key: Array | None) -> Prediction:
-        variables = {"params": params}
+        variables: Any = {"params": params}
         groups: dict[str, dict[str, Array]] = {"aggregator": {}, "reembed": {}}
         for name, x in hyper.items():
             group, _, setting = name.partition(".")
             if group in groups:
                 groups[group][setting] = x
         variables["hyper"] = groups if isinstance(self.module, Reembedded) else groups["aggregator"]
-        if key is None:
-            return self.module.apply(variables, bag, train=False)
-        return self.module.apply(variables, bag, train=True, rngs={"dropout": key})
+        rngs = None if key is None else {"dropout": key}
+        prediction: Any = self.module.apply(variables, bag, train=key is not None, rngs=rngs)
+        return prediction
 
     def _normalized(self, bag: Bag, constants: PyTree) -> Bag:
         if self.normalize == "none":

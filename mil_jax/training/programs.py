@@ -28,32 +28,28 @@ INIT_STREAM = (
 )  # folded into a replica's key for its initial state; updates fold in their number, which stays below
 
 
-@flax.struct.dataclass
-class Cohort:
+class Cohort(flax.struct.PyTreeNode):
     """What all replicas read: the bags and, for each target column, one target a bag: [num_targets, num_bags, ...]."""
 
     bags: ResidentBags
-    targets: Array
+    targets: Any
 
 
-@flax.struct.dataclass
-class Who:
+class Who(flax.struct.PyTreeNode):
     """What tells replicas apart: their key [R] and the number of their target column [R]."""
 
     key: Array
     target: Array
 
 
-@flax.struct.dataclass
-class Epoch:
+class Epoch(flax.struct.PyTreeNode):
     """One epoch's order: bags [R, T, B] (-1 for none) and the strategy's schedule, each [R, T]."""
 
-    bags: Array
-    extras: dict[str, Array]
+    bags: Any
+    extras: dict[str, Any]
 
 
-@flax.struct.dataclass
-class Moving:
+class Moving(flax.struct.PyTreeNode):
     """What a step changes: the state, and the sums of the step metrics over the epoch. Every leaf has the leading axis [R]."""
 
     state: TrainState

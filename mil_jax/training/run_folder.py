@@ -94,7 +94,7 @@ class RunFolder:
                 f"{folder} cannot be resumed with other data: {_listing([line.split(' (')[0] for line in other_data])} "
                 "changed since the run began; restore the data, or name another folder"
             )
-        for leftover in folder.glob(".*.tmp"):
+        for leftover in (*folder.glob(".*.tmp"), *(folder / "figures").glob(".*.tmp")):
             leftover.unlink(missing_ok=True)
         run._note_environment()
         return run

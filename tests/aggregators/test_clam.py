@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from typing import Any
 
 import jax
@@ -18,6 +19,7 @@ TASK = Classification(("a", "b", "c"))
 BAG = Bag(jnp.asarray(np.random.default_rng(0).standard_normal((12, 6)), jnp.float32), jnp.arange(12) < 10)
 
 
+@functools.cache
 def model(name: str = "clam_sb", num_outputs: int = 3, **fields: Any) -> tuple[Any, Any]:
     settings = {"feature_dim": 8, "attention_dim": 4, "num_sampled": 3, **fields}
     module = aggregators.create(name, num_outputs, **settings)
@@ -30,9 +32,7 @@ def batch(module: Any, params: Any, *bags: Bag, **variables: Any) -> Any:
     return jax.tree.map(lambda *x: jnp.stack(x), *predictions)
 
 
-@pytest.mark.parametrize(
-    ("name", "attention", "embedding"), [("clam_sb", (12,), (8,)), ("clam_mb", (3, 12), (3, 8))]
-)
+@pytest.mark.parametrize(("name", "attention", "embedding"), [("clam_sb", (12,), (8,)), ("clam_mb", (3, 12), (3, 8))])
 def test_attention_sums_to_one_for_each_branch(name, attention, embedding):
     prediction = batch(*model(name), BAG)
     assert prediction.logits.shape == (1, 3)
@@ -43,7 +43,10 @@ def test_attention_sums_to_one_for_each_branch(name, attention, embedding):
 
 def test_a_class_of_several_branches_reads_its_own_embedding_only():
     module, params = model("clam_mb")
-    changed = {**params, "attention_w": {**params["attention_w"], "kernel": params["attention_w"]["kernel"].at[:, 0].set(9.0)}}
+    changed = {
+        **params,
+        "attention_w": {**params["attention_w"], "kernel": params["attention_w"]["kernel"].at[:, 0].set(9.0)},
+    }
     before, after = batch(module, params, BAG).logits[0], batch(module, changed, BAG).logits[0]
     assert before[0] != after[0]
     np.testing.assert_array_equal(before[1:], after[1:])

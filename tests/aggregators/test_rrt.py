@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -11,6 +12,7 @@ from mil_jax import aggregators
 from mil_jax.aggregators import reembedding
 from mil_jax.aggregators.r2t import R2T
 from mil_jax.bags import Bag
+from mil_jax.config import parse
 from mil_jax.errors import ConfigError, DataError
 from mil_jax.interop.torch_checkpoints import export_state_dict, import_state_dict
 
@@ -21,6 +23,14 @@ FIELDS = {**R2T_FIELDS, "attention_dim": 4}
 def bag(num_real: int = 11, bucket: int = 16) -> Bag:
     features = np.random.default_rng(0).standard_normal((bucket, 6)).astype(np.float32)
     return Bag(jnp.asarray(features), jnp.arange(bucket) < num_real)
+
+
+def init(module):
+    return jax.jit(module.init)(jax.random.key(0), bag())["params"]
+
+
+def apply(module, params):
+    return jax.jit(module.apply)({"params": params}, bag())
 
 
 def abmil_behind_r2t(**settings):
@@ -79,33 +89,33 @@ def test_an_empty_name_is_no_reembedding():
 
 def test_an_aggregator_behind_r2t_sees_the_bag_that_r2t_makes():
     module = abmil_behind_r2t()
-    params = module.init(jax.random.key(0), bag())["params"]
-    new = R2T(**R2T_FIELDS).apply({"params": params["reembed"]}, bag())
+    params = init(module)
+    new = apply(R2T(**R2T_FIELDS), params["reembed"])
     assert new.features.shape == (16, 8)
     expected = module.aggregator.apply({"params": params["aggregator"]}, new)
-    found = module.apply({"params": params}, bag())
-    np.testing.assert_allclose(found.logits, expected.logits, rtol=1e-5)
+    np.testing.assert_allclose(apply(module, params).logits, expected.logits, rtol=1e-5)
 
 
 def test_each_rate_reaches_its_own_module():
     module = abmil_behind_r2t(dropout=0.5)
-    params = module.init(jax.random.key(0), bag())["params"]
+    params = init(module)
     silent = {
         "reembed": {"dropout": jnp.float32(0), "transformer_dropout": jnp.float32(0)},
         "aggregator": {"attention_dropout": jnp.float32(0)},
     }
     variables = {"params": params, "hyper": silent}
-    trained = module.apply(variables, bag(), train=True, rngs={"dropout": jax.random.key(1)})
-    np.testing.assert_allclose(trained.logits, module.apply({"params": params}, bag()).logits, rtol=1e-5)
+    rngs = {"dropout": jax.random.key(1)}
+    trained = jax.jit(lambda variables: module.apply(variables, bag(), train=True, rngs=rngs))(variables)
+    np.testing.assert_allclose(trained.logits, apply(module, params).logits, rtol=1e-5)
 
 
 def test_reweighting_at_equal_scores_changes_nothing():
     plain = aggregators.create("rrt", 2, **FIELDS)
     weighted = aggregators.create("rrt", 2, **FIELDS, region_reweighting=True)
-    params = weighted.init(jax.random.key(0), bag())["params"]
+    params = init(weighted)
     params["region_score"] = jax.tree.map(jnp.zeros_like, params["region_score"])
-    expected = plain.apply({"params": {k: v for k, v in params.items() if k != "region_score"}}, bag())
-    np.testing.assert_allclose(weighted.apply({"params": params}, bag()).logits, expected.logits, rtol=1e-5)
+    expected = apply(plain, {name: layer for name, layer in params.items() if name != "region_score"})
+    np.testing.assert_allclose(apply(weighted, params).logits, expected.logits, rtol=1e-5)
 
 
 @pytest.mark.parametrize(
@@ -118,8 +128,8 @@ def test_reweighting_at_equal_scores_changes_nothing():
     ],
 )
 def test_published_names_go_out_and_come_back(options):
-    module = aggregators.create("rrt", 2, **FIELDS, **options)
-    params = module.init(jax.random.key(0), bag())["params"]
+    module = aggregators.create("rrt", 2, **{**FIELDS, **options})
+    params = init(module)
     state = export_state_dict(module, params, "rrtmil")
     assert "online_encoder.layers.0.attn.attn.qkv.weight" in state
     jax.tree.map(np.testing.assert_array_equal, import_state_dict(module, state, "rrtmil"), params)
@@ -128,6 +138,30 @@ def test_published_names_go_out_and_come_back(options):
 def test_a_checkpoint_of_another_architecture_is_refused_by_name():
     with_mlp = aggregators.create("rrt", 2, **FIELDS, cross_region_mlp=True)
     plain = aggregators.create("rrt", 2, **FIELDS)
-    state = export_state_dict(plain, plain.init(jax.random.key(0), bag())["params"], "rrtmil")
+    state = export_state_dict(plain, init(plain), "rrtmil")
     with pytest.raises(DataError, match=r"missing: online_encoder.cr_msa.attn.phi.0.*unexpected: .*cr_msa.attn.phi"):
         import_state_dict(with_mlp, state, "rrtmil")
+
+
+def test_the_settings_of_a_reembedding_come_with_its_name_on_the_command_line():
+    arguments = ["--config", "configs/abmil.py", "--config.reembed.region_num=4", "--config.reembed.name=rrt"]
+    config, _, _ = parse(arguments, lambda values: None)
+    assert config.reembed.region_num == 4
+    assert config.reembed.cross_region_num == 8
+    with pytest.raises(ConfigError, match=r"config.reembed.region_num is not a setting"):
+        parse(arguments[:-1], lambda values: None)
+
+
+def test_an_aggregator_keeps_its_own_loss_behind_a_reembedding():
+    class WithLoss(nn.Module):
+        @nn.nowrap
+        def training_loss(self, task, predictions, targets, weights):
+            return 7.0
+
+    class Task:
+        def loss(self, predictions, targets, weights):
+            return 3.0
+
+    nothing = (Task(), None, None, None)
+    assert reembedding.reembedded(WithLoss(), {"name": "rrt", **R2T_FIELDS}).training_loss(*nothing) == 7.0
+    assert abmil_behind_r2t().training_loss(*nothing) == 3.0

@@ -16,7 +16,7 @@ from mil_jax import tasks
 from mil_jax.bags import Prediction
 from mil_jax.errors import ConfigError, DataError
 from mil_jax.tasks import Classification
-from mil_jax.tasks.metrics import calibration_error
+from mil_jax.tasks.metrics import calibration_error, youden_threshold
 
 ABC = ("a", "b", "c")
 
@@ -320,3 +320,9 @@ def test_frequencies_count_labelled_bags_only():
     task = Classification(("x", "y"), "binary_cross_entropy", multi_label=True)
     targets = np.array([[1, np.nan], [0, np.nan], [1, 0]], np.float32)
     assert task.frequencies(targets).tolist() == pytest.approx([2 / 3, 0])
+
+
+def test_a_threshold_that_calls_nobody_positive_is_chosen_only_where_allowed():
+    scores, positive = np.array([0.1, 0.2, 0.8, 0.9]), np.array([True, True, False, False])
+    assert youden_threshold(scores, positive) == 0.1
+    assert youden_threshold(scores, positive, allow_none_positive=True) == np.inf

@@ -114,11 +114,8 @@ def _pseudo_labels(module: nn.Module, aux: Any, label: int) -> tuple[np.ndarray,
     """Decisions and pseudo labels of the first bag, class after class."""
     decisions, labels = [], []
     for c in range(module.num_outputs):
-        if c == label:
-            sides = [("top_logits", 1), ("bottom_logits", 0)]
-        else:
-            sides = [("top_logits", 0)] if module.subtyping else []
-        for name, pseudo_label in sides:
+        out_of_class = [("top_logits", 0)] if module.subtyping else []
+        for name, pseudo_label in [("top_logits", 1), ("bottom_logits", 0)] if c == label else out_of_class:
             decided = np.argmax(aux[name][0, c], axis=-1)
             decisions.append(decided)
             labels.append(np.full_like(decided, pseudo_label))

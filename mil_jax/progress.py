@@ -1,0 +1,126 @@
+"""How far a command is: a bar for the conversion of features, and for a training that also writes metrics.jsonl and stops on SIGTERM.
+
+Where no bar can be shown (a log file), a line is printed every half minute.
+"""
+
+from __future__ import annotations
+
+import math
+import signal
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import numpy as np
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+
+from mil_jax.console import console, say
+from mil_jax.data import conversion
+from mil_jax.data.splits import TEST, TRAIN
+from mil_jax.reports.loggers import open_loggers
+from mil_jax.training.experiment import Experiment
+from mil_jax.training.run_folder import RunFolder
+
+SECONDS_BETWEEN_LINES = 30.0
+
+
+@contextmanager
+def conversion_progress() -> Iterator[conversion.Progress]:
+    """A function for `prepare` that shows how far the conversion of feature files is; nothing where none is needed."""
+    with _bar("slides") as bar:
+
+        def progress(done: int, total: int, slide: str) -> None:
+            task = bar.task_ids[0] if bar.task_ids else bar.add_task("converting features", rate="", total=total)
+            bar.update(task, completed=done, description=f"converting features {slide}")
+
+        yield progress
+
+
+class TrainingProgress:
+    """The engine's listener: shows progress, writes metrics.jsonl, and asks to stop on SIGTERM while it is entered."""
+
+    def __init__(self, experiment: Experiment, folder: RunFolder) -> None:
+        self.experiment, self.folder = experiment, folder
+        train_settings = experiment.config.train
+        self.loggers = open_loggers(folder, tensorboard=train_settings.tensorboard, wandb=train_settings.wandb)
+        self.bar = _bar("bags, ")
+        training = (experiment.splits.parts == TRAIN).sum(axis=1)
+        self.bags_per_epoch = int(sum(training[replica.fold] for replica in experiment.plan.replicas))
+        self.batch_size = train_settings.batch_size
+        self.stopped = False
+
+    def __enter__(self) -> TrainingProgress:
+        self.before = signal.signal(signal.SIGTERM, self._stop)
+        self.bar.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.bar.stop()
+        signal.signal(signal.SIGTERM, self.before)
+        self.loggers.close()
+
+    def _stop(self, *_: object) -> None:
+        self.stopped = True
+
+    def phase(self, name: str, epoch: int, epochs: int) -> None:
+        self.folder.truncate_metrics(epoch - 1)
+        rows = self.folder.read_metrics()
+        self.seconds_before = rows[-1]["seconds"] if rows else 0.0
+        self.begun = self.line_at = time.monotonic()
+        self.epochs = epochs
+        self.done = self.done_before = epoch * self.bags_per_epoch
+        self.task = self.bar.add_task(name, total=self.bags_per_epoch * epochs, completed=self.done, rate="compiling")
+        if self.folder.resumed:
+            say(f"Resumed in epoch {epoch + 1} of {epochs}." if epoch < epochs else "All epochs are done.")
+
+    def steps(self, count: int) -> None:
+        self.done += count * self.batch_size
+        self.bar.update(self.task, completed=self.done, rate=f"{self._rate():,.0f} bags/s")
+
+    def _rate(self) -> float:
+        return (self.done - self.done_before) / max(time.monotonic() - self.begun, 1e-9)
+
+    def epoch(self, rows: list[dict[str, Any]]) -> None:
+        names = self.experiment.splits.names
+        seconds = round(self.seconds_before + time.monotonic() - self.begun, 3)
+        self.folder.append_metrics({**row, "fold_name": names[row["fold"]], "seconds": seconds} for row in rows)
+        self.loggers.log(rows)
+        epoch = rows[0]["epoch"] + 1
+        # Runs that have stopped early leave less to do than was thought.
+        left = (self.epochs - epoch) * sum(row["steps"] for row in rows) * self.batch_size
+        shown = f"epoch {epoch}/{self.epochs}, {len(rows)} runs{_means(rows)}"
+        if self.experiment.selection_part == TEST:
+            shown = shown.replace(" val ", " test ")
+        self.bar.update(self.task, total=self.done + left, description=shown)
+        if not console.is_terminal and time.monotonic() - self.line_at > SECONDS_BETWEEN_LINES:
+            self.line_at = time.monotonic()
+            rate = self._rate()
+            say(f"{shown}; {rate:,.0f} bags/s, {left / max(rate, 1e-9) / 60:.1f} minutes left at most")
+
+    def stop_requested(self) -> bool:
+        return self.stopped
+
+
+def _means(rows: list[dict[str, Any]]) -> str:
+    """Means over the runs of an epoch, of what is finite."""
+    text = ""
+    for key in ("train_loss", "val_loss", "val_auc"):
+        values = [row[key] for row in rows if key in row and math.isfinite(row[key])]
+        text += f", {key.replace('_', ' ')} {np.mean(values):.3f}" if values else ""
+    return text
+
+
+def _bar(unit: str) -> Progress:
+    """A progress bar with a rate, which each task gives as the field `rate`, and the time left."""
+    return Progress(
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TextColumn(unit + "{task.fields[rate]}"),
+        TimeElapsedColumn(),
+        TimeRemainingColumn(),
+        console=console,
+        transient=True,
+        disable=not console.is_terminal,
+    )
