@@ -241,7 +241,7 @@ def _report(experiment: Experiment, folder: RunFolder, result: FitResult, second
         protocol=config.train.protocol,
         select=experiment.selection.select,
         selected_on_test=experiment.selection_part == TEST,
-        notes=tuple(_notes(experiment)),
+        notes=tuple(_notes(experiment, result)),
     )
     history = folder.read_metrics()
     bags = sum(row["steps"] for row in history) * config.train.batch_size
@@ -273,11 +273,18 @@ def _report(experiment: Experiment, folder: RunFolder, result: FitResult, second
     console.print(console_report(summary), soft_wrap=False)
 
 
-def _notes(experiment: Experiment) -> list[str]:
-    """What was known before training and has to stand under the result."""
+def _notes(experiment: Experiment, result: FitResult) -> list[str]:
+    """What does not follow from the predictions and has to stand under the result."""
     config, notes = experiment.config, [line for line in experiment.splits.report if line.startswith("leak")]
     if config.train.permute_labels:
         notes.append("A control: the labels were permuted among the bags; every metric should be at chance.")
+    for replica, epoch in zip(experiment.plan.replicas, result.progress.failed.tolist()):
+        if epoch >= 0:
+            run = f"fold {experiment.splits.names[replica.fold]}, seed {replica.seed}"
+            kept = "its best epoch counts" if experiment.selection.select != "last" else "it has no usable prediction"
+            notes.append(
+                f"Run {run}: the loss was no longer finite in epoch {epoch + 1}; it was stopped there, and {kept}."
+            )
     if experiment.fallback:
         notes.append(
             "The validation loss chose the epoch, not the AUC: a fold has fewer than 10 validation cases of a class."

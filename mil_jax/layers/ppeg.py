@@ -44,7 +44,7 @@ def complete_square(tokens: Array, num_tokens: Array) -> Array:
     return jnp.where((jnp.arange(cells) < square_side(num_tokens) ** 2)[:, None], square, 0)
 
 
-def fold_kernels(convolutions: Sequence[Affine]) -> Affine:
+def fold_kernels(convolutions: Sequence[Affine]) -> tuple[Array, Array]:
     """Depthwise kernels [k, k, 1, D], k odd, and the identity as one kernel [K, K, D] with one bias [D]."""
     size = max(layer.kernel.shape[0] for layer in convolutions)
     channels = convolutions[0].kernel.shape[-1]
@@ -55,7 +55,7 @@ def fold_kernels(convolutions: Sequence[Affine]) -> Affine:
         kernel += jnp.pad(layer.kernel[:, :, 0], ((border, border), (border, border), (0, 0)))
         if layer.bias is not None:
             bias += layer.bias
-    return Affine(kernel, bias)
+    return kernel, bias
 
 
 def position_encoding(
@@ -72,10 +72,10 @@ def position_encoding(
 
 def square_encoding(square: Array, side: Array, convolutions: Sequence[Affine], min_columns: int = 1) -> Array:
     """`position_encoding` of tokens that fill a square: the first side * side rows of [H * H, D] -> [H * H, D], 0 behind them."""
-    layer = fold_kernels(convolutions)
+    kernel, bias = fold_kernels(convolutions)
     columns, width = jnp.maximum(side, min_columns), max(static_side(len(square)), min_columns)
-    encoded = grid_convolution(square, side**2, columns, layer.kernel, width)
-    return jnp.where((jnp.arange(len(square)) < side**2)[:, None], encoded + layer.bias, 0)
+    encoded = grid_convolution(square, side**2, columns, kernel, width)
+    return jnp.where((jnp.arange(len(square)) < side**2)[:, None], encoded + bias, 0)
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(4,))

@@ -139,7 +139,7 @@ def from_regions(y: Array, regions: Regions) -> Array:
 @jax.custom_vjp
 def _move(x: Array, source: Array, valid: Array, back: Array, back_valid: Array) -> Array:
     """Rows `source` of x where `valid`, else zero. `back` is the inverse, so that the gradient is a gather, too."""
-    return jnp.where(valid[:, None], x.at[source].get(mode="promise_in_bounds"), 0.0)
+    return jnp.where(valid[:, None], x.at[source].get(mode="clip"), 0.0)
 
 
 def _move_forward(x: Array, *places: Array) -> tuple[Array, tuple[Array, ...]]:

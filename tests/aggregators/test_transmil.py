@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from typing import Any
 
 import flax.linen as nn
@@ -62,6 +63,7 @@ def test_dropout_rates_of_zero_in_hyper_undo_the_dropout_of_the_fields():
     module, bag = aggregators.create("transmil", 2, **SMALL, dropout=0.5, attention_dropout=0.5), _bag()
     params, hyper = _init(module), {"dropout": jnp.float32(0), "attention_dropout": jnp.float32(0)}
 
+    @functools.partial(jax.jit, static_argnames="train")
     def logits(variables, train):
         return module.apply(
             {"params": params, **variables}, bag, train=train, rngs={"dropout": jax.random.key(1)}

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -12,6 +14,10 @@ from mil_jax.layers.initializers import Affine
 
 HEADS, HEAD_DIM, WIDTH, LANDMARKS, TAPS = 2, 4, 6, 5, 3
 SETTINGS = {"num_landmarks": LANDMARKS, "iterations": 6}
+# Compiled once for all counts of tokens.
+attention = jax.jit(functools.partial(nystrom.nystrom_attention, **SETTINGS), static_argnames="first_only")
+first_token_attention = jax.jit(functools.partial(nystrom.first_token_attention, **SETTINGS))
+apply_pseudo_inverse = jax.jit(nystrom.apply_pseudo_inverse, static_argnames=("iterations", "transposed"))
 
 
 def random_weights(seed: int = 0) -> nystrom.NystromWeights:
@@ -70,9 +76,9 @@ def reference(x: np.ndarray, weights: nystrom.NystromWeights) -> tuple[np.ndarra
 def test_attention_is_the_formula_with_zero_rows_in_front(count):
     weights, x = random_weights(), tokens(count, 24)
     out, first = reference(np.asarray(x[:count], np.float64), weights)
-    found = jax.jit(lambda x, n: nystrom.nystrom_attention(x, n, weights, **SETTINGS))(x, jnp.int32(count))
+    found = attention(x, jnp.int32(count), weights)
     np.testing.assert_allclose(found[:count], out, atol=2e-4 * np.abs(out).max())
-    row = nystrom.first_token_attention(x, jnp.int32(count), weights, **SETTINGS)
+    row = first_token_attention(x, jnp.int32(count), weights)
     np.testing.assert_allclose(row[:, :count], first, atol=2e-4 * np.abs(first).max())
     np.testing.assert_array_equal(row[:, count:], 0.0)
 
@@ -80,8 +86,8 @@ def test_attention_is_the_formula_with_zero_rows_in_front(count):
 @pytest.mark.parametrize("count", [1, 7, 24])
 def test_the_first_row_alone_is_the_first_row_of_all(count):
     weights, x = random_weights(), tokens(count, 24)
-    everything = nystrom.nystrom_attention(x, jnp.int32(count), weights, **SETTINGS)
-    first = nystrom.nystrom_attention(x, jnp.int32(count), weights, **SETTINGS, first_only=True)
+    everything = attention(x, jnp.int32(count), weights)
+    first = attention(x, jnp.int32(count), weights, first_only=True)
     assert first.shape == (1, WIDTH)
     np.testing.assert_allclose(first[0], everything[0], atol=1e-5)
 
@@ -94,7 +100,7 @@ def test_pseudo_inverse_is_the_iteration_of_the_reference(iterations, sharpness)
     w = generator.standard_normal((3, 16, 2))
     z = reference_inverse(a, iterations)
     for transposed in (False, True):
-        found = nystrom.apply_pseudo_inverse(jnp.asarray(a), jnp.asarray(w), iterations, transposed=transposed)
+        found = apply_pseudo_inverse(jnp.asarray(a), jnp.asarray(w), iterations=iterations, transposed=transposed)
         expected = (z.swapaxes(1, 2) if transposed else z) @ w
         np.testing.assert_allclose(found, expected, atol=3e-4 * np.abs(expected).max())
 

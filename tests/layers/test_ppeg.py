@@ -11,6 +11,7 @@ from mil_jax.layers import ppeg
 from mil_jax.layers.initializers import Affine
 
 CHANNELS = 3
+position_encoding = jax.jit(ppeg.position_encoding, static_argnames="min_columns")
 
 
 def convolutions(*sizes: int) -> list[Affine]:
@@ -58,7 +59,7 @@ def test_encoding_is_the_convolution_of_the_square(count):
     layers, tokens = convolutions(7, 5, 3), np.random.default_rng(1).standard_normal((30, CHANNELS)).astype(np.float32)
     side = int(np.ceil(np.sqrt(count)))
     square = np.concatenate([tokens[:count], tokens[: side**2 - count]]).reshape(side, side, CHANNELS)
-    found = jax.jit(ppeg.position_encoding)(jnp.asarray(tokens), jnp.int32(count), layers)
+    found = position_encoding(jnp.asarray(tokens), jnp.int32(count), layers)
     np.testing.assert_allclose(found[:count], reference(square, layers).reshape(-1, CHANNELS)[:count], atol=1e-5)
     np.testing.assert_array_equal(found[count:], 0.0)
 
@@ -71,7 +72,7 @@ def test_short_bags_lie_in_rows_of_at_least_min_columns(count):
     image = np.zeros((columns * columns, CHANNELS), np.float32)
     image[: side**2] = np.concatenate([tokens[:count], tokens[: side**2 - count]])
     expected = reference(image.reshape(columns, columns, CHANNELS), layers).reshape(-1, CHANNELS)[:count]
-    found = ppeg.position_encoding(jnp.asarray(tokens), jnp.int32(count), layers, min_columns=7)[:count]
+    found = position_encoding(jnp.asarray(tokens), jnp.int32(count), layers, min_columns=7)[:count]
     np.testing.assert_allclose(found, expected, atol=1e-5)
 
 
@@ -99,6 +100,8 @@ def test_gradients_by_hand_are_those_of_a_dense_convolution():
         return jnp.sum(out.reshape(-1, channels) * cotangent)
 
     for found, expected in zip(
-        jax.grad(ours, (0, 1))(tokens, kernel), jax.grad(dense, (0, 1))(tokens, kernel), strict=True
+        jax.jit(jax.grad(ours, (0, 1)))(tokens, kernel),
+        jax.jit(jax.grad(dense, (0, 1)))(tokens, kernel),
+        strict=True,
     ):
         np.testing.assert_allclose(found, expected, atol=1e-5)
