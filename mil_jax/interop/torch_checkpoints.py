@@ -170,8 +170,8 @@ def _check_shapes(module: Importable, params: PyTree, variant: str) -> None:
             f"variant {variant!r} does not describe this model: it has no {error}; build the model with its fields"
         ) from error
     bag = Bag(
-        jax.ShapeDtypeStruct((8, *feature_shape), jnp.float32),  # type: ignore[arg-type]
-        jax.ShapeDtypeStruct((8,), jnp.bool_),  # type: ignore[arg-type]
+        jax.ShapeDtypeStruct((8, *feature_shape), jnp.float32),
+        jax.ShapeDtypeStruct((8,), jnp.bool_),
     )
     expected = jax.eval_shape(lambda bag: module.init(jax.random.key(0), bag)["params"], bag)
     names = {path: name for name, (path, _) in module.state_dict_map(variant).items()}

@@ -43,8 +43,12 @@ def test_law_of_every_variant(variant):
 @pytest.mark.parametrize("train", [False, True])
 @pytest.mark.parametrize("nonlinear_query", [False, True])
 @pytest.mark.parametrize("value", ["identity", "relu", "linear"])
-@pytest.mark.parametrize("prediction", ["bag", "mean_logit", "mean_probability"])
-def test_every_form_of_the_loss_is_exact_under_padding(value, nonlinear_query, prediction, train):
-    settings = {"value": value, "nonlinear_query": nonlinear_query, "prediction": prediction, "loss": "prediction"}
+def test_every_form_of_the_loss_is_exact_under_padding(value, nonlinear_query, train):
+    settings = {
+        "value": value,
+        "nonlinear_query": nonlinear_query,
+        "prediction": "mean_probability",
+        "loss": "prediction",
+    }
     module = small("official", instance_dropout=0.3, **settings)
     law.check_padding(training_loss.run(module, TASK, TARGET, (12,), train), (12,), bare_sizes=SIZES)
