@@ -91,7 +91,8 @@ SETTINGS: dict[str, Setting] = {
     ),
     "splits.test_fraction": Setting(0.2, "Part of the patients that `monte_carlo` tests on."),
     "splits.group": Setting(
-        "", "A column (or `site`) whose values never cross parts; the groups of `leave_one_group_out`."
+        "",
+        "A column (or `site`) whose values are never in the test part and another; the groups of `leave_one_group_out`.",
     ),
     "splits.test": Setting(
         "",

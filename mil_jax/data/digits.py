@@ -1,8 +1,9 @@
 """The cohort that comes with the library: real handwritten digits as bags, "does the bag hold a 9?".
 
 The 1,797 images of scikit-learn's digits (8 x 8 pixels, as vectors of 64) are first dealt to the folds, so that no image is in two
-of them; sharing images between folds is a leak that halves the error. Each bag draws about 25 images of its fold; every second
-bag has exactly one 9, the others none. Shards, label table and split table are written to a folder and read back like any cohort's.
+of them: sharing images between folds is a leak that halves the error. Each bag draws about 25 images of its fold; every second bag
+has exactly one 9, the others none. A validation part, carved from the training bags, does share images with them, so its scores are
+better than the test's. Shards, label table and split table are written to a folder and read back like any cohort's.
 """
 
 from __future__ import annotations

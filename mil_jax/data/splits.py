@@ -54,7 +54,8 @@ class SplitSettings:
 
     kind: "k_fold" (`repeats` times), "monte_carlo" (`folds` random draws of `test_fraction`), "leave_one_group_out"
         (each value of `group` is once the test part) or "file" (published splits, `file`).
-    group: column of `Cohort.bags` whose values never cross parts; "site" gives site-preserved folds. Patients never do.
+    group: column of `Cohort.bags` whose values are never in the test part and another; "site" gives site-preserved folds. Patients
+        never cross any parts; a carved validation part keeps patients whole, not groups.
     test: a fixed official test set: a column of `Cohort.bags` (test, true, yes, 1), a file of ids, or a list of ids.
         What `kind` holds out of the rest is then the validation part.
     val_fraction: part of the training patients that becomes the validation part where there is none; 0 = none.
