@@ -21,7 +21,7 @@ from mil_jax.layers import masked
 from mil_jax.layers.activations import ACTIVATIONS
 from mil_jax.layers.dropout import draws, dropout, hyper
 from mil_jax.layers.initializers import KERNEL_INITIALIZERS, Affine, AffineParameters
-from mil_jax.layers.nystrom import NystromWeights, first_token_attention, nystrom_attention
+from mil_jax.layers.nystrom import NystromWeights, first_token_attention, first_token_output, nystrom_attention
 from mil_jax.layers.ppeg import complete_square, position_encoding, square_encoding, square_side
 
 Array = jax.Array
@@ -167,15 +167,17 @@ class TransMIL(nn.Module):
         settings = {"num_landmarks": self.num_landmarks or max(width // 2, 1), "iterations": self.pinv_iterations}
         real = (jnp.arange(len(y)) < num_tokens)[:, None]
         x = jnp.where(real, _layer_norm(f"{name}_norm")(y), 0)
-        attended = nystrom_attention(x, num_tokens, weights, **settings, first_only=first_only)
+        if first_only:
+            attention = first_token_attention(x, num_tokens, weights, **settings)
+            attended, y = first_token_output(x, attention, weights), y[:1]
+        else:
+            attended = nystrom_attention(x, num_tokens, weights, **settings)
+            x, weights = jax.lax.stop_gradient((x, weights))
+            attention = first_token_attention(x, num_tokens, weights, **settings)
         if draws(self, "attention_dropout", self.attention_dropout, train):
             rate = hyper(self, "attention_dropout", self.attention_dropout)
             attended = dropout(attended, rate, jax.random.fold_in(self.make_rng("dropout"), number))
-        x, weights = jax.lax.stop_gradient((x, weights))
-        attention = first_token_attention(x, num_tokens, weights, **settings)
-        if first_only:
-            return y[:1] + attended, attention
-        return jnp.where(real, y + attended, 0), attention
+        return (y + attended if first_only else jnp.where(real, y + attended, 0)), jax.lax.stop_gradient(attention)
 
     def _with_position(self, y: Array, num_tokens: Array) -> Array:
         """The tokens behind the class token through the position layer."""

@@ -44,51 +44,27 @@ class NystromWeights(NamedTuple):
 
 
 def nystrom_attention(
-    x: Array,
-    num_tokens: Array,
-    weights: NystromWeights,
-    *,
-    num_landmarks: int,
-    iterations: int,
-    first_only: bool = False,
+    x: Array, num_tokens: Array, weights: NystromWeights, *, num_landmarks: int, iterations: int
 ) -> Array:
-    """Attention over the first `num_tokens` rows of x [S, D], the others being zero -> [S, D], arbitrary in those rows.
-
-    first_only: only the first token's row [1, D] is computed: its queries alone, all keys and values.
-    """
-    heads, inner = weights.num_heads, weights.output.kernel.shape[0]
+    """Attention over the first `num_tokens` rows of x [S, D], the others being zero -> [S, D], arbitrary in those rows."""
     padding = front_padding(num_tokens, num_landmarks)
     query_marks, key_marks, similarity = landmarks(x, num_tokens, weights, num_landmarks)
-    if first_only:
-        (queries,) = _by_head(x[:1] @ weights.qkv[:, :inner], 1, heads)  # [heads, 1, d]
-        keys, values = _by_head(x @ weights.qkv[:, inner:], 2, heads)  # [heads, S, d] each
-    else:
-        queries, keys, values = _by_head(x @ weights.qkv, 3, heads)
+    queries, keys, values = _by_head(x @ weights.qkv, 3, weights.num_heads)  # [heads, S, d] each
 
     @jax.checkpoint
-    def gather(marks: Array, keys: Array, values: Array) -> Array:
-        return attend_with_padding(marks, keys, values, num_tokens, padding)
+    def gather_and_convolve(head: tuple[Array, Array, Array, Array]) -> tuple[Array, Array]:
+        marks, keys, values, taps = head
+        return attend_with_padding(marks, keys, values, num_tokens, padding), token_convolution(values, taps)
 
     @jax.checkpoint
-    def spread(queries: Array, marks: Array, mixed: Array) -> Array:
+    def spread(head: tuple[Array, Array, Array]) -> Array:
+        queries, marks, mixed = head
         return jax.nn.softmax(queries @ marks.T / math.sqrt(weights.head_dim), axis=-1) @ mixed
 
-    if first_only:
-        pooled = lax.map(lambda head: gather(*head), (query_marks, keys, values))  # A3 V [heads, m, d]
-        mixed = apply_pseudo_inverse(similarity, pooled, iterations)  # Z A3 V [heads, m, d]
-        attended = jax.vmap(spread)(queries, key_marks, mixed)
-        taps = weights.residual[len(weights.residual) // 2 :][: len(x)]
-        nearby = jnp.einsum("htd,th->hd", values[:, : len(taps)], taps)[:, None]
-    else:
-
-        def gather_and_convolve(head: tuple[Array, Array, Array, Array]) -> tuple[Array, Array]:
-            marks, keys, values, taps = head
-            return gather(marks, keys, values), token_convolution(values, taps)
-
-        pooled, nearby = lax.map(gather_and_convolve, (query_marks, keys, values, weights.residual.T))
-        mixed = apply_pseudo_inverse(similarity, pooled, iterations)
-        attended = lax.map(lambda head: spread(*head), (queries, key_marks, mixed))
-    return weights.output((attended + nearby).transpose(1, 0, 2).reshape(-1, inner))
+    pooled, nearby = lax.map(gather_and_convolve, (query_marks, keys, values, weights.residual.T))  # A3 V [heads, m, d]
+    mixed = apply_pseudo_inverse(similarity, pooled, iterations)  # Z A3 V [heads, m, d]
+    attended = lax.map(spread, (queries, key_marks, mixed))
+    return weights.output((attended + nearby).transpose(1, 0, 2).reshape(len(x), -1))
 
 
 def first_token_attention(
@@ -104,12 +80,25 @@ def first_token_attention(
     # (A1 Z)' of the first token [heads, m, 1]
     row = apply_pseudo_inverse(similarity, jax.nn.softmax(logits, axis=1), iterations, transposed=True)
 
+    @jax.checkpoint
     def head_row(head: tuple[Array, Array, Array]) -> Array:
         marks, keys, row = head
         exponentials, total = _exponentials(marks, keys, num_tokens, padding)
         return (row / total)[:, 0] @ exponentials
 
     return lax.map(head_row, (query_marks, keys, row))
+
+
+def first_token_output(x: Array, attention: Array, weights: NystromWeights) -> Array:
+    """The first row [1, D] of `nystrom_attention` from `first_token_attention` [heads, S].
+
+    Values are linear in x: it is pooled first and projected then, so that the values of all tokens are never computed.
+    """
+    heads, inner = weights.num_heads, weights.output.kernel.shape[0]
+    taps = weights.residual[len(weights.residual) // 2 :][: len(x)]  # the convolution at the first token
+    pooled = attention.at[:, : len(taps)].add(taps.T) @ x  # [heads, D]
+    projections = weights.qkv[:, 2 * inner :].reshape(-1, heads, weights.head_dim)
+    return weights.output(jnp.einsum("hc,chd->hd", pooled, projections).reshape(1, inner))
 
 
 def _by_head(x: Array, parts: int, heads: int) -> Array:
