@@ -89,7 +89,7 @@ def test_the_first_row_alone_is_the_first_row_of_all(count):
     everything = attention(x, jnp.int32(count), weights)
     first = nystrom.first_token_output(x, first_token_attention(x, jnp.int32(count), weights), weights)
     assert first.shape == (1, WIDTH)
-    np.testing.assert_allclose(first[0], everything[0], atol=1e-5)
+    np.testing.assert_allclose(first[0], everything[0], atol=2e-4 * np.abs(everything[0]).max())
 
 
 @pytest.mark.parametrize("iterations", [1, 2, 6])
