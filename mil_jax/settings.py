@@ -162,6 +162,9 @@ SETTINGS: dict[str, Setting] = {
         "How runs go side by side on a device: `map` (one after another), `vmap` (as one batch), or `auto` (`map` on a CPU).",
         choices=("auto", "map", "vmap"),
     ),
+    "train.precision": Setting(
+        "float32", "`float32`, or `bfloat16` for the forward and backward pass; parameters and losses stay float32."
+    ),
     "train.matmul_precision": Setting(
         "default",
         "JAX's precision of float32 matrix products, such as `highest`; `default` leaves it to JAX.",

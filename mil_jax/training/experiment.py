@@ -163,6 +163,7 @@ def strategy(experiment: Experiment) -> Supervised:
         learning_rate=Schedule(**config.optimizer.schedule),
         normalize=config.data.normalize,
         class_weights=config.train.class_weights,
+        precision=config.train.precision,
     )
 
 
