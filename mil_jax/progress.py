@@ -45,8 +45,8 @@ class TrainingProgress:
         train_settings = experiment.config.train
         self.loggers = open_loggers(folder, tensorboard=train_settings.tensorboard, wandb=train_settings.wandb)
         self.bar = _bar("bags, ")
-        training = (experiment.splits.parts == TRAIN).sum(axis=1)
-        self.bags_per_epoch = int(sum(training[replica.fold] for replica in experiment.plan.replicas))
+        training = (experiment.parts == TRAIN).sum(axis=1)
+        self.bags_per_epoch = int(sum(training[experiment.row(replica)] for replica in experiment.plan.replicas))
         self.batch_size = train_settings.batch_size
         self.stopped = False
 
@@ -82,9 +82,8 @@ class TrainingProgress:
         return (self.done - self.done_before) / max(time.monotonic() - self.begun, 1e-9)
 
     def epoch(self, rows: list[dict[str, Any]]) -> None:
-        names = self.experiment.splits.names
         seconds = round(self.seconds_before + time.monotonic() - self.begun, 3)
-        self.folder.append_metrics({**row, "fold_name": names[row["fold"]], "seconds": seconds} for row in rows)
+        self.folder.append_metrics({**row, **self._names(row), "seconds": seconds} for row in rows)
         self.loggers.log(rows)
         epoch = rows[0]["epoch"] + 1
         # Runs that have stopped early leave less to do than was thought.
@@ -97,6 +96,14 @@ class TrainingProgress:
             self.line_at = time.monotonic()
             rate = self._rate()
             say(f"{shown}; {rate:,.0f} bags/s, {left / max(rate, 1e-9) / 60:.1f} minutes left at most")
+
+    def _names(self, row: dict[str, Any]) -> dict[str, Any]:
+        """What the numbers of a row mean: the fold, the label column where there are several, the settings that differ."""
+        target = self.experiment.targets[row["target"]]
+        overrides = self.experiment.plan.replicas[row["replica"]].overrides
+        column = {"label_column": target.name} if self.experiment.several else {}
+        settings = {"settings": dict(overrides)} if overrides else {}
+        return {"fold_name": target.splits.names[row["fold"]], **column, **settings}
 
     def stop_requested(self) -> bool:
         return self.stopped
