@@ -69,22 +69,25 @@ def title(experiment: Experiment) -> str:
     return f"{experiment.config.name}: {'embedded digits' if experiment.embedded else experiment.config.data.target}"
 
 
-def conduct(experiment: Experiment, result: FitResult) -> Conduct:
+def failures(experiment: Experiment, result: FitResult) -> list[str]:
+    """A sentence for each run whose loss was no longer finite."""
+    kept = "its best epoch counts" if experiment.selection.select != "last" else "it has no usable prediction"
+    return [
+        f"Run {experiment.run_name(replica)}: the loss was no longer finite in epoch {epoch + 1}; it was stopped there, and {kept}."
+        for replica, epoch in zip(experiment.plan.replicas, result.progress.failed.tolist())
+        if epoch >= 0
+    ]
+
+
+def conduct(experiment: Experiment, failed: Sequence[str] = ()) -> Conduct:
     """How the runs were carried out, with what does not follow from the predictions and has to stand under the result."""
     config, notes = experiment.config, []
-    leaks = [(target, line) for target in experiment.targets for line in target.splits.report]
-    notes += [
-        f"{target.name}: {line}" if experiment.several else line for target, line in leaks if line.startswith("leak")
-    ]
+    for target in experiment.targets:
+        leaks = [line for line in target.splits.report if line.startswith("leak")]
+        notes += [f"{target.name}: {line}" if experiment.several else line for line in leaks]
     if config.train.permute_labels:
         notes.append("A control: the labels were permuted among the bags; every metric should be at chance.")
-    for replica, epoch in zip(experiment.plan.replicas, result.progress.failed.tolist()):
-        if epoch >= 0:
-            kept = "its best epoch counts" if experiment.selection.select != "last" else "it has no usable prediction"
-            notes.append(
-                f"Run {experiment.run_name(replica)}: the loss was no longer finite in epoch {epoch + 1}; it was stopped "
-                f"there, and {kept}."
-            )
+    notes += failed
     if experiment.fallback:
         notes.append(
             "The validation loss chose the epoch, not the AUC: a fold has fewer than 10 validation cases of a class."

@@ -72,13 +72,13 @@ def draw_training_curves(history: Sequence[Mapping[str, Any]], path: Path, *, se
         axes.xaxis.set_major_locator(MaxNLocator(integer=True))
         if name != "val_auc":
             axes.set_ylim(bottom=0)
-        _tidy(axes)
+        tidy(axes)
     _legend_below(
         figure, {f"fold {fold}": colours[fold] for fold in folds} if len(folds) <= len(COLOURS) else {"runs": _GREY}
     )
     if selected_on_test:
         figure.suptitle(f"Training{_SELECTED_ON_TEST}", fontsize=11)
-    _save(figure, path)
+    save(figure, path)
 
 
 def draw_roc_curves(task: Classification, test: pd.DataFrame, path: Path, *, selected_on_test: bool = False) -> None:
@@ -106,8 +106,8 @@ def draw_roc_curves(task: Classification, test: pd.DataFrame, path: Path, *, sel
     )
     axes.set(xlabel="false positive rate", ylabel="true positive rate")
     axes.legend(loc="lower right", frameon=False, fontsize=9)
-    _tidy(axes)
-    _save(figure, path)
+    tidy(axes)
+    save(figure, path)
 
 
 def draw_targets(summaries: Mapping[str, Mapping[str, Any]], path: Path, *, selected_on_test: bool = False) -> None:
@@ -132,8 +132,8 @@ def draw_targets(summaries: Mapping[str, Mapping[str, Any]], path: Path, *, sele
         title=f"Test AUC by label column{_SELECTED_ON_TEST * selected_on_test}",
     )
     axes.tick_params(axis="y", labelsize=9, length=0)
-    _tidy(axes)
-    _save(figure, path)
+    tidy(axes)
+    save(figure, path)
 
 
 def _curve(task: Classification, rows: pd.DataFrame, c: int) -> tuple[np.ndarray, np.ndarray] | None:
@@ -163,12 +163,14 @@ def _legend_below(figure: Figure, colours: Mapping[str, str]) -> None:
     figure.legend(handles=lines, loc="outside lower center", ncols=min(len(lines), 9), frameon=False, fontsize=9)
 
 
-def _tidy(axes: Axes) -> None:
+def tidy(axes: Axes) -> None:
+    """Few lines, and a grid behind them."""
     axes.spines[["top", "right"]].set_visible(False)
     axes.grid(color="#E4E4E4", linewidth=0.6)
     axes.set_axisbelow(True)
 
 
-def _save(figure: Figure, path: Path) -> None:
+def save(figure: Figure, path: Path) -> None:
+    """Writes a PNG, whole or not at all."""
     with written_whole(path) as temporary:
         FigureCanvasAgg(figure).print_png(str(temporary))

@@ -6,6 +6,7 @@ and report; nothing here prints.
 
 from __future__ import annotations
 
+import dataclasses
 import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -174,13 +175,35 @@ def prepare(
         ladder=_ladder(config, cohort.bags["num_instances"].to_numpy(), (choices or {}).get("ladder")),
         selection=Selection(config.train.select, config.train.patience, config.train.min_epochs),
     )
-    _choose_selection(experiment)
-    # Impossible settings are found before anything is written.
-    parameter_shapes(experiment)
-    if config.train.class_weights or config.train.balanced:
-        for target in targets:
-            target.task.class_weights(target.values)
+    _check(experiment)
     return experiment
+
+
+def derived(experiment: Experiment, config: ConfigDict, overrides: Sequence[Overrides]) -> Experiment:
+    """The same data, targets and splits under other settings of method and training; bags that were read are shared.
+
+    Raises UserError for settings that do not fit.
+    """
+    folds = [len(target.splits.parts) for target in experiment.targets]
+    selection = Selection(config.train.select, config.train.patience, config.train.min_epochs)
+    plan = make_plan(config, folds, overrides)
+    other = dataclasses.replace(experiment, config=config, plan=plan, selection=selection, fallback="")
+    _check(other)
+    return other
+
+
+def share_bags(experiment: Experiment, other: Experiment) -> None:
+    """Gives the bags that `experiment` has read to `other`, which was derived from it."""
+    other.__dict__["data"] = dataclasses.replace(experiment.data, sampling=_sampling(other))
+
+
+def _check(experiment: Experiment) -> None:
+    """Finds impossible settings before anything is written, and what chooses epochs."""
+    _choose_selection(experiment)
+    parameter_shapes(experiment)
+    if experiment.config.train.class_weights or experiment.config.train.balanced:
+        for target in experiment.targets:
+            target.task.class_weights(target.values)
 
 
 def strategy(experiment: Experiment) -> Supervised:
@@ -213,13 +236,18 @@ def parameter_shapes(experiment: Experiment) -> Any:
 
 
 def train(experiment: Experiment, folder: RunFolder, listener: Listener) -> FitResult:
+    """Runs the experiment and saves what it chose. As `train_in`."""
+    result = train_in(experiment, folder, listener)
+    _save_final(experiment, folder, result)
+    return result
+
+
+def train_in(experiment: Experiment, folder: RunFolder, listener: Listener) -> FitResult:
     """Runs the experiment; raises Stopped when the listener asks to stop. Choices made before are reused when resuming."""
     if not folder.choices:
         folder.write_choices({"residency": "resident", "ladder": list(experiment.ladder.lengths)})
     seconds = experiment.config.train.checkpoint_seconds
-    result = run(experiment, listener, lambda name: Checkpoints(folder.checkpoints / name, seconds))
-    _save_final(experiment, folder, result)
-    return result
+    return run(experiment, listener, lambda name: Checkpoints(folder.checkpoints / name, seconds))
 
 
 def run(
@@ -241,12 +269,6 @@ def engine_data(experiment: Experiment) -> EngineData:
     """Reads all bags, and lays out the parts for the engine."""
     parts = experiment.parts
     training = parts == TRAIN
-    sampling = None
-    if experiment.config.train.balanced:
-        sampling = np.zeros(parts.shape)
-        for first, target in zip(experiment.first_row, experiment.targets):
-            for row in range(first, first + len(target.splits.parts)):
-                sampling[row, training[row]] = target.task.sampling_weights(target.values[training[row]])
     lengths = experiment.ladder.lengths
     return EngineData(
         bags=load_bags(experiment.shards, experiment.cohort.slides, lengths[-1]),
@@ -256,9 +278,21 @@ def engine_data(experiment: Experiment) -> EngineData:
         test=parts == TEST,
         lengths=lengths,
         bucket=experiment.bucket,
-        sampling=sampling,
+        sampling=_sampling(experiment),
         first_row=experiment.first_row,
     )
+
+
+def _sampling(experiment: Experiment) -> np.ndarray | None:
+    """Weights to draw training bags by, [rows, M], so that all classes come equally often; None where each comes once."""
+    if not experiment.config.train.balanced:
+        return None
+    training = experiment.parts == TRAIN
+    sampling = np.zeros(training.shape)
+    for first, target in zip(experiment.first_row, experiment.targets):
+        for row in range(first, first + len(target.splits.parts)):
+            sampling[row, training[row]] = target.task.sampling_weights(target.values[training[row]])
+    return sampling
 
 
 def engine_settings(config: ConfigDict) -> EngineSettings:

@@ -128,10 +128,10 @@ def test_only_settings_that_runs_override_are_inputs_of_the_program():
 def test_a_re_embeddings_rates_are_numeric_settings():
     config = base_config()
     config.aggregator.name = "abmil"
-    config.reembed.update({"name": "rrt", **{name: 0.25 for name in reembedding.numeric_settings("rrt")}})
+    config.reembed.update({"name": "rrt", **dict.fromkeys(reembedding.numeric_settings("rrt"), 0.25)})
     assert {"reembed.dropout", "reembed.transformer_dropout"} <= set(numeric_names(config))
 
 
 def test_a_setting_that_is_not_numeric_cannot_be_overridden():
-    with pytest.raises(ConfigError, match="aggregator.feature_dim is not a numeric setting of this plan"):
+    with pytest.raises(ConfigError, match="feature_dim is not a numeric setting of this plan"):
         Plan((Replica(0, 0, overrides=(("aggregator.feature_dim", 8),)),), HYPER)
