@@ -44,7 +44,11 @@ SETTINGS: dict[str, Setting] = {
     ),
     "data.labels": Setting("", "The label table: csv, tsv, xlsx or parquet."),
     "data.slides_table": Setting("", "STAMP's second table, from patients to feature files."),
-    "data.target": Setting("", "The label column; several with commas for several labels of 0 and 1 each."),
+    "data.target": Setting(
+        "",
+        "The label column; several with commas, or a pattern such as `mut_*`, are targets of their own, each with its own models "
+        "and splits.",
+    ),
     "data.id_column": Setting("", "The column of slide names, where it is not recognised."),
     "data.patient": Setting(
         "", "Whose slide is whose: a column, `tcga` (barcodes), `regex:PATTERN` on the slide name, or `none`."
@@ -106,7 +110,7 @@ SETTINGS: dict[str, Setting] = {
     "task.label_smoothing": Setting(0.0, "Of the cross entropy, as in PyTorch."),
     "task.multi_label": Setting(
         False,
-        "Every class is present or absent by itself; set when `data.target` names several columns. Needs "
+        "The columns that `data.target` names are labels of 0 and 1 of one model, each present or absent by itself. Needs "
         "`binary_cross_entropy`.",
     ),
     "optimizer.name": Setting("adam", "`adam`, `adamw`, `sgd` or `lookahead_radam`."),

@@ -8,7 +8,7 @@ rows are computed with a gradient: the rest of the bag has none, so the backward
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, ClassVar
 
 import flax.linen as nn
 import jax
@@ -49,6 +49,8 @@ class InstanceClassifier(nn.Module):
     feature_activation: str = "relu"
     dropout: float = 0.25
     initializer: str = "xavier_normal"
+
+    numeric_settings: ClassVar[tuple[str, ...]] = ("dropout",)
 
     def __post_init__(self) -> None:
         checks.positive("num_outputs", self.num_outputs)

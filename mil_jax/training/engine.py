@@ -24,7 +24,7 @@ from mil_jax.training import programs as compiled
 from mil_jax.training.checkpoints import Checkpoints
 from mil_jax.training.devices import Fetcher, replica_mesh
 from mil_jax.training.order import BagOrder, EpochOrder
-from mil_jax.training.plan import Plan
+from mil_jax.training.plan import Plan, Replica
 from mil_jax.training.stopping import Progress, Selection
 
 PyTree = Any
@@ -35,9 +35,10 @@ IN_FLIGHT = 2  # dispatches the host may be ahead of the device: enough to keep 
 class EngineData:
     """The cohort and its split, on the host.
 
-    targets: [num_targets, num_bags, ...]. training, selection, test: bool [folds, num_bags]; `selection` is what chooses epochs.
+    targets: [num_targets, num_bags, ...]. training, selection, test: bool [rows, num_bags], a row for each fold of each target;
+    `selection` is what chooses epochs. first_row: of each target; its folds follow one another.
     lengths: the bucket ladder, ascending; bucket: int [num_bags], the bucket each bag fits in.
-    sampling: weights to draw training bags by, float [folds, num_bags], or None for each bag once an epoch.
+    sampling: weights to draw training bags by, float [rows, num_bags], or None for each bag once an epoch.
     """
 
     bags: ResidentBags
@@ -48,6 +49,11 @@ class EngineData:
     lengths: tuple[int, ...]
     bucket: np.ndarray
     sampling: np.ndarray | None = None
+    first_row: tuple[int, ...] = (0,)
+
+    def row(self, replica: Replica) -> int:
+        """The row of a run's target and fold in `training`, `selection`, `test` and `sampling`."""
+        return self.first_row[replica.target] + replica.fold
 
 
 @dataclass(frozen=True)
@@ -154,12 +160,13 @@ class _Engine:
             data_seed=settings.data_seed,
             slots_per_dispatch=settings.slots_per_dispatch,
             sampling=data.sampling,
+            row=data.row,
         )
         shared = compiled.shared_sharding(self.mesh)
         self.cohort = jax.device_put(compiled.Cohort(bags=data.bags, targets=data.targets), shared)
         target = np.array([replica.target for replica in plan.replicas], np.int32)
         self.who = compiled.Who(key=self._spread_keys(), target=self._spread(target))
-        self.folds = np.array([replica.fold for replica in plan.replicas])
+        self.rows = [data.row(replica) for replica in plan.replicas]
         self.longest_part = int(max(data.selection.sum(axis=1).max(), data.test.sum(axis=1).max(), 1))
         self._keep_improved = jax.jit(_keep_improved, donate_argnums=0)
         self._copy = jax.jit(lambda tree: jax.tree.map(jnp.copy, tree))
@@ -180,19 +187,18 @@ class _Engine:
         return jax.random.wrap_key_data(self._spread(data))
 
     def _fitted(self, strategy: Strategy) -> PyTree:
-        """(hyper, constants) of every replica; what is fitted to a training part is computed once for all replicas of a fold."""
-        constants: dict[tuple[int, int], PyTree] = {}
-        for replica in self.plan.replicas:
-            who = (replica.target, replica.fold)
-            if who not in constants:
-                part = self.data.training[replica.fold]
-                constants[who] = strategy.constants(
+        """(hyper, constants) of every replica; what is fitted to a training part is computed once for all its replicas."""
+        constants: dict[int, PyTree] = {}
+        for row, replica in zip(self.rows, self.plan.replicas):
+            if row not in constants:
+                part = self.data.training[row]
+                constants[row] = strategy.constants(
                     TrainingBags(
                         targets=self.data.targets[replica.target][part],
                         moments=functools.partial(moments, self.data.bags, part),
                     )
                 )
-        per_replica = [constants[replica.target, replica.fold] for replica in self.plan.replicas]
+        per_replica = [constants[row] for row in self.rows]
         stacked = jax.tree.map(lambda *rows: np.stack(rows), *per_replica)
         return self._spread((self.plan.stacked_hyper(), stacked))
 
@@ -293,11 +299,11 @@ class _Engine:
         return stacked
 
     def _part(self, part: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """(bags [R, V], sizes [R]): each replica's bags of a part [folds, num_bags], in order of their bucket."""
+        """(bags [R, V], sizes [R]): each replica's bags of a part [rows, num_bags], in order of their bucket."""
         bags = np.full((self.num_replicas, self.longest_part), -1, np.int32)
         counts = np.zeros(self.num_replicas, np.int64)
-        for r, fold in enumerate(self.folds):
-            numbers = np.flatnonzero(part[fold])
+        for r, row in enumerate(self.rows):
+            numbers = np.flatnonzero(part[row])
             numbers = numbers[np.argsort(self.data.bucket[numbers], kind="stable")]
             bags[r, : len(numbers)], counts[r] = numbers, len(numbers)
         return bags, counts

@@ -6,8 +6,9 @@ and report; nothing here prints.
 
 from __future__ import annotations
 
+import dataclasses
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -18,26 +19,27 @@ import numpy as np
 import pandas as pd
 from ml_collections import ConfigDict
 
-from mil_jax import aggregators, tasks
-from mil_jax.aggregators.reembedding import reembedded
+from mil_jax import aggregators
+from mil_jax.aggregators import reembedding
 from mil_jax.bags import Bag
 from mil_jax.data.buckets import Ladder, fit_ladder
-from mil_jax.data.cohort import Cohort, CohortSettings, build_cohort, resolve_classes
+from mil_jax.data.cohort import Cohort, build_cohort
 from mil_jax.data.conversion import Progress, shards_for_features
 from mil_jax.data.digits import digits_cohort
 from mil_jax.data.residency import load_bags
 from mil_jax.data.shards import Shards
-from mil_jax.data.splits import TEST, TRAIN, VALIDATION, Splits, SplitSettings, make_splits
+from mil_jax.data.splits import TEST, TRAIN, VALIDATION
 from mil_jax.errors import ConfigError
 from mil_jax.strategies.supervised import Supervised
 from mil_jax.tasks.classification import Classification
 from mil_jax.training import optimizers
 from mil_jax.training.checkpoints import Checkpoints
 from mil_jax.training.engine import EngineData, EngineSettings, FitResult, Listener, Phase, fit
-from mil_jax.training.plan import Plan, Replica
+from mil_jax.training.plan import Overrides, Plan, Replica, make_plan
 from mil_jax.training.run_folder import RunFolder, fingerprint
 from mil_jax.training.schedule import Schedule
 from mil_jax.training.stopping import Selection
+from mil_jax.training.targets import Target, cohort_settings, make_targets, split_settings
 
 PROTOCOLS = ("clean", "reference")
 FREE_ON_RESUME = ("run", "train.checkpoint_seconds", "train.tensorboard", "train.wandb", "data.cache")
@@ -47,7 +49,8 @@ FREE_ON_RESUME = ("run", "train.checkpoint_seconds", "train.tensorboard", "train
 class Experiment:
     """All that is known before training.
 
-    targets: [M] or [M, C], of every bag of the cohort. ladder: bucket lengths fitted to the bags in use.
+    targets: what is predicted, usually one label column. left_out: label_column, reason, of those that cannot be trained.
+    ladder: bucket lengths fitted to the bags in use.
     selection_part: the part that chooses epochs: VALIDATION, or TEST where protocol "reference" has no validation part.
     fallback: the monitor used instead of the one asked for, "" where it is the one.
     """
@@ -55,9 +58,8 @@ class Experiment:
     config: ConfigDict
     shards: Shards
     cohort: Cohort
-    task: Classification
-    targets: np.ndarray
-    splits: Splits
+    targets: tuple[Target, ...]
+    left_out: pd.DataFrame
     plan: Plan
     ladder: Ladder
     selection: Selection
@@ -70,10 +72,44 @@ class Experiment:
         return not (self.config.data.features or self.config.data.shards)
 
     @property
+    def task(self) -> Classification:
+        """The task that the runs share; targets differ in the names of their classes only."""
+        return self.targets[0].task
+
+    @property
+    def several(self) -> bool:
+        """Whether there is more than one target."""
+        return len(self.targets) > 1
+
+    @cached_property
+    def parts(self) -> np.ndarray:
+        """int8 [rows, M]: the parts of all folds of all targets, one after another."""
+        return np.concatenate([target.splits.parts for target in self.targets])
+
+    @property
+    def first_row(self) -> tuple[int, ...]:
+        """The first row of each target in `parts`."""
+        folds = [len(target.splits.parts) for target in self.targets]
+        return tuple(np.cumsum([0, *folds[:-1]]).tolist())
+
+    def row(self, replica: Replica) -> int:
+        """The row of a run in `parts`."""
+        return self.first_row[replica.target] + replica.fold
+
+    def run_name(self, replica: Replica) -> str:
+        """ "fold 2, seed 0", after the label column where there are several."""
+        target = self.targets[replica.target]
+        run = f"fold {target.splits.names[replica.fold]}, seed {replica.seed}"
+        return f"{target.name}, {run}" if self.several else run
+
+    @property
     def excluded(self) -> pd.DataFrame:
         """slide, reason: of all that was left out at conversion, at the join with the labels, and by the splits."""
         converted = pd.DataFrame(self.shards.excluded, columns=["slide", "reason"], dtype=object)
-        return pd.concat([converted, self.cohort.excluded, self.splits.excluded], ignore_index=True)
+        by_splits = [target.splits.excluded for target in self.targets]
+        return pd.concat([converted, self.cohort.excluded, *by_splits], ignore_index=True).drop_duplicates(
+            ignore_index=True
+        )
 
     @property
     def bucket(self) -> np.ndarray:
@@ -86,7 +122,7 @@ class Experiment:
         return {
             "features": self.shards.fingerprint,
             "labels": fingerprint(self.cohort.bags[["bag_id", "patient_id"]], self.cohort.labels),
-            "splits": fingerprint(self.splits.parts),
+            "splits": fingerprint(self.parts),
         }
 
     @cached_property
@@ -110,44 +146,64 @@ def prepare(
     strict: bool = False,
     choices: Mapping[str, Any] | None = None,
     progress: Progress | None = None,
+    overrides: Sequence[Overrides] = ((),),
 ) -> Experiment:
-    """Reads tables and index, joins them, makes task, splits, plan and ladder. Raises UserError for whatever does not fit.
+    """Reads tables and index, joins them, makes targets, splits, plan and ladder. Raises UserError for whatever does not fit.
 
-    choices: those of the run folder, when resuming. progress: hears of each slide that is converted.
+    choices: those of the run folder, when resuming. progress: hears of each slide that is converted. overrides: numeric settings
+    that are tried side by side, each with every fold and seed.
     """
     if config.train.protocol not in PROTOCOLS:
         raise ConfigError(f"train.protocol is {config.train.protocol!r}; choose one of {', '.join(PROTOCOLS)}")
     config = ConfigDict(config.to_dict())
     shards = _open_shards(config, progress)
-    settings = _cohort_settings(config, strict)
+    settings, found = cohort_settings(config, strict)
     cohort = build_cohort(
         shards.slide_ids,
         shards.num_instances,
         settings,
         modified=shards.provenance["source_mtime"].to_numpy(np.float64),
     )
-    task = tasks.create(config.task.name, resolve_classes(cohort.labels, settings), _task_settings(config, settings))
-    targets = task.targets(cohort.labels.set_index(cohort.bags["bag_id"]))
-    if config.train.permute_labels:
-        targets = np.random.default_rng([config.splits.seed, 2]).permutation(targets)
-    splits = make_splits(cohort, stratum(task, targets), _split_settings(config, strict), task.classes)
+    targets, left_out = make_targets(config, cohort, settings, split_settings(config, strict), found)
     experiment = Experiment(
         config=config,
         shards=shards,
         cohort=cohort,
-        task=task,
         targets=targets,
-        splits=splits,
-        plan=_plan(config, len(splits.parts)),
+        left_out=left_out,
+        plan=make_plan(config, [len(target.splits.parts) for target in targets], overrides),
         ladder=_ladder(config, cohort.bags["num_instances"].to_numpy(), (choices or {}).get("ladder")),
         selection=Selection(config.train.select, config.train.patience, config.train.min_epochs),
     )
-    _choose_selection(experiment)
-    # Impossible settings are found before anything is written.
-    parameter_shapes(experiment)
-    if config.train.class_weights or config.train.balanced:
-        task.class_weights(targets)
+    _check(experiment)
     return experiment
+
+
+def derived(experiment: Experiment, config: ConfigDict, overrides: Sequence[Overrides]) -> Experiment:
+    """The same data, targets and splits under other settings of method and training; bags that were read are shared.
+
+    Raises UserError for settings that do not fit.
+    """
+    folds = [len(target.splits.parts) for target in experiment.targets]
+    selection = Selection(config.train.select, config.train.patience, config.train.min_epochs)
+    plan = make_plan(config, folds, overrides)
+    other = dataclasses.replace(experiment, config=config, plan=plan, selection=selection, fallback="")
+    _check(other)
+    return other
+
+
+def share_bags(experiment: Experiment, other: Experiment) -> None:
+    """Gives the bags that `experiment` has read to `other`, which was derived from it."""
+    other.__dict__["data"] = dataclasses.replace(experiment.data, sampling=_sampling(other))
+
+
+def _check(experiment: Experiment) -> None:
+    """Finds impossible settings before anything is written, and what chooses epochs."""
+    _choose_selection(experiment)
+    parameter_shapes(experiment)
+    if experiment.config.train.class_weights or experiment.config.train.balanced:
+        for target in experiment.targets:
+            target.task.class_weights(target.values)
 
 
 def strategy(experiment: Experiment) -> Supervised:
@@ -157,7 +213,7 @@ def strategy(experiment: Experiment) -> Supervised:
     fields = {key: value for key, value in config.aggregator.items() if key != "name"}
     aggregator = aggregators.create(config.aggregator.name, experiment.task.num_outputs, **fields)
     return Supervised(
-        module=reembedded(aggregator, config.reembed),
+        module=reembedding.reembedded(aggregator, config.reembed),
         task=experiment.task,
         optimizer=optimizers.make(optimizers.OptimizerSettings(**optimizer)),
         learning_rate=Schedule(**config.optimizer.schedule),
@@ -181,13 +237,18 @@ def parameter_shapes(experiment: Experiment) -> Any:
 
 
 def train(experiment: Experiment, folder: RunFolder, listener: Listener) -> FitResult:
+    """Runs the experiment and saves what it chose. As `train_in`."""
+    result = train_in(experiment, folder, listener)
+    _save_final(experiment, folder, result)
+    return result
+
+
+def train_in(experiment: Experiment, folder: RunFolder, listener: Listener) -> FitResult:
     """Runs the experiment; raises Stopped when the listener asks to stop. Choices made before are reused when resuming."""
     if not folder.choices:
         folder.write_choices({"residency": "resident", "ladder": list(experiment.ladder.lengths)})
     seconds = experiment.config.train.checkpoint_seconds
-    result = run(experiment, listener, lambda name: Checkpoints(folder.checkpoints / name, seconds))
-    _save_final(experiment, folder, result)
-    return result
+    return run(experiment, listener, lambda name: Checkpoints(folder.checkpoints / name, seconds))
 
 
 def run(
@@ -207,24 +268,32 @@ def run(
 
 def engine_data(experiment: Experiment) -> EngineData:
     """Reads all bags, and lays out the parts for the engine."""
-    parts = experiment.splits.parts
+    parts = experiment.parts
     training = parts == TRAIN
-    sampling = None
-    if experiment.config.train.balanced:
-        sampling = np.zeros(parts.shape)
-        for fold, part in enumerate(training):
-            sampling[fold, part] = experiment.task.sampling_weights(experiment.targets[part])
     lengths = experiment.ladder.lengths
     return EngineData(
         bags=load_bags(experiment.shards, experiment.cohort.slides, lengths[-1]),
-        targets=experiment.targets[None],
+        targets=np.stack([target.values for target in experiment.targets]),
         training=training,
         selection=parts == experiment.selection_part,
         test=parts == TEST,
         lengths=lengths,
         bucket=experiment.bucket,
-        sampling=sampling,
+        sampling=_sampling(experiment),
+        first_row=experiment.first_row,
     )
+
+
+def _sampling(experiment: Experiment) -> np.ndarray | None:
+    """Weights to draw training bags by, [rows, M], so that all classes come equally often; None where each comes once."""
+    if not experiment.config.train.balanced:
+        return None
+    training = experiment.parts == TRAIN
+    sampling = np.zeros(training.shape)
+    for first, target in zip(experiment.first_row, experiment.targets):
+        for row in range(first, first + len(target.splits.parts)):
+            sampling[row, training[row]] = target.task.sampling_weights(target.values[training[row]])
+    return sampling
 
 
 def engine_settings(config: ConfigDict) -> EngineSettings:
@@ -274,89 +343,27 @@ def _open_shards(config: ConfigDict, progress: Progress | None) -> Shards:
     return Shards.open(digits.shards)
 
 
-def _cohort_settings(config: ConfigDict, strict: bool) -> CohortSettings:
-    data = config.data
-    columns = [name for name in (config.splits.group, config.splits.test) if name and name != "site"]
-    return CohortSettings(
-        labels=data.labels,
-        target=listed(data.target) if "," in data.target else data.target,
-        slides_table=data.slides_table or None,
-        id_column=data.id_column or None,
-        patient=data.patient or None,
-        unit=data.unit,
-        filter=data.filter or None,
-        classes=listed(data.classes) or None,
-        positive=data.positive or None,
-        site=data.site or None,
-        columns=[name for name in columns if "." not in name],
-        duplicates=data.duplicates,
-        min_matched=data.min_matched,
-        strict=strict,
-    )
-
-
-def _task_settings(config: ConfigDict, settings: CohortSettings) -> Mapping[str, Any]:
-    chosen = {key: value for key, value in config.task.items() if key != "name"}
-    if len(settings.targets) == 1 and config.task.multi_label:
-        raise ConfigError(
-            "task.multi_label is for several label columns of 0 and 1: name them in data.target, with commas"
-        )
-    if len(settings.targets) > 1 and config.task.loss_name != "binary_cross_entropy":
-        raise ConfigError(
-            f"data.target names {len(settings.targets)} columns, each a label of its own, and task.loss_name="
-            f"{config.task.loss_name!r} is for one: set task.loss_name=binary_cross_entropy"
-        )
-    return chosen | {"multi_label": config.task.multi_label or len(settings.targets) > 1}
-
-
-def _split_settings(config: ConfigDict, strict: bool) -> SplitSettings:
-    splits = config.splits
-    # The reference protocol takes splits as they are: no validation part is carved from the training patients.
-    carve = splits.val_fraction if config.train.protocol == "clean" else 0.0
-    return SplitSettings(
-        kind="file" if splits.file else splits.kind,
-        folds=splits.folds,
-        repeats=splits.repeats,
-        group=splits.group,
-        test=splits.test,
-        test_fraction=splits.test_fraction,
-        val_fraction=carve,
-        file=splits.file,
-        seed=splits.seed,
-        min_matched=config.data.min_matched,
-        strict=strict,
-    )
-
-
-def stratum(task: Classification, targets: np.ndarray) -> np.ndarray:
-    """What splits are stratified by: class numbers, or 0/1 columns."""
-    return targets if task.multi_label else task.class_index(targets)
-
-
-def _plan(config: ConfigDict, num_folds: int) -> Plan:
-    if config.train.num_seeds < 1:
-        raise ConfigError(f"train.num_seeds is {config.train.num_seeds}; at least one seed is needed")
-    hyper = {"optimizer.lr": config.optimizer.lr, "optimizer.weight_decay": config.optimizer.weight_decay}
-    seeds = range(config.train.seed, config.train.seed + config.train.num_seeds)
-    return Plan(tuple(Replica(fold, seed) for seed in seeds for fold in range(num_folds)), hyper)
-
-
 def _choose_selection(experiment: Experiment) -> None:
     """Decides which part and which monitor choose epochs."""
     select, config = experiment.selection.select, experiment.config
     if select == "last":
         return
-    parts = experiment.splits.parts
+    parts = experiment.parts
     bare = ~(parts == VALIDATION).any(axis=1)
     if bare.any() and config.train.protocol == "reference":
         experiment.selection_part = TEST
     elif bare.any():
+        names = [name for target in experiment.targets for name in target.splits.names]
         raise ConfigError(
-            f"train.select={select} needs a validation part, but fold {np.array(experiment.splits.names)[bare][0]} has none: "
+            f"train.select={select} needs a validation part, but fold {np.array(names)[bare][0]} has none: "
             "set splits.val_fraction above 0, or train.select=last"
         )
-    held_out = [experiment.targets[fold == experiment.selection_part] for fold in parts]
-    if select == "val_auc" and not all(map(experiment.task.enough_cases, held_out)):
+    enough = (
+        target.task.enough_cases(target.values[part == experiment.selection_part])
+        for target in experiment.targets
+        for part in target.splits.parts
+    )
+    if select == "val_auc" and not all(enough):
         # With few cases the AUC takes few values, and the best of many epochs is an accident.
         experiment.fallback = "val_loss"
         experiment.selection = Selection("val_loss", config.train.patience, config.train.min_epochs)
@@ -365,23 +372,19 @@ def _choose_selection(experiment: Experiment) -> None:
 def _save_final(experiment: Experiment, folder: RunFolder, result: FitResult) -> None:
     """The chosen parameters of every run, with the ids they were trained and selected on."""
     ids = experiment.cohort.bags["bag_id"].to_numpy()
-    parts = experiment.splits.parts
     runs = [
         {
-            "fold": experiment.splits.names[replica.fold],
+            **({"label_column": experiment.targets[replica.target].name} if experiment.several else {}),
+            "fold": experiment.targets[replica.target].splits.names[replica.fold],
             "seed": replica.seed,
             "epoch": int(result.progress.best_epoch[r]),
-            "training": ids[parts[replica.fold] == TRAIN].tolist(),
-            "validation": ids[parts[replica.fold] == experiment.selection_part].tolist(),
+            "training": ids[experiment.parts[row] == TRAIN].tolist(),
+            "validation": ids[experiment.parts[row] == experiment.selection_part].tolist(),
         }
         for r, replica in enumerate(experiment.plan.replicas)
+        for row in [experiment.row(replica)]
     ]
     checkpoints = Checkpoints(folder.checkpoints / "final", seconds=0)
     params, constants = result.state
     checkpoints.save(0, {"params": params, "constants": constants}, {"runs": runs}, wait=True)
     checkpoints.close()
-
-
-def listed(text: str) -> tuple[str, ...]:
-    """ "a, b" -> ("a", "b")."""
-    return tuple(part.strip() for part in text.split(",") if part.strip())
