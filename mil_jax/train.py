@@ -142,11 +142,10 @@ def _describe(experiment: Experiment, everything: bool) -> None:
             if len(table):
                 console.print(frame_table(title.replace("_", " "), table))
     sizes = cohort.bags["num_instances"].to_numpy()
-    num_bytes = sum(experiment.shards.num_bytes(int(i)) for slides in cohort.slides for i in slides)
+    say(experiment.residency_note)
     say(
-        f"{counted(len(sizes), 'bag')}, {sizes.sum():,} instances ({num_bytes / 2**20:,.1f} MiB, held in memory); "
-        f"{counted(len(ladder.lengths), 'bucket length')} ({', '.join(map(str, ladder.lengths))}), "
-        f"{ladder.waste:.1%} padding"
+        f"{counted(len(sizes), 'bag')}, {sizes.sum():,} instances; "
+        f"{counted(len(ladder.lengths), 'bucket length')} ({', '.join(map(str, ladder.lengths))}), {ladder.waste:.1%} padding"
     )
     folds, seeds = len(experiment.splits.names), config.train.num_seeds
     train_bags = int((experiment.splits.parts == TRAIN).sum(axis=1).max())
@@ -251,6 +250,7 @@ def _report(experiment: Experiment, folder: RunFolder, result: FitResult, second
         "runs": len(experiment.plan.replicas),
         "bucket lengths": ", ".join(map(str, ladder.lengths)),
         "padding": f"{ladder.waste:.1%}",
+        "features": f"{experiment.residency}, {result.facts['feature_bytes'] / 2**30:.3g} GiB of host memory",
         "compilations": result.facts["compilations"],
         "sessions": sessions,
         "seconds of training, compilation included": training_seconds,

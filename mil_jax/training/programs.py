@@ -154,7 +154,9 @@ def _evaluate(
     lo: Array,
     hi: Array,
     count: Array,
-) -> Array:
+) -> tuple[Array, Array]:
+    done = jnp.sum(hi - lo)[None]
+
     def one(state: TrainState, numbers: Array, logits: Array, at: Array) -> Array:
         bag = cohort.bags.bag(jnp.maximum(numbers[at], 0), length)
         return logits.at[at].set(strategy.predict(state, bag).logits)
@@ -165,7 +167,7 @@ def _evaluate(
             moved = jax.vmap(one)(state, bags, logits, jnp.clip(lo + t, 0, bags.shape[1] - 1))
             return jnp.where((lo + t < hi)[:, None, None], moved, logits)
 
-        return jax.lax.fori_loop(0, jnp.max(hi - lo), step, logits)
+        return jax.lax.fori_loop(0, jnp.max(hi - lo), step, logits), done
 
     def replica(r: Array, logits: Array) -> Array:
         mine, numbers = _take(state, r), bags[r]
@@ -173,7 +175,7 @@ def _evaluate(
             logits, jax.lax.fori_loop(lo[r], hi[r], lambda at, out: one(mine, numbers, out, at), _take(logits, r)), r
         )
 
-    return _over_replicas(count, replica, logits)
+    return _over_replicas(count, replica, logits), done
 
 
 def _init(
@@ -246,7 +248,7 @@ class Programs:
         lo: Array,
         hi: Array,
         count: Array,
-    ) -> Array:
-        """Fills logits [R, V, C] for bags[r, lo[r]:hi[r]], all in bucket number `bucket`. `logits` is donated."""
+    ) -> tuple[Array, Array]:
+        """Fills logits [R, V, C] for bags[r, lo[r]:hi[r]], all in bucket number `bucket`. `logits` is donated. Also says how many."""
         function = partial(_evaluate, self.strategy, self.lengths[bucket], self.vectorised)
         return self._call("evaluate", bucket, function, (3,), cohort, state, bags, logits, lo, hi, count)

