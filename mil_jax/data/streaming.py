@@ -206,8 +206,8 @@ class StreamedFeed:
         offsets = np.zeros(len(self.sizes), np.int32)
         offsets[list(load.offsets)] = list(load.offsets.values())
         rows = slice(self.rows[load.bucket])
-        host = window.features[rows], window.coords[rows], window.slide_index[rows], offsets
-        return ResidentBags(*jax.device_put(host, self.sharding), self._device_sizes)
+        host = ResidentBags(window.features[rows], window.coords[rows], window.slide_index[rows], offsets, None)
+        return jax.device_put(host, self.sharding).replace(sizes=self._device_sizes)
 
 
 def open_feed(

@@ -268,7 +268,7 @@ def _residency(config: ConfigDict, shards: Shards, rows: int, choices: Mapping[s
     """Where the features are to be, and why; what was chosen before is chosen again unless the config names another."""
     asked = config.data.residency
     if asked == AUTO and choices:
-        asked = choices["residency"]
+        asked = choices.get("residency", AUTO)
     row_bytes = math.prod(shards.feature_shape) * shards.dtype.itemsize + COORDINATE_BYTES
     return choose_residency(asked, rows, row_bytes, _stream_bytes(config))
 
