@@ -6,6 +6,7 @@ slice that would pass the end. The host array is aligned, so that a CPU device u
 
 from __future__ import annotations
 
+import collections
 import math
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -20,6 +21,7 @@ from mil_jax.data.shards import Shards
 from mil_jax.data.windows import Run
 
 COORDINATE_BYTES = 12  # of an instance, beside its features: x, y and the number of its slide
+IN_FLIGHT = 2  # dispatches the host may be ahead of the device: enough to keep it busy, few enough to stop soon
 _ALIGNMENT = 64  # bytes; what XLA's CPU client asks of a buffer that it is to use in place
 _BLOCK_ROWS = 4096  # instances summed at a time
 
@@ -85,8 +87,14 @@ class ResidentFeed:
     def pieces(self, bags: np.ndarray, runs: Sequence[Run]) -> Iterator[Piece]:
         """The dispatches of runs (bucket, lo [R], hi [R]) over bags [R, T, B]."""
         del bags
+        in_flight: collections.deque[jax.Array] = collections.deque()
         for bucket, lo, hi in runs:
-            yield Piece(bucket, lo, hi, self.device, ends_run=True)
+            piece = Piece(bucket, lo, hi, self.device, ends_run=True)
+            yield piece
+            if piece.done is not None:
+                in_flight.append(piece.done)
+            if len(in_flight) > IN_FLIGHT:
+                in_flight.popleft().block_until_ready()
 
     def instances(self, numbers: np.ndarray) -> Iterator[tuple[int, np.ndarray]]:
         """(number, features [n, *F]) of each bag, on the host."""

@@ -7,7 +7,6 @@ drawn on the host from the plan alone (`training/order.py`), so a run is the sam
 
 from __future__ import annotations
 
-import collections
 import contextlib
 import functools
 import itertools
@@ -31,7 +30,6 @@ from mil_jax.training.plan import Plan
 from mil_jax.training.stopping import Progress, Selection
 
 PyTree = Any
-IN_FLIGHT = 2  # dispatches the host may be ahead of the device: enough to keep it busy, few enough to stop soon
 
 
 @dataclass(frozen=True)
@@ -122,7 +120,7 @@ def fit(
     engine = _Engine(data, task, plan, settings, listener)
     state: TrainState | None = None
     progress = Progress.start(len(plan.replicas), phases[-1].selection)
-    with contextlib.closing(engine.feed):
+    with engine.exits:
         for phase in phases:
             checkpoints = open_checkpoints(phase.strategy.name) if open_checkpoints else None
             try:
@@ -162,12 +160,14 @@ class _Engine:
         shared = compiled.shared_sharding(self.mesh)
         everyone = np.ones(self.num_replicas, bool)
         self.feed = open_feed(data.bags, data.lengths, shared, lambda: self.order.epoch(plan.replicas, everyone, 0))
+        self.exits = contextlib.ExitStack()  # what ends the work in the background
+        self.exits.callback(self.feed.close)
         self.targets = jax.device_put(data.targets, shared)
         target = np.array([replica.target for replica in plan.replicas], np.int32)
         self.who = compiled.Who(key=self._spread_keys(), target=self._spread(target))
         self.folds = np.array([replica.fold for replica in plan.replicas])
         self.longest_part = int(max(data.selection.sum(axis=1).max(), data.test.sum(axis=1).max(), 1))
-        self._keep_improved = jax.jit(_keep_improved, donate_argnums=0)
+        self._keep_improved = jax.jit(compiled.keep_improved, donate_argnums=0)
         self._copy = jax.jit(lambda tree: jax.tree.map(jnp.copy, tree))
 
     def _cohort(self, piece: Piece) -> compiled.Cohort:
@@ -223,6 +223,7 @@ class _Engine:
         """One phase, from its start or from its newest checkpoint. Returns the state with each replica's chosen parameters."""
         strategy = phase.strategy
         self.programs = compiled.Programs(strategy, self.mesh, self.data.lengths, self.vectorised)
+        self.exits.callback(self.programs.close)
         state = self._initial(strategy, previous)
         keeps_best = phase.selection.select != "last"
         best = self._copy(state.params) if keeps_best else None
@@ -247,16 +248,13 @@ class _Engine:
         while epoch < phase.epochs and progress.active.any():
             order = self.order.epoch(self.plan.replicas, progress.active, epoch)
             arrays = self._spread(compiled.Epoch(bags=order.bags, extras=self._extras(phase, order, epoch)))
-            in_flight: collections.deque[jax.Array] = collections.deque()
+            self._compile_ahead(order, moving, arrays)
             for piece in self.feed.pieces(order.bags, order.runs[dispatch:]):
                 lo, hi = self._spread((piece.lo, piece.hi))
                 moving, piece.done = self.programs.train(
                     piece.bucket, self._cohort(piece), self.who, moving, arrays, lo, hi, self.count
                 )
                 dispatch += piece.ends_run
-                in_flight.append(piece.done)
-                if len(in_flight) > IN_FLIGHT:
-                    in_flight.popleft().block_until_ready()
                 self.listener.steps(int((piece.hi - piece.lo).sum()))
                 if piece.ends_run and checkpoints and self.listener.stop_requested():
                     save(wait=True)
@@ -281,6 +279,14 @@ class _Engine:
         self.compilations += self.programs.compilations
         state = moving.state if best is None else moving.state.replace(params=best)
         return state, progress
+
+    def _compile_ahead(self, order: EpochOrder, moving: compiled.Moving, epoch: compiled.Epoch) -> None:
+        """Of all buckets, beside the first reading of bags; those that are trained on first come first."""
+        seen = self.data.selection.any(axis=0) | self.data.test.any(axis=0)
+        train, evaluate = dict.fromkeys(run[0] for run in order.runs), np.unique(self.data.bucket[seen])
+        logits = self.longest_part, self.task.num_outputs
+        cohorts = [compiled.Cohort(self.feed.shapes(bucket), self.targets) for bucket in range(len(self.data.lengths))]
+        self.programs.compile_ahead([*train], evaluate.tolist(), cohorts, self.who, moving, epoch, logits, self.count)
 
     def _no_metrics(self, strategy: Strategy, state: TrainState) -> dict[str, np.ndarray]:
         """Zeros for the sums of the strategy's step metrics."""
@@ -384,15 +390,6 @@ class _Engine:
         facts = {"compilations": self.programs.compilations, "fetches": self.fetch.count}
         facts["feature_bytes"] = self.feed.host_bytes
         return FitResult(per_replica, numbers, self._unfilled(chosen), progress, facts)
-
-
-def _keep_improved(best: PyTree, now: PyTree, improved: jax.Array) -> PyTree:
-    """`now` where a replica improved, else `best`."""
-
-    def choose(old: jax.Array, new: jax.Array) -> jax.Array:
-        return jnp.where(improved.reshape(-1, *(1,) * (old.ndim - 1)), new, old)
-
-    return jax.tree.map(choose, best, now)
 
 
 def _narrow(values: np.ndarray) -> np.dtype:
