@@ -67,6 +67,15 @@ SETTINGS: dict[str, Setting] = {
     "data.min_matched": Setting(
         0.5, "Least part of the labelled rows, and of the ids of a split file, that must be found; less is an error."
     ),
+    "data.residency": Setting(
+        "auto",
+        "Where features are while training: `resident` (in memory), `streamed` (read from the shards again and again), or `auto` "
+        "(by size); changes no result.",
+        choices=("auto", "resident", "streamed"),
+    ),
+    "data.stream_gib": Setting(
+        4.0, "Streamed: most GiB of host memory for features that are read ahead.", least=1e-6, most=1e6
+    ),
     "data.normalize": Setting(
         "none", "`none`, `l2` (each instance to length 1) or `zscore` (mean and deviation of the run's training bags)."
     ),

@@ -7,7 +7,9 @@ spread over the mesh; replicas never communicate.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import os
+from collections.abc import Callable, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from functools import partial
 from typing import Any
 
@@ -154,7 +156,9 @@ def _evaluate(
     lo: Array,
     hi: Array,
     count: Array,
-) -> Array:
+) -> tuple[Array, Array]:
+    done = jnp.sum(hi - lo)[None]
+
     def one(state: TrainState, numbers: Array, logits: Array, at: Array) -> Array:
         bag = cohort.bags.bag(jnp.maximum(numbers[at], 0), length)
         return logits.at[at].set(strategy.predict(state, bag).logits)
@@ -165,7 +169,7 @@ def _evaluate(
             moved = jax.vmap(one)(state, bags, logits, jnp.clip(lo + t, 0, bags.shape[1] - 1))
             return jnp.where((lo + t < hi)[:, None, None], moved, logits)
 
-        return jax.lax.fori_loop(0, jnp.max(hi - lo), step, logits)
+        return jax.lax.fori_loop(0, jnp.max(hi - lo), step, logits), done
 
     def replica(r: Array, logits: Array) -> Array:
         mine, numbers = _take(state, r), bags[r]
@@ -173,7 +177,7 @@ def _evaluate(
             logits, jax.lax.fori_loop(lo[r], hi[r], lambda at, out: one(mine, numbers, out, at), _take(logits, r)), r
         )
 
-    return _over_replicas(count, replica, logits)
+    return _over_replicas(count, replica, logits), done
 
 
 def _init(
@@ -193,48 +197,89 @@ def _init(
     return _over_replicas(count, lambda r, states: _put(states, fresh(r), r), empty)
 
 
+def keep_improved(best: PyTree, now: PyTree, improved: jax.Array) -> PyTree:
+    """`now` where a replica improved, else `best`."""
+
+    def choose(old: jax.Array, new: jax.Array) -> jax.Array:
+        return jnp.where(improved.reshape(-1, *(1,) * (old.ndim - 1)), new, old)
+
+    return jax.tree.map(choose, best, now)
+
+
 class Programs:
     """Compiles each program once, ahead of time, and counts them: a shape that was not planned raises instead of recompiling."""
 
     def __init__(self, strategy: Strategy, mesh: Mesh, lengths: tuple[int, ...], vectorised: bool) -> None:
         self.strategy, self.mesh, self.lengths, self.vectorised = strategy, mesh, lengths, vectorised
-        self._compiled: dict[tuple[str, int], Any] = {}
+        self._compiled: dict[tuple[str, int], Future[Any]] = {}
+        self._compiler = ThreadPoolExecutor(len(os.sched_getaffinity(0)), "mil_jax-compile")
 
     @property
     def compilations(self) -> int:
         """How many programs were compiled so far."""
         return len(self._compiled)
 
-    def _call(
+    def compile_ahead(
         self,
-        name: str,
-        bucket: int,
-        function: Callable[..., Any],
-        donate: tuple[int, ...],
-        cohort: Cohort,
-        *rest: PyTree,
-    ) -> Any:
-        program = self._compiled.get((name, bucket))
-        if program is None:
-            specs = (P(), *(P(AXIS) for _ in rest))
+        train: Sequence[int],
+        evaluate: Sequence[int],
+        cohorts: Sequence[Cohort],
+        who: Who,
+        moving: Moving,
+        epoch: Epoch,
+        logits: tuple[int, ...],
+        count: Array,
+    ) -> None:
+        """Starts to compile the programs of these buckets, several at once, beside whatever the caller does next.
+
+        cohorts: of each bucket, arrays or shapes. logits: their shape (V, C) for each replica. The rest is as in `train`.
+        """
+        ends = who.target  # of the shape of lo and hi
+
+        def spread(shape: tuple[int, ...], dtype: Any) -> jax.ShapeDtypeStruct:
+            return jax.ShapeDtypeStruct((ends.shape[0], *shape), dtype, sharding=ends.sharding)
+
+        scores = spread(logits[:1], jnp.int32), spread(logits, jnp.float32)
+        for bucket in train:
+            self._start("train", bucket, cohorts[bucket], who, moving, epoch, ends, ends, count)
+        for bucket in evaluate:
+            self._start("evaluate", bucket, cohorts[bucket], moving.state, *scores, ends, ends, count)
+
+    def close(self) -> None:
+        """Compilations that have not begun are given up."""
+        self._compiler.shutdown(wait=False, cancel_futures=True)
+
+    def _start(self, name: str, bucket: int, *arguments: PyTree) -> Future[Any]:
+        """The program, being compiled. Traced here: settings of JAX may be those of the calling thread."""
+        if (name, bucket) not in self._compiled:
+            function, donate = self._function(name, bucket)
+            specs = (P(), *(P(AXIS) for _ in arguments[1:]))
             mapped = jax.shard_map(function, mesh=self.mesh, in_specs=specs, out_specs=P(AXIS), check_vma=False)
-            program = jax.jit(mapped, donate_argnums=donate).lower(cohort, *rest).compile()
-            self._compiled[name, bucket] = program
-        return program(cohort, *rest)
+            lowered = jax.jit(mapped, donate_argnums=donate).lower(*arguments)
+            self._compiled[name, bucket] = self._compiler.submit(lowered.compile)
+        return self._compiled[name, bucket]
+
+    def _function(self, name: str, bucket: int) -> tuple[Callable[..., Any], tuple[int, ...]]:
+        """What a program computes, and the arguments that are donated."""
+        length = self.lengths[bucket]
+        if name == "train":
+            return partial(_train_vmap if self.vectorised else _train_map, self.strategy, length), (2,)
+        if name == "evaluate":
+            return partial(_evaluate, self.strategy, length, self.vectorised), (3,)
+        return partial(_init, self.strategy, length), ()
+
+    def _call(self, name: str, bucket: int, *arguments: PyTree) -> Any:
+        return self._start(name, bucket, *arguments).result()(*arguments)
 
     def init(self, cohort: Cohort, who: Who, fitted: PyTree, previous: TrainState | None, count: Array) -> TrainState:
         """The initial states; `fitted`: (hyper, constants) with the leading axis [R]. `count` [devices]: replicas on each."""
-        return self._call(
-            "init", 0, partial(_init, self.strategy, self.lengths[0]), (), cohort, who, fitted, previous, count
-        )
+        return self._call("init", 0, cohort, who, fitted, previous, count)
 
     def train(
         self, bucket: int, cohort: Cohort, who: Who, moving: Moving, epoch: Epoch, lo: Array, hi: Array, count: Array
     ) -> tuple[Moving, Array]:
         """The steps lo..hi of each replica, all in bucket number `bucket`. `moving` is donated. Also says how many steps were made."""
-        body = _train_vmap if self.vectorised else _train_map
-        function = partial(body, self.strategy, self.lengths[bucket])
-        return self._call("train", bucket, function, (2,), cohort, who, moving, epoch, lo, hi, count)
+        return self._call("train", bucket, cohort, who, moving, epoch, lo, hi, count)
 
     def evaluate(
         self,
@@ -246,7 +291,6 @@ class Programs:
         lo: Array,
         hi: Array,
         count: Array,
-    ) -> Array:
-        """Fills logits [R, V, C] for bags[r, lo[r]:hi[r]], all in bucket number `bucket`. `logits` is donated."""
-        function = partial(_evaluate, self.strategy, self.lengths[bucket], self.vectorised)
-        return self._call("evaluate", bucket, function, (3,), cohort, state, bags, logits, lo, hi, count)
+    ) -> tuple[Array, Array]:
+        """Fills logits [R, V, C] for bags[r, lo[r]:hi[r]], all in bucket number `bucket`. `logits` is donated. Also says how many."""
+        return self._call("evaluate", bucket, cohort, state, bags, logits, lo, hi, count)
