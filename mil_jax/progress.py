@@ -10,7 +10,7 @@ import signal
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, Self
 
 import numpy as np
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
@@ -37,8 +37,36 @@ def conversion_progress() -> Iterator[conversion.Progress]:
         yield progress
 
 
-class TrainingProgress:
-    """The engine's listener: shows progress, writes metrics.jsonl, and asks to stop on SIGTERM while it is entered."""
+class StopOnSignal:
+    """A listener of the engine that says nothing, and asks to stop on SIGTERM while it is entered."""
+
+    stopped = False
+
+    def __enter__(self) -> Self:
+        self.before = signal.signal(signal.SIGTERM, self._stop)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        signal.signal(signal.SIGTERM, self.before)
+
+    def _stop(self, *_: object) -> None:
+        self.stopped = True
+
+    def phase(self, name: str, epoch: int, epochs: int) -> None:
+        """Nothing to say."""
+
+    def steps(self, count: int) -> None:
+        """Nothing to say."""
+
+    def epoch(self, rows: list[dict[str, Any]]) -> None:
+        """Nothing to say."""
+
+    def stop_requested(self) -> bool:
+        return self.stopped
+
+
+class TrainingProgress(StopOnSignal):
+    """Shows progress and writes metrics.jsonl, too."""
 
     def __init__(self, experiment: Experiment, folder: RunFolder) -> None:
         self.experiment, self.folder = experiment, folder
@@ -48,20 +76,15 @@ class TrainingProgress:
         training = (experiment.splits.parts == TRAIN).sum(axis=1)
         self.bags_per_epoch = int(sum(training[replica.fold] for replica in experiment.plan.replicas))
         self.batch_size = train_settings.batch_size
-        self.stopped = False
 
-    def __enter__(self) -> TrainingProgress:
-        self.before = signal.signal(signal.SIGTERM, self._stop)
+    def __enter__(self) -> Self:
         self.bar.start()
-        return self
+        return super().__enter__()
 
     def __exit__(self, *_: object) -> None:
         self.bar.stop()
-        signal.signal(signal.SIGTERM, self.before)
+        super().__exit__()
         self.loggers.close()
-
-    def _stop(self, *_: object) -> None:
-        self.stopped = True
 
     def phase(self, name: str, epoch: int, epochs: int) -> None:
         self.folder.truncate_metrics(epoch - 1)
@@ -97,9 +120,6 @@ class TrainingProgress:
             self.line_at = time.monotonic()
             rate = self._rate()
             say(f"{shown}; {rate:,.0f} bags/s, {left / max(rate, 1e-9) / 60:.1f} minutes left at most")
-
-    def stop_requested(self) -> bool:
-        return self.stopped
 
 
 def _means(rows: list[dict[str, Any]]) -> str:

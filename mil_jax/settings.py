@@ -169,6 +169,12 @@ SETTINGS: dict[str, Setting] = {
     ),
     "train.tensorboard": Setting(False, "Write TensorBoard files, too (extra `tensorboard`)."),
     "train.wandb": Setting(False, "Log to Weights & Biases, too (extra `wandb`)."),
+    "distributed.coordinator": Setting(
+        "",
+        "For several processes: `HOST:PORT` of the first, or `auto` under Slurm or Open MPI, which know it; empty: one process.",
+    ),
+    "distributed.num_processes": Setting(0, "How many processes there are; not needed with `auto`.", least=0),
+    "distributed.process_id": Setting(-1, "Which one this is, from 0; not needed with `auto`.", least=-1),
 }
 
 

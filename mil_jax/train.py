@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 import time
+from pathlib import Path
 
 import jax
 import numpy as np
@@ -20,12 +21,13 @@ from mil_jax.data.check import describe
 from mil_jax.data.split_makers import PART_NAMES
 from mil_jax.data.splits import TEST, TRAIN
 from mil_jax.interop.feature_files import counted
-from mil_jax.progress import TrainingProgress, conversion_progress
+from mil_jax.progress import StopOnSignal, TrainingProgress, conversion_progress
 from mil_jax.reports.loggers import require_packages
 from mil_jax.reports.predictions import predictions_table
 from mil_jax.reports.statements import Conduct
 from mil_jax.reports.summary import write_summary
 from mil_jax.reports.tables import console_report
+from mil_jax.training import processes
 from mil_jax.training.devices import use_one_device_per_core
 from mil_jax.training.engine import FitResult, Stopped
 from mil_jax.training.experiment import FREE_ON_RESUME, Experiment, parameter_shapes, prepare, stratum, train
@@ -66,14 +68,17 @@ def main(arguments: list[str]) -> int:
     if values.check and (values.resume or values.overwrite):
         say("--check trains nothing: --resume and --overwrite have no effect")
     require_packages(tensorboard=config.train.tensorboard, wandb=config.train.wandb)
+    processes.start(**config.distributed)
     use_one_device_per_core()
+    first = processes.is_first()
+    console.quiet = not first
     _set_precision(config)
     started = time.monotonic()
     name = config.run or f"runs/{config.name}"
-    if not values.check:
-        require_usable(name, resume=values.resume, overwrite=values.overwrite)
-    resuming = values.resume and not values.check and is_run_folder(name)
-    with conversion_progress() as progress:
+    with processes.first_before_others(), conversion_progress() as progress:
+        if not values.check:
+            require_usable(name, resume=values.resume, overwrite=values.overwrite)
+        resuming = values.resume and not values.check and is_run_folder(name)
         choices = RunFolder.open(name).choices if resuming else None
         experiment = prepare(config, strict=values.strict, choices=choices, progress=progress)
     if experiment.embedded:
@@ -87,31 +92,37 @@ def main(arguments: list[str]) -> int:
         return 0
     if not resuming:
         _read(experiment)  # a damaged shard is found before there is a run folder
-    folder = RunFolder.create(
-        name,
-        config.to_dict(),
-        experiment.fingerprints,
-        resume=values.resume,
-        overwrite=values.overwrite,
-        free=FREE_ON_RESUME,
-    )
+    folder = RunFolder(Path(name))
+    with processes.first_before_others():
+        if first:
+            folder = RunFolder.create(
+                name,
+                config.to_dict(),
+                experiment.fingerprints,
+                resume=values.resume,
+                overwrite=values.overwrite,
+                free=FREE_ON_RESUME,
+            )
     if folder.moved:
         say(f"The run that was in {folder.path} is now in {folder.moved}.")
     if folder.is_complete:
         say(f"The run in {folder.path} has ended; nothing is left to do. Its results: {folder.path / 'summary.md'}")
         return 0
-    experiment.splits.to_csv(folder.path / "splits.csv", experiment.cohort)
-    folder.write_table("excluded.csv", experiment.excluded)
-    if folder.resumed:
+    if first:
+        experiment.splits.to_csv(folder.path / "splits.csv", experiment.cohort)
+        folder.write_table("excluded.csv", experiment.excluded)
+    if resuming:
         say(f"Going on with the run in {folder.path}.")
         _read(experiment)
-    with TrainingProgress(experiment, folder) as listener:
+    with TrainingProgress(experiment, folder) if first else StopOnSignal() as listener:
         try:
             result = train(experiment, folder, listener)
         except Stopped:
             say(f"Stopped; the state is saved. Go on with --resume --config.run={folder.path}")
             return STOPPED_BY_SIGTERM
-    _report(experiment, folder, result, time.monotonic() - started)
+    with processes.first_before_others():
+        if first:
+            _report(experiment, folder, result, time.monotonic() - started)
     say(f"Everything is in {folder.path}: summary.md, predictions.csv, figures/, checkpoints/.")
     return 0
 

@@ -22,9 +22,10 @@ from mil_jax.strategies.base import Steps, Strategy, TrainingBags, TrainState
 from mil_jax.tasks.classification import Classification
 from mil_jax.training import programs as compiled
 from mil_jax.training.checkpoints import Checkpoints
-from mil_jax.training.devices import Fetcher, replica_mesh
+from mil_jax.training.devices import Placement
 from mil_jax.training.order import BagOrder, EpochOrder
 from mil_jax.training.plan import Plan
+from mil_jax.training.processes import Agreement
 from mil_jax.training.stopping import Progress, Selection
 
 PyTree = Any
@@ -135,14 +136,12 @@ class _Engine:
         self, data: EngineData, task: Classification, plan: Plan, settings: EngineSettings, listener: Listener
     ) -> None:
         self.data, self.task, self.plan, self.settings, self.listener = data, task, plan, settings, listener
-        self.fetch = Fetcher()
         self.compilations = 0
         self.num_replicas = len(plan.replicas)
-        self.mesh = replica_mesh()
-        num_devices = self.mesh.size
-        self.per_device = -(-self.num_replicas // num_devices)
-        on_device = np.clip(self.num_replicas - self.per_device * np.arange(num_devices), 0, self.per_device)
-        self.count = self._spread_rows(on_device.astype(np.int32), num_devices)
+        self.placement = Placement(self.num_replicas)
+        self.mesh, self.count = self.placement.mesh, self.placement.count
+        self.spread, self.fetch, self.unfilled = self.placement.spread, self.placement.fetch, self.placement.unfilled
+        self.agreement = Agreement()
         self.vectorised = settings.replica_axis == "vmap" or (
             settings.replica_axis == "auto" and jax.default_backend() != "cpu"
         )
@@ -155,29 +154,17 @@ class _Engine:
             slots_per_dispatch=settings.slots_per_dispatch,
             sampling=data.sampling,
         )
-        shared = compiled.shared_sharding(self.mesh)
-        self.cohort = jax.device_put(compiled.Cohort(bags=data.bags, targets=data.targets), shared)
+        self.cohort = self.placement.shared(compiled.Cohort(bags=data.bags, targets=data.targets))
         target = np.array([replica.target for replica in plan.replicas], np.int32)
-        self.who = compiled.Who(key=self._spread_keys(), target=self._spread(target))
+        self.who = compiled.Who(key=self._spread_keys(), target=self.spread(target))
         self.folds = np.array([replica.fold for replica in plan.replicas])
         self.longest_part = int(max(data.selection.sum(axis=1).max(), data.test.sum(axis=1).max(), 1))
         self._keep_improved = jax.jit(_keep_improved, donate_argnums=0)
         self._copy = jax.jit(lambda tree: jax.tree.map(jnp.copy, tree))
 
-    def _spread_rows(self, array: np.ndarray, rows: int) -> jax.Array:
-        """`array` over the devices, its leading axis filled up with zeros to `rows`."""
-        full = np.zeros((rows, *array.shape[1:]), array.dtype)
-        full[: len(array)] = array
-        return jax.device_put(full, compiled.replica_sharding(self.mesh))
-
-    def _spread(self, tree: PyTree) -> PyTree:
-        """Host arrays [R, ...] over the devices."""
-        rows = self.per_device * self.mesh.size
-        return jax.tree.map(lambda x: self._spread_rows(np.asarray(x), rows), tree)
-
     def _spread_keys(self) -> jax.Array:
         data = np.asarray(jax.random.key_data(self.plan.keys()))
-        return jax.random.wrap_key_data(self._spread(data))
+        return jax.random.wrap_key_data(self.spread(data))
 
     def _fitted(self, strategy: Strategy) -> PyTree:
         """(hyper, constants) of every replica; what is fitted to a training part is computed once for all replicas of a fold."""
@@ -194,7 +181,7 @@ class _Engine:
                 )
         per_replica = [constants[replica.target, replica.fold] for replica in self.plan.replicas]
         stacked = jax.tree.map(lambda *rows: np.stack(rows), *per_replica)
-        return self._spread((self.plan.stacked_hyper(), stacked))
+        return self.spread((self.plan.stacked_hyper(), stacked))
 
     def run(
         self, phase: Phase, previous: TrainState | None, checkpoints: Checkpoints | None
@@ -206,30 +193,30 @@ class _Engine:
         keeps_best = phase.selection.select != "last"
         best = self._copy(state.params) if keeps_best else None
         no_metrics = self._no_metrics(strategy, state)
-        moving = compiled.Moving(state=state, metrics=self._spread(no_metrics))
+        moving = compiled.Moving(state=state, metrics=self.spread(no_metrics))
         progress = Progress.start(self.num_replicas, phase.selection)
         epoch, dispatch = 0, 0
         place = checkpoints.place() if checkpoints else None
         if checkpoints and place:
             epoch, dispatch = place["epoch"], place["dispatch"]
             progress = Progress.from_json(place["progress"])
-            shapes = self._unfilled(jax.eval_shape(lambda: (moving, best)))
-            moving, best = self._spread(checkpoints.arrays(shapes))
+            shapes = self.unfilled(jax.eval_shape(lambda: (moving, best)))
+            moving, best = self.spread(checkpoints.arrays(shapes))
         self.listener.phase(strategy.name, epoch, phase.epochs)
 
         def save(wait: bool) -> None:
             where = {"epoch": epoch, "dispatch": dispatch, "progress": progress.to_json()}
-            arrays = self._unfilled(self.fetch((moving, best)))
+            arrays = self.unfilled(self.fetch((moving, best)))
             assert checkpoints is not None
             checkpoints.save(epoch * 1_000_000 + dispatch, arrays, where, wait=wait)
 
         while epoch < phase.epochs and progress.active.any():
             order = self.order.epoch(self.plan.replicas, progress.active, epoch)
-            arrays = self._spread(compiled.Epoch(bags=order.bags, extras=self._extras(phase, order, epoch)))
+            arrays = self.spread(compiled.Epoch(bags=order.bags, extras=self._extras(phase, order, epoch)))
             in_flight: collections.deque[jax.Array] = collections.deque()
             while dispatch < len(order.runs):
                 bucket, lo, hi = order.runs[dispatch]
-                lo, hi = self._spread((lo, hi))
+                lo, hi = self.spread((lo, hi))
                 moving, done = self.programs.train(bucket, self.cohort, self.who, moving, arrays, lo, hi, self.count)
                 dispatch += 1
                 in_flight.append(done)
@@ -237,7 +224,7 @@ class _Engine:
                     in_flight.popleft().block_until_ready()
                 runs = order.runs[dispatch - 1]
                 self.listener.steps(int((runs[2] - runs[1]).sum()))
-                if checkpoints and self.listener.stop_requested():
+                if checkpoints and self.agreement.soon(self.listener.stop_requested()):
                     save(wait=True)
                     raise Stopped
             logits = self._evaluate(moving.state, self.data.selection) if keeps_best else None
@@ -247,14 +234,15 @@ class _Engine:
             for row in rows:
                 row["improved"] = bool(improved[row["replica"]])
             if keeps_best and improved.any():
-                best = self._keep_improved(best, moving.state.params, self._spread(improved))
-            moving = moving.replace(metrics=self._spread(no_metrics))
+                best = self._keep_improved(best, moving.state.params, self.spread(improved))
+            moving = moving.replace(metrics=self.spread(no_metrics))
             self.listener.epoch(rows)
             epoch, dispatch = epoch + 1, 0
             ended = epoch == phase.epochs or not progress.active.any()
-            if checkpoints and (checkpoints.due() or ended or self.listener.stop_requested()):
-                save(wait=self.listener.stop_requested())
-            if checkpoints and self.listener.stop_requested():
+            stop = self.agreement.now(self.listener.stop_requested())
+            if checkpoints and (stop or ended or self.agreement.now(checkpoints.due())):
+                save(wait=stop)
+            if checkpoints and stop:
                 raise Stopped
         self.compilations += self.programs.compilations
         state = moving.state if best is None else moving.state.replace(params=best)
@@ -306,14 +294,14 @@ class _Engine:
         """Logits [R, V, C] of each replica's bags of the part, in the order of `_part`."""
         bags, _ = self._part(part)
         shape = (self.num_replicas, self.longest_part, self.task.num_outputs)
-        logits = self._spread(np.zeros(shape, np.float32))
-        spread_bags = self._spread(bags)
+        logits = self.spread(np.zeros(shape, np.float32))
+        spread_bags = self.spread(bags)
         buckets = np.where(bags >= 0, self.data.bucket[np.maximum(bags, 0)], len(self.data.lengths))
         for bucket in range(len(self.data.lengths)):
             lo = (buckets < bucket).sum(axis=1).astype(np.int32)
             hi = (buckets <= bucket).sum(axis=1).astype(np.int32)
             if (hi > lo).any():
-                lo, hi = self._spread((lo, hi))
+                lo, hi = self.spread((lo, hi))
                 logits = self.programs.evaluate(bucket, self.cohort, state, spread_bags, logits, lo, hi, self.count)
         return logits
 
@@ -339,12 +327,6 @@ class _Engine:
             rows.append(row)
         return scores, rows
 
-    def _unfilled(self, tree: PyTree) -> PyTree:
-        """Without the replicas that only fill the mesh."""
-        if isinstance(jax.tree.leaves(tree)[0], jax.ShapeDtypeStruct):
-            return jax.tree.map(lambda x: jax.ShapeDtypeStruct((self.num_replicas, *x.shape[1:]), x.dtype), tree)
-        return jax.tree.map(lambda x: x[: self.num_replicas], tree)
-
     def result(self, state: TrainState, progress: Progress) -> FitResult:
         """Predictions of each replica for its selection and test parts, and its chosen parameters, on the host."""
         parts = {"val": self.data.selection, "test": self.data.test}
@@ -358,8 +340,8 @@ class _Engine:
                 mine[name], mine_bags[name] = logits[name][r, : counts[r]], bags[r, : counts[r]]
             per_replica.append(mine)
             numbers.append(mine_bags)
-        facts = {"compilations": self.programs.compilations, "fetches": self.fetch.count}
-        return FitResult(per_replica, numbers, self._unfilled(chosen), progress, facts)
+        facts = {"compilations": self.programs.compilations, "fetches": self.placement.fetches}
+        return FitResult(per_replica, numbers, self.unfilled(chosen), progress, facts)
 
 
 def _keep_improved(best: PyTree, now: PyTree, improved: jax.Array) -> PyTree:

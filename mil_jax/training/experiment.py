@@ -35,12 +35,13 @@ from mil_jax.training import optimizers
 from mil_jax.training.checkpoints import Checkpoints
 from mil_jax.training.engine import EngineData, EngineSettings, FitResult, Listener, Phase, fit
 from mil_jax.training.plan import Plan, Replica
+from mil_jax.training.processes import is_first
 from mil_jax.training.run_folder import RunFolder, fingerprint
 from mil_jax.training.schedule import Schedule
 from mil_jax.training.stopping import Selection
 
 PROTOCOLS = ("clean", "reference")
-FREE_ON_RESUME = ("run", "train.checkpoint_seconds", "train.tensorboard", "train.wandb", "data.cache")
+FREE_ON_RESUME = ("run", "distributed", "train.checkpoint_seconds", "train.tensorboard", "train.wandb", "data.cache")
 
 
 @dataclass
@@ -181,7 +182,7 @@ def parameter_shapes(experiment: Experiment) -> Any:
 
 def train(experiment: Experiment, folder: RunFolder, listener: Listener) -> FitResult:
     """Runs the experiment; raises Stopped when the listener asks to stop. Choices made before are reused when resuming."""
-    if not folder.choices:
+    if is_first() and not folder.choices:
         folder.write_choices({"residency": "resident", "ladder": list(experiment.ladder.lengths)})
     seconds = experiment.config.train.checkpoint_seconds
     result = run(experiment, listener, lambda name: Checkpoints(folder.checkpoints / name, seconds))
