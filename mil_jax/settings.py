@@ -162,6 +162,11 @@ SETTINGS: dict[str, Setting] = {
         "How runs go side by side on a device: `map` (one after another), `vmap` (as one batch), or `auto` (`map` on a CPU).",
         choices=("auto", "map", "vmap"),
     ),
+    "train.memory_gib": Setting(
+        0.0,
+        "Most memory of a device to use for runs side by side, in GiB, which decides how many go at once; 0: 90 % of what it has.",
+        least=0.0,
+    ),
     "train.matmul_precision": Setting(
         "default",
         "JAX's precision of float32 matrix products, such as `highest`; `default` leaves it to JAX.",

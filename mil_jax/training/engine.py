@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import collections
 import functools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
@@ -23,6 +23,7 @@ from mil_jax.tasks.classification import Classification
 from mil_jax.training import programs as compiled
 from mil_jax.training.checkpoints import Checkpoints
 from mil_jax.training.devices import Placement
+from mil_jax.training.memory import device_limit
 from mil_jax.training.order import BagOrder, EpochOrder
 from mil_jax.training.plan import Plan
 from mil_jax.training.processes import Agreement
@@ -62,12 +63,18 @@ class Phase:
 
 @dataclass(frozen=True)
 class EngineSettings:
-    """replica_axis: "auto" (map on a CPU, vmap elsewhere), "map" or "vmap". batch_size: bags a step and replica."""
+    """replica_axis: "auto" (map on a CPU, vmap elsewhere), "map" or "vmap". batch_size: bags a step and replica.
+
+    memory_gib: what may be used of a device under vmap; 0: what it has. side_by_side: by phase and bucket length, how many replicas of
+    a device go side by side: what was chosen earlier. Others are decided on before training.
+    """
 
     batch_size: int = 1
     data_seed: int = 0
     slots_per_dispatch: int = 64
     replica_axis: str = "auto"
+    memory_gib: float = 0.0
+    side_by_side: dict[str, dict[int, int]] = field(default_factory=dict)
 
 
 class Listener(Protocol):
@@ -112,12 +119,16 @@ def fit(
     settings: EngineSettings,
     listener: Listener,
     open_checkpoints: Callable[[str], Checkpoints] | None = None,
+    keep_choices: Callable[[Mapping[str, Any]], None] | None = None,
 ) -> FitResult:
     """Trains every replica of the plan through all phases and predicts its selection and test bags.
 
-    open_checkpoints: gives the checkpoints of a phase by name; training goes on from the newest. Raises Stopped when asked to stop.
+    open_checkpoints: gives the checkpoints of a phase by name; training goes on from the newest. keep_choices: is given what was
+    chosen automatically, before training begins. Raises Stopped when asked to stop, ConfigError when a run does not fit a device.
     """
     engine = _Engine(data, task, plan, settings, listener)
+    if keep_choices:
+        engine.keep_choices = keep_choices
     state: TrainState | None = None
     progress = Progress.start(len(plan.replicas), phases[-1].selection)
     for phase in phases:
@@ -137,6 +148,8 @@ class _Engine:
     ) -> None:
         self.data, self.task, self.plan, self.settings, self.listener = data, task, plan, settings, listener
         self.compilations = 0
+        self.side_by_side = {phase: dict(chosen) for phase, chosen in settings.side_by_side.items()}
+        self.keep_choices: Callable[[Mapping[str, Any]], None] = lambda choices: None
         self.num_replicas = len(plan.replicas)
         self.placement = Placement(self.num_replicas)
         self.mesh, self.count = self.placement.mesh, self.placement.count
@@ -188,7 +201,10 @@ class _Engine:
     ) -> tuple[TrainState, Progress]:
         """One phase, from its start or from its newest checkpoint. Returns the state with each replica's chosen parameters."""
         strategy = phase.strategy
-        self.programs = compiled.Programs(strategy, self.mesh, self.data.lengths, self.vectorised)
+        limit = device_limit(self.settings.memory_gib) if self.vectorised else 0
+        self.side_by_side.setdefault(strategy.name, {})
+        chosen = self.side_by_side[strategy.name]
+        self.programs = compiled.Programs(strategy, self.mesh, self.data.lengths, self.vectorised, limit, chosen)
         state = self.programs.init(self.cohort, self.who, self._fitted(strategy), previous, self.count)
         keeps_best = phase.selection.select != "last"
         best = self._copy(state.params) if keeps_best else None
@@ -213,6 +229,7 @@ class _Engine:
         while epoch < phase.epochs and progress.active.any():
             order = self.order.epoch(self.plan.replicas, progress.active, epoch)
             arrays = self.spread(compiled.Epoch(bags=order.bags, extras=self._extras(phase, order, epoch)))
+            self._reserve(moving, arrays)
             in_flight: collections.deque[jax.Array] = collections.deque()
             while dispatch < len(order.runs):
                 bucket, lo, hi = order.runs[dispatch]
@@ -247,6 +264,15 @@ class _Engine:
         self.compilations += self.programs.compilations
         state = moving.state if best is None else moving.state.replace(params=best)
         return state, progress
+
+    def _reserve(self, moving: compiled.Moving, arrays: compiled.Epoch) -> None:
+        """Finds out how many replicas fit side by side, in all buckets that are trained on."""
+        known = len(self.programs.chunks)
+        rows = self.spread(np.zeros(self.num_replicas, np.int32))
+        for bucket in np.flatnonzero(self.order.slot_counts).tolist():
+            self.programs.reserve(bucket, self.cohort, self.who, moving, arrays, rows, rows, self.count)
+        if len(self.programs.chunks) > known:
+            self.keep_choices({"runs_side_by_side": self.side_by_side})
 
     def _no_metrics(self, strategy: Strategy, state: TrainState) -> dict[str, np.ndarray]:
         """Zeros for the sums of the strategy's step metrics."""

@@ -6,9 +6,10 @@ and report; nothing here prints.
 
 from __future__ import annotations
 
+import dataclasses
 import os
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -51,6 +52,7 @@ class Experiment:
     targets: [M] or [M, C], of every bag of the cohort. ladder: bucket lengths fitted to the bags in use.
     selection_part: the part that chooses epochs: VALIDATION, or TEST where protocol "reference" has no validation part.
     fallback: the monitor used instead of the one asked for, "" where it is the one.
+    side_by_side: of a run that is resumed, how many runs go side by side in each phase and bucket length.
     """
 
     config: ConfigDict
@@ -64,6 +66,7 @@ class Experiment:
     selection: Selection
     selection_part: int = VALIDATION
     fallback: str = ""
+    side_by_side: dict[str, dict[int, int]] = field(default_factory=dict)
 
     @property
     def embedded(self) -> bool:
@@ -142,6 +145,10 @@ def prepare(
         plan=_plan(config, len(splits.parts)),
         ladder=_ladder(config, cohort.bags["num_instances"].to_numpy(), (choices or {}).get("ladder")),
         selection=Selection(config.train.select, config.train.patience, config.train.min_epochs),
+        side_by_side={
+            phase: {int(length): count for length, count in chosen.items()}
+            for phase, chosen in (choices or {}).get("runs_side_by_side", {}).items()
+        },
     )
     _choose_selection(experiment)
     # Impossible settings are found before anything is written.
@@ -185,13 +192,17 @@ def train(experiment: Experiment, folder: RunFolder, listener: Listener) -> FitR
     if is_first() and not folder.choices:
         folder.write_choices({"residency": "resident", "ladder": list(experiment.ladder.lengths)})
     seconds = experiment.config.train.checkpoint_seconds
-    result = run(experiment, listener, lambda name: Checkpoints(folder.checkpoints / name, seconds))
+    keep = folder.write_choices if is_first() else None
+    result = run(experiment, listener, lambda name: Checkpoints(folder.checkpoints / name, seconds), keep)
     _save_final(experiment, folder, result)
     return result
 
 
 def run(
-    experiment: Experiment, listener: Listener, open_checkpoints: Callable[[str], Checkpoints] | None = None
+    experiment: Experiment,
+    listener: Listener,
+    open_checkpoints: Callable[[str], Checkpoints] | None = None,
+    keep_choices: Callable[[Mapping[str, Any]], None] | None = None,
 ) -> FitResult:
     """Runs the experiment through the engine; without `open_checkpoints` nothing is written."""
     return fit(
@@ -199,9 +210,10 @@ def run(
         experiment.data,
         experiment.task,
         experiment.plan,
-        engine_settings(experiment.config),
+        dataclasses.replace(engine_settings(experiment.config), side_by_side=experiment.side_by_side),
         listener,
         open_checkpoints,
+        keep_choices,
     )
 
 
@@ -234,6 +246,7 @@ def engine_settings(config: ConfigDict) -> EngineSettings:
         data_seed=config.splits.seed,
         slots_per_dispatch=config.train.slots_per_dispatch,
         replica_axis=config.train.replica_axis,
+        memory_gib=config.train.memory_gib,
     )
 
 

@@ -80,6 +80,11 @@ def is_first() -> bool:
     return jax.process_index() == 0
 
 
+def least(value: float) -> float:
+    """The smallest of what the processes say, as a float32; each must ask."""
+    return value if jax.process_count() == 1 else -float(np.asarray(_vote(-value)))
+
+
 class Agreement:
     """Votes of the processes: yes when one of them says yes. Each must ask the same questions in the same order."""
 
@@ -121,11 +126,11 @@ def first_before_others() -> Iterator[None]:
 def _ballot() -> tuple[Mesh, jax.stages.Wrapped]:
     devices = jax.devices()
     mesh = jax.make_mesh((len(devices),), ("all",), axis_types=(AxisType.Auto,), devices=devices)
-    return mesh, jax.jit(lambda said: said.any(), out_shardings=NamedSharding(mesh, P()))
+    return mesh, jax.jit(lambda said: said.max(), out_shardings=NamedSharding(mesh, P()))
 
 
-def _vote(said: bool) -> jax.Array:
-    """Whether a process said yes, as an array that is being computed."""
+def _vote(said: float) -> jax.Array:
+    """The largest of what the processes say, as an array that is being computed."""
     mesh, count = _ballot()
-    mine = np.full(mesh.local_mesh.size, said)
+    mine = np.full(mesh.local_mesh.size, said, np.float32)
     return count(jax.make_array_from_process_local_data(NamedSharding(mesh, P("all")), mine, (mesh.size,)))

@@ -1,8 +1,8 @@
 """The compiled programs of the engine: two per bucket (train, evaluate) and one for initial states, each over all replicas.
 
 On a CPU replicas run one after another on each device (`map`), each making all its steps of a dispatch while its state is in the
-cache; on a GPU they run side by side (`vmap`), and a replica without a bag keeps its state by a select. The replica axis is
-spread over the mesh; replicas never communicate.
+cache; on a GPU they run side by side (`vmap`), as many as the memory takes in that bucket, and a replica without a bag keeps its
+state by a select. The replica axis is spread over the mesh; replicas never communicate.
 """
 
 from __future__ import annotations
@@ -18,7 +18,9 @@ from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from mil_jax.data.residency import ResidentBags
+from mil_jax.errors import ConfigError
 from mil_jax.strategies.base import Batch, Strategy, TrainState
+from mil_jax.training.memory import DoesNotFit, largest_that_fits
 
 PyTree = Any
 Array = jax.Array
@@ -120,9 +122,29 @@ def _train_map(
     return _over_replicas(count, replica, moving), jnp.sum(hi - lo)[None]
 
 
+def _in_chunks(chunk: int, body: Callable[..., PyTree], moving: PyTree, *rest: PyTree, lo: Array, hi: Array) -> PyTree:
+    """`body(moving, *rest, lo, hi) -> moving` on `chunk` replicas after the other."""
+    rows = lo.shape[0]
+    if chunk >= rows:
+        return body(moving, *rest, lo, hi)
+
+    def one(number: Array, moving: PyTree) -> PyTree:
+        # The last chunk begins earlier, so that it is whole; what another chunk has done is not done again.
+        start = jnp.minimum(number * chunk, rows - chunk)
+        mine, others, since, until = jax.tree.map(
+            lambda x: jax.lax.dynamic_slice_in_dim(x, start, chunk), (moving, rest, lo, hi)
+        )
+        until = jnp.where(start + jnp.arange(chunk) >= number * chunk, until, since)
+        moved = body(mine, *others, since, until)
+        return jax.tree.map(lambda x, y: jax.lax.dynamic_update_slice_in_dim(x, y, start, 0), moving, moved)
+
+    return jax.lax.fori_loop(0, -(-rows // chunk), one, moving)
+
+
 def _train_vmap(
     strategy: Strategy,
     length: int,
+    chunk: int,
     cohort: Cohort,
     who: Who,
     moving: Moving,
@@ -137,16 +159,19 @@ def _train_vmap(
         moved = _one_step(strategy, length, cohort, my_who, mine, order, at)
         return jax.tree.map(lambda new, old: jnp.where(busy, new, old), moved, mine)
 
-    def step(t: Array, moving: Moving) -> Moving:
-        return jax.vmap(replica)(moving, who, epoch, jnp.clip(lo + t, 0, epoch.bags.shape[1] - 1), lo + t < hi)
+    def steps(moving: Moving, who: Who, epoch: Epoch, lo: Array, hi: Array) -> Moving:
+        def step(t: Array, moving: Moving) -> Moving:
+            return jax.vmap(replica)(moving, who, epoch, jnp.clip(lo + t, 0, epoch.bags.shape[1] - 1), lo + t < hi)
 
-    return jax.lax.fori_loop(0, jnp.max(hi - lo), step, moving), jnp.sum(hi - lo)[None]
+        return jax.lax.fori_loop(0, jnp.max(hi - lo), step, moving)
+
+    return _in_chunks(chunk, steps, moving, who, epoch, lo=lo, hi=hi), jnp.sum(hi - lo)[None]
 
 
 def _evaluate(
     strategy: Strategy,
     length: int,
-    vectorised: bool,
+    chunk: int | None,
     cohort: Cohort,
     state: TrainState,
     bags: Array,
@@ -155,17 +180,22 @@ def _evaluate(
     hi: Array,
     count: Array,
 ) -> Array:
+    """chunk: replicas side by side; None: one after another."""
+
     def one(state: TrainState, numbers: Array, logits: Array, at: Array) -> Array:
         bag = cohort.bags.bag(jnp.maximum(numbers[at], 0), length)
         return logits.at[at].set(strategy.predict(state, bag).logits)
 
-    if vectorised:
+    if chunk is not None:
 
-        def step(t: Array, logits: Array) -> Array:
-            moved = jax.vmap(one)(state, bags, logits, jnp.clip(lo + t, 0, bags.shape[1] - 1))
-            return jnp.where((lo + t < hi)[:, None, None], moved, logits)
+        def steps(logits: Array, state: TrainState, bags: Array, lo: Array, hi: Array) -> Array:
+            def step(t: Array, logits: Array) -> Array:
+                moved = jax.vmap(one)(state, bags, logits, jnp.clip(lo + t, 0, bags.shape[1] - 1))
+                return jnp.where((lo + t < hi)[:, None, None], moved, logits)
 
-        return jax.lax.fori_loop(0, jnp.max(hi - lo), step, logits)
+            return jax.lax.fori_loop(0, jnp.max(hi - lo), step, logits)
+
+        return _in_chunks(chunk, steps, logits, state, bags, lo=lo, hi=hi)
 
     def replica(r: Array, logits: Array) -> Array:
         mine, numbers = _take(state, r), bags[r]
@@ -194,16 +224,30 @@ def _init(
 
 
 class Programs:
-    """Compiles each program once, ahead of time, and counts them: a shape that was not planned raises instead of recompiling."""
+    """Compiles each program once, ahead of time, and counts them: a shape that was not planned raises instead of recompiling.
 
-    def __init__(self, strategy: Strategy, mesh: Mesh, lengths: tuple[int, ...], vectorised: bool) -> None:
-        self.strategy, self.mesh, self.lengths, self.vectorised = strategy, mesh, lengths, vectorised
+    vectorised: whether replicas go side by side; then `limit` is the memory of a device in bytes, and `chunks` says how many replicas
+    of a device at once by bucket length: what was chosen before, to which is added what is chosen.
+    """
+
+    def __init__(
+        self,
+        strategy: Strategy,
+        mesh: Mesh,
+        lengths: tuple[int, ...],
+        vectorised: bool,
+        limit: int = 0,
+        chunks: dict[int, int] | None = None,
+    ) -> None:
+        self.strategy, self.mesh, self.lengths, self.vectorised, self.limit = strategy, mesh, lengths, vectorised, limit
+        self.chunks = {} if chunks is None else chunks
         self._compiled: dict[tuple[str, int], Any] = {}
+        self._trials = 0
 
     @property
     def compilations(self) -> int:
-        """How many programs were compiled so far."""
-        return len(self._compiled)
+        """How many programs were compiled so far, those included that were compiled to see what they need."""
+        return len(self._compiled) + self._trials
 
     def _call(
         self,
@@ -211,16 +255,46 @@ class Programs:
         bucket: int,
         function: Callable[..., Any],
         donate: tuple[int, ...],
-        cohort: Cohort,
-        *rest: PyTree,
+        *arguments: PyTree,
     ) -> Any:
-        program = self._compiled.get((name, bucket))
-        if program is None:
-            specs = (P(), *(P(AXIS) for _ in rest))
-            mapped = jax.shard_map(function, mesh=self.mesh, in_specs=specs, out_specs=P(AXIS), check_vma=False)
-            program = jax.jit(mapped, donate_argnums=donate).lower(cohort, *rest).compile()
-            self._compiled[name, bucket] = program
-        return program(cohort, *rest)
+        if (name, bucket) not in self._compiled:
+            self._compiled[name, bucket] = self._compile(function, donate, *arguments)
+        return self._compiled[name, bucket](*arguments)
+
+    def _compile(
+        self, function: Callable[..., Any], donate: tuple[int, ...], cohort: Cohort, *rest: PyTree
+    ) -> jax.stages.Compiled:
+        specs = (P(), *(P(AXIS) for _ in rest))
+        mapped = jax.shard_map(function, mesh=self.mesh, in_specs=specs, out_specs=P(AXIS), check_vma=False)
+        return jax.jit(mapped, donate_argnums=donate).lower(cohort, *rest).compile()
+
+    def _reserve(
+        self, name: str, bucket: int, body: Callable[..., Any], donate: tuple[int, ...], *arguments: PyTree
+    ) -> None:
+        """Compiles a program over replicas side by side, `body(strategy, length, chunk, ...)`, with as many as fit.
+
+        Raises ConfigError where not one does.
+        """
+        length = self.lengths[bucket]
+
+        def compile_for(chunk: int) -> jax.stages.Compiled:
+            return self._compile(partial(body, self.strategy, length, chunk), donate, *arguments)
+
+        if length in self.chunks:
+            self._compiled[name, bucket] = compile_for(self.chunks[length])
+            return
+        *_, hi, count = arguments
+        rows = hi.shape[0] // count.shape[0]
+        try:
+            chunk, program, trials = largest_that_fits(rows, self.limit, compile_for)
+        except DoesNotFit as error:
+            raise ConfigError(
+                f"bags of up to {length} instances need {error.needed / 2**30:.3g} GiB of a device for one run alone, and "
+                f"{error.limit / 2**30:.3g} GiB may be used: leave the largest bags out with data.filter, or lower "
+                "train.batch_size or the widths of the aggregator, or raise train.memory_gib where it is set"
+            ) from error
+        self.chunks[length], self._compiled[name, bucket] = chunk, program
+        self._trials += trials
 
     def init(self, cohort: Cohort, who: Who, fitted: PyTree, previous: TrainState | None, count: Array) -> TrainState:
         """The initial states; `fitted`: (hyper, constants) with the leading axis [R]. `count` [devices]: replicas on each."""
@@ -228,12 +302,21 @@ class Programs:
             "init", 0, partial(_init, self.strategy, self.lengths[0]), (), cohort, who, fitted, previous, count
         )
 
+    def reserve(
+        self, bucket: int, cohort: Cohort, who: Who, moving: Moving, epoch: Epoch, lo: Array, hi: Array, count: Array
+    ) -> None:
+        """Compiles what `train` will run with these arguments, which may be shapes; where replicas go side by side, decides how
+        many fit. Raises ConfigError where not one does.
+        """
+        if self.vectorised and ("train", bucket) not in self._compiled:
+            self._reserve("train", bucket, _train_vmap, (2,), cohort, who, moving, epoch, lo, hi, count)
+
     def train(
         self, bucket: int, cohort: Cohort, who: Who, moving: Moving, epoch: Epoch, lo: Array, hi: Array, count: Array
     ) -> tuple[Moving, Array]:
         """The steps lo..hi of each replica, all in bucket number `bucket`. `moving` is donated. Also says how many steps were made."""
-        body = _train_vmap if self.vectorised else _train_map
-        function = partial(body, self.strategy, self.lengths[bucket])
+        self.reserve(bucket, cohort, who, moving, epoch, lo, hi, count)
+        function = partial(_train_map, self.strategy, self.lengths[bucket])
         return self._call("train", bucket, function, (2,), cohort, who, moving, epoch, lo, hi, count)
 
     def evaluate(
@@ -248,5 +331,8 @@ class Programs:
         count: Array,
     ) -> Array:
         """Fills logits [R, V, C] for bags[r, lo[r]:hi[r]], all in bucket number `bucket`. `logits` is donated."""
-        function = partial(_evaluate, self.strategy, self.lengths[bucket], self.vectorised)
-        return self._call("evaluate", bucket, function, (3,), cohort, state, bags, logits, lo, hi, count)
+        arguments = (cohort, state, bags, logits, lo, hi, count)
+        if self.vectorised and ("evaluate", bucket) not in self._compiled:
+            self._reserve("evaluate", bucket, _evaluate, (3,), *arguments)
+        function = partial(_evaluate, self.strategy, self.lengths[bucket], None)
+        return self._call("evaluate", bucket, function, (3,), *arguments)
