@@ -167,6 +167,9 @@ SETTINGS: dict[str, Setting] = {
         "Most memory of a device to use for runs side by side, in GiB, which decides how many go at once; 0: 90 % of what it has.",
         least=0.0,
     ),
+    "train.debug_nans": Setting(
+        False, "Stop where a loss or an update is no longer finite, and name the run, the step and its bag; slower."
+    ),
     "train.matmul_precision": Setting(
         "default",
         "JAX's precision of float32 matrix products, such as `highest`; `default` leaves it to JAX.",

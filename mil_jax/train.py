@@ -20,6 +20,7 @@ from mil_jax.console import STOPPED_BY_SIGTERM, console, frame_table, run_comman
 from mil_jax.data.check import describe
 from mil_jax.data.split_makers import PART_NAMES
 from mil_jax.data.splits import TEST, TRAIN
+from mil_jax.errors import TrainingError
 from mil_jax.interop.feature_files import counted
 from mil_jax.progress import StopOnSignal, TrainingProgress, conversion_progress
 from mil_jax.reports.loggers import require_packages
@@ -31,6 +32,8 @@ from mil_jax.training import processes
 from mil_jax.training.devices import use_one_device_per_core
 from mil_jax.training.engine import FitResult, Stopped
 from mil_jax.training.experiment import FREE_ON_RESUME, Experiment, parameter_shapes, prepare, stratum, train
+from mil_jax.training.nonfinite import NotFinite
+from mil_jax.training.plan import Replica
 from mil_jax.training.run_folder import RunFolder, is_run_folder, require_usable
 
 ABOUT = """Trains and cross-validates an aggregator; everything that comes of it is in one run folder.
@@ -120,6 +123,9 @@ def main(arguments: list[str]) -> int:
         except Stopped:
             say(f"Stopped; the state is saved. Go on with --resume --config.run={folder.path}")
             return STOPPED_BY_SIGTERM
+        except NotFinite as found:
+            where = _run_name(experiment, experiment.plan.replicas[found.replica])
+            raise TrainingError(found.sentence(where, experiment.cohort.bags["bag_id"].to_numpy())) from found
     with processes.first_before_others():
         if first:
             _report(experiment, folder, result, time.monotonic() - started)
@@ -284,15 +290,20 @@ def _report(experiment: Experiment, folder: RunFolder, result: FitResult, second
     console.print(console_report(summary), soft_wrap=False)
 
 
+def _run_name(experiment: Experiment, replica: Replica) -> str:
+    return f"fold {experiment.splits.names[replica.fold]}, seed {replica.seed}"
+
+
 def _notes(experiment: Experiment, result: FitResult) -> list[str]:
     """What does not follow from the predictions and has to stand under the result."""
     config, notes = experiment.config, [line for line in experiment.splits.report if line.startswith("leak")]
     if config.train.permute_labels:
         notes.append("A control: the labels were permuted among the bags; every metric should be at chance.")
-    for replica, epoch in zip(experiment.plan.replicas, result.progress.failed.tolist()):
+    failed, best = result.progress.failed.tolist(), result.progress.best_epoch.tolist()
+    for replica, epoch, best_epoch in zip(experiment.plan.replicas, failed, best):
         if epoch >= 0:
-            run = f"fold {experiment.splits.names[replica.fold]}, seed {replica.seed}"
-            kept = "its best epoch counts" if experiment.selection.select != "last" else "it has no usable prediction"
+            run = _run_name(experiment, replica)
+            kept = f"epoch {best_epoch + 1}, its best, counts" if best_epoch >= 0 else "it has no usable prediction"
             notes.append(
                 f"Run {run}: the loss was no longer finite in epoch {epoch + 1}; it was stopped there, and {kept}."
             )

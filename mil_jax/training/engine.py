@@ -8,10 +8,11 @@ drawn on the host from the plan alone (`training/order.py`), so a run is the sam
 from __future__ import annotations
 
 import collections
+import copy
 import functools
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -20,9 +21,11 @@ import numpy as np
 from mil_jax.data.residency import ResidentBags, moments
 from mil_jax.strategies.base import Steps, Strategy, TrainingBags, TrainState
 from mil_jax.tasks.classification import Classification
+from mil_jax.training import nonfinite
 from mil_jax.training import programs as compiled
 from mil_jax.training.checkpoints import Checkpoints
 from mil_jax.training.devices import Placement
+from mil_jax.training.listener import Listener, Stopped
 from mil_jax.training.memory import device_limit
 from mil_jax.training.order import BagOrder, EpochOrder
 from mil_jax.training.plan import Plan
@@ -65,6 +68,7 @@ class Phase:
 class EngineSettings:
     """replica_axis: "auto" (map on a CPU, vmap elsewhere), "map" or "vmap". batch_size: bags a step and replica.
 
+    debug_nans: raises NotFinite with the step where a run stops being finite; keeps a copy of the state and fetches more.
     memory_gib: what may be used of a device under vmap; 0: what it has. side_by_side: by phase and bucket length, how many replicas of
     a device go side by side: what was chosen earlier. Others are decided on before training.
     """
@@ -73,28 +77,9 @@ class EngineSettings:
     data_seed: int = 0
     slots_per_dispatch: int = 64
     replica_axis: str = "auto"
+    debug_nans: bool = False
     memory_gib: float = 0.0
     side_by_side: dict[str, dict[int, int]] = field(default_factory=dict)
-
-
-class Listener(Protocol):
-    """What the engine tells while it runs, and asks."""
-
-    def phase(self, name: str, epoch: int, epochs: int) -> None:
-        """A phase begins, or is resumed, at `epoch`."""
-
-    def steps(self, count: int) -> None:
-        """`count` more steps are done, over all replicas."""
-
-    def epoch(self, rows: list[dict[str, Any]]) -> None:
-        """An epoch is decided: a row for each replica that ran in it."""
-
-    def stop_requested(self) -> bool:
-        """Whether to save and stop at the next dispatch."""
-
-
-class Stopped(Exception):
-    """Training was asked to stop; its state is saved."""
 
 
 @dataclass
@@ -148,7 +133,7 @@ class _Engine:
     ) -> None:
         self.data, self.task, self.plan, self.settings, self.listener = data, task, plan, settings, listener
         self.compilations = 0
-        self.side_by_side = {phase: dict(chosen) for phase, chosen in settings.side_by_side.items()}
+        self.side_by_side, self.kept = copy.deepcopy(settings.side_by_side), settings.side_by_side
         self.keep_choices: Callable[[Mapping[str, Any]], None] = lambda choices: None
         self.num_replicas = len(plan.replicas)
         self.placement = Placement(self.num_replicas)
@@ -230,11 +215,10 @@ class _Engine:
             order = self.order.epoch(self.plan.replicas, progress.active, epoch)
             arrays = self.spread(compiled.Epoch(bags=order.bags, extras=self._extras(phase, order, epoch)))
             self._reserve(moving, arrays)
+            before = (self._copy(moving), order.runs[dispatch:]) if self.settings.debug_nans else None
             in_flight: collections.deque[jax.Array] = collections.deque()
             while dispatch < len(order.runs):
-                bucket, lo, hi = order.runs[dispatch]
-                lo, hi = self.spread((lo, hi))
-                moving, done = self.programs.train(bucket, self.cohort, self.who, moving, arrays, lo, hi, self.count)
+                moving, done = self._dispatch(moving, arrays, order.runs[dispatch])
                 dispatch += 1
                 in_flight.append(done)
                 if len(in_flight) > IN_FLIGHT:
@@ -246,6 +230,8 @@ class _Engine:
                     raise Stopped
             logits = self._evaluate(moving.state, self.data.selection) if keeps_best else None
             fetched, sums = self.fetch((logits, moving.metrics))
+            if before:
+                self._require_finite(order, epoch, progress.active, moving, arrays, *before)
             scores, rows = self._judge(phase, fetched, sums, order, progress.active, epoch)
             improved = progress.update(epoch, sums["loss"], scores, phase.selection)
             for row in rows:
@@ -265,14 +251,41 @@ class _Engine:
         state = moving.state if best is None else moving.state.replace(params=best)
         return state, progress
 
+    def _dispatch(
+        self, moving: compiled.Moving, arrays: compiled.Epoch, run: nonfinite.Run
+    ) -> tuple[compiled.Moving, jax.Array]:
+        bucket, lo, hi = run
+        lo, hi = self.spread((lo, hi))
+        return self.programs.train(bucket, self.cohort, self.who, moving, arrays, lo, hi, self.count)
+
+    def _require_finite(
+        self, order: EpochOrder, epoch: int, active: np.ndarray, moving: compiled.Moving, arrays: compiled.Epoch,
+        before: compiled.Moving, runs: Sequence[nonfinite.Run],
+    ) -> None:  # fmt: skip
+        """Raises NotFinite where the epoch's `runs`, which began with `before`, left an active replica not finite."""
+        finite = self.fetch(nonfinite.finite_replicas((moving.metrics, moving.state.params)))
+        suspects = active & ~self.unfilled(finite)
+        if suspects.any():
+            raise nonfinite.find(
+                suspects,
+                order.bags,
+                epoch,
+                runs,
+                before,
+                lambda moving, run: self._dispatch(moving, arrays, run)[0],
+                self.fetch,
+            )
+
     def _reserve(self, moving: compiled.Moving, arrays: compiled.Epoch) -> None:
         """Finds out how many replicas fit side by side, in all buckets that are trained on."""
-        known = len(self.programs.chunks)
+        if not self.vectorised:
+            return
         rows = self.spread(np.zeros(self.num_replicas, np.int32))
         for bucket in np.flatnonzero(self.order.slot_counts).tolist():
             self.programs.reserve(bucket, self.cohort, self.who, moving, arrays, rows, rows, self.count)
-        if len(self.programs.chunks) > known:
+        if self.side_by_side != self.kept:
             self.keep_choices({"runs_side_by_side": self.side_by_side})
+            self.kept = copy.deepcopy(self.side_by_side)
 
     def _no_metrics(self, strategy: Strategy, state: TrainState) -> dict[str, np.ndarray]:
         """Zeros for the sums of the strategy's step metrics."""

@@ -35,6 +35,7 @@ from mil_jax.tasks.classification import Classification
 from mil_jax.training import optimizers
 from mil_jax.training.checkpoints import Checkpoints
 from mil_jax.training.engine import EngineData, EngineSettings, FitResult, Listener, Phase, fit
+from mil_jax.training.memory import side_by_side
 from mil_jax.training.plan import Plan, Replica
 from mil_jax.training.processes import is_first
 from mil_jax.training.run_folder import RunFolder, fingerprint
@@ -42,7 +43,10 @@ from mil_jax.training.schedule import Schedule
 from mil_jax.training.stopping import Selection
 
 PROTOCOLS = ("clean", "reference")
-FREE_ON_RESUME = ("run", "distributed", "train.checkpoint_seconds", "train.tensorboard", "train.wandb", "data.cache")
+FREE_ON_RESUME = (
+    *("run", "distributed", "data.cache"),
+    *("train.checkpoint_seconds", "train.debug_nans", "train.tensorboard", "train.wandb"),
+)
 
 
 @dataclass
@@ -145,10 +149,7 @@ def prepare(
         plan=_plan(config, len(splits.parts)),
         ladder=_ladder(config, cohort.bags["num_instances"].to_numpy(), (choices or {}).get("ladder")),
         selection=Selection(config.train.select, config.train.patience, config.train.min_epochs),
-        side_by_side={
-            phase: {int(length): count for length, count in chosen.items()}
-            for phase, chosen in (choices or {}).get("runs_side_by_side", {}).items()
-        },
+        side_by_side=side_by_side(choices or {}),
     )
     _choose_selection(experiment)
     # Impossible settings are found before anything is written.
@@ -246,6 +247,7 @@ def engine_settings(config: ConfigDict) -> EngineSettings:
         data_seed=config.splits.seed,
         slots_per_dispatch=config.train.slots_per_dispatch,
         replica_axis=config.train.replica_axis,
+        debug_nans=config.train.debug_nans,
         memory_gib=config.train.memory_gib,
     )
 

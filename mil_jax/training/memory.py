@@ -7,7 +7,8 @@ the largest k that the line through both allows. Trials are compilations, and co
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from typing import Any
 
 import jax
 
@@ -50,6 +51,12 @@ def needed(program: jax.stages.Compiled) -> int:
         - analysis.alias_size_in_bytes
         + analysis.temp_size_in_bytes
     )
+
+
+def side_by_side(choices: Mapping[str, Any]) -> dict[str, dict[int, int]]:
+    """{phase: {bucket length: runs at once}} from the choices of a run folder, whose JSON has text for numbers."""
+    chosen = choices.get("runs_side_by_side", {})
+    return {phase: {int(length): count for length, count in counts.items()} for phase, counts in chosen.items()}
 
 
 def largest_that_fits(
