@@ -144,6 +144,12 @@ SETTINGS: dict[str, Setting] = {
     "train.patience": Setting(0, "Epochs without improvement after which a run stops; 0: never.", least=0),
     "train.min_epochs": Setting(0, "No run stops before.", least=0),
     "train.batch_size": Setting(1, "Bags per step.", least=1),
+    "train.batch_devices": Setting(
+        1,
+        "Devices that share the bags of a step, at most: for fewer runs than devices. As many are taken as divide both the batch "
+        "and the devices.",
+        least=1,
+    ),
     "train.class_weights": Setting(
         False, "Weigh each bag's loss by the inverse frequency of its class in the training part."
     ),

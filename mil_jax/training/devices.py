@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 from typing import Any
 
@@ -9,7 +10,7 @@ import jax
 import numpy as np
 from jax.sharding import AxisType, Mesh, NamedSharding
 
-from mil_jax.training.programs import AXIS, replica_sharding, shared_sharding
+from mil_jax.training.programs import AXIS, DATA_AXIS, replica_sharding, shared_sharding
 
 PyTree = Any
 
@@ -33,24 +34,38 @@ def usable_cores() -> int:
     return os.cpu_count() or 1  # macOS has no affinity
 
 
-def replica_mesh() -> Mesh:
+def replica_mesh(batch_devices: int = 1) -> Mesh:
     """A mesh of all devices of all processes, also when there are fewer replicas: XLA compiles a program for one device otherwise
-    than for several, and a replica alone would then not be bit-identical to the same replica in company."""
+    than for several, and a replica alone would then not be bit-identical to the same replica in company.
+
+    batch_devices: how many devices share a batch; a divisor of their number.
+    """
     devices = jax.devices()
-    return jax.make_mesh((len(devices),), (AXIS,), axis_types=(AxisType.Auto,), devices=devices)
+    if batch_devices == 1:
+        return jax.make_mesh((len(devices),), (AXIS,), axis_types=(AxisType.Auto,), devices=devices)
+    shape, names = (len(devices) // batch_devices, batch_devices), (AXIS, DATA_AXIS)
+    return jax.make_mesh(shape, names, axis_types=(AxisType.Auto,) * 2, devices=devices)
+
+
+def sharing(at_most: int, batch_size: int) -> int:
+    """How many devices share a batch: the most, up to `at_most`, that divide both the devices and the batch."""
+    common = math.gcd(len(jax.devices()), batch_size)
+    return max(count for count in range(1, common + 1) if common % count == 0 and count <= max(at_most, 1))
 
 
 class Placement:
     """Where the arrays of R replicas lie: the leading axis in equal parts over the devices, filled up where R does not divide.
 
-    count: int32 [devices], how many replicas each device really has.
+    batch_devices: as many devices hold the same replicas, and share their batches. count: int32 [devices], how many replicas each
+    device (or each such group) really has.
     """
 
-    def __init__(self, num_replicas: int) -> None:
+    def __init__(self, num_replicas: int, batch_devices: int = 1) -> None:
         self.num_replicas = num_replicas
-        self.mesh = replica_mesh()
-        self.per_device = -(-num_replicas // self.mesh.size)
-        before = self.per_device * np.arange(self.mesh.size)
+        self.mesh = replica_mesh(batch_devices)
+        self.places = self.mesh.shape[AXIS]
+        self.per_device = -(-num_replicas // self.places)
+        before = self.per_device * np.arange(self.places)
         self.count = self._put(
             np.clip(num_replicas - before, 0, self.per_device).astype(np.int32), replica_sharding(self.mesh)
         )
@@ -61,7 +76,7 @@ class Placement:
         """Host arrays [R, ...] over the devices."""
 
         def place(array: np.ndarray) -> jax.Array:
-            full = np.zeros((self.per_device * self.mesh.size, *array.shape[1:]), array.dtype)
+            full = np.zeros((self.per_device * self.places, *array.shape[1:]), array.dtype)
             full[: len(array)] = array
             return self._put(full, replica_sharding(self.mesh))
 

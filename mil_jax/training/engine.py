@@ -24,7 +24,7 @@ from mil_jax.tasks.classification import Classification
 from mil_jax.training import nonfinite
 from mil_jax.training import programs as compiled
 from mil_jax.training.checkpoints import Checkpoints
-from mil_jax.training.devices import Placement
+from mil_jax.training.devices import Placement, sharing
 from mil_jax.training.listener import Listener, Stopped
 from mil_jax.training.memory import device_limit
 from mil_jax.training.order import BagOrder, EpochOrder
@@ -67,13 +67,14 @@ class Phase:
 @dataclass(frozen=True)
 class EngineSettings:
     """replica_axis: "auto" (map on a CPU, vmap elsewhere), "map" or "vmap". batch_size: bags a step and replica.
-
+    batch_devices: at most so many devices share a batch. slots_per_dispatch: at most so many steps are sent at once.
     debug_nans: raises NotFinite with the step where a run stops being finite; keeps a copy of the state and fetches more.
     memory_gib: what may be used of a device under vmap; 0: what it has. side_by_side: by phase and bucket length, how many replicas of
     a device go side by side: what was chosen earlier. Others are decided on before training.
     """
 
     batch_size: int = 1
+    batch_devices: int = 1
     data_seed: int = 0
     slots_per_dispatch: int = 64
     replica_axis: str = "auto"
@@ -136,7 +137,7 @@ class _Engine:
         self.side_by_side, self.kept = copy.deepcopy(settings.side_by_side), settings.side_by_side
         self.keep_choices: Callable[[Mapping[str, Any]], None] = lambda choices: None
         self.num_replicas = len(plan.replicas)
-        self.placement = Placement(self.num_replicas)
+        self.placement = Placement(self.num_replicas, sharing(settings.batch_devices, settings.batch_size))
         self.mesh, self.count = self.placement.mesh, self.placement.count
         self.spread, self.fetch, self.unfilled = self.placement.spread, self.placement.fetch, self.placement.unfilled
         self.agreement = Agreement()

@@ -244,6 +244,7 @@ def engine_settings(config: ConfigDict) -> EngineSettings:
     """The engine's own settings."""
     return EngineSettings(
         batch_size=config.train.batch_size,
+        batch_devices=config.train.batch_devices,
         data_seed=config.splits.seed,
         slots_per_dispatch=config.train.slots_per_dispatch,
         replica_axis=config.train.replica_axis,

@@ -25,6 +25,7 @@ from mil_jax.training.memory import DoesNotFit, largest_that_fits
 PyTree = Any
 Array = jax.Array
 AXIS = "replica"
+DATA_AXIS = "data"  # devices that share the bags of a batch; a mesh without it has one device for each batch
 INIT_STREAM = (
     2**32 - 1
 )  # folded into a replica's key for its initial state; updates fold in their number, which stays below
@@ -68,15 +69,22 @@ def shared_sharding(mesh: Mesh) -> NamedSharding:
     return NamedSharding(mesh, P())
 
 
-def read_batch(cohort: Cohort, numbers: Array, target: Array, length: int) -> Batch:
-    """The bags `numbers` [B], -1 for none, padded to `length`; a place without a bag holds bag 0 with weight 0."""
+def read_batch(cohort: Cohort, numbers: Array, target: Array, length: int, axis: str | None = None) -> Batch:
+    """The bags `numbers` [B], -1 for none, padded to `length`; a place without a bag holds bag 0 with weight 0.
+
+    axis: of the devices that share the batch; each reads its own part of the bags.
+    """
     present = numbers >= 0
     safe = jnp.maximum(numbers, 0)
-    if numbers.shape[0] == 1:
-        bags = jax.tree.map(lambda x: x[None], cohort.bags.bag(safe[0], length))
+    mine = safe
+    if axis:
+        share = len(numbers) // jax.lax.axis_size(axis)
+        mine = jax.lax.dynamic_slice_in_dim(safe, jax.lax.axis_index(axis) * share, share)
+    if mine.shape[0] == 1:
+        bags = jax.tree.map(lambda x: x[None], cohort.bags.bag(mine[0], length))
     else:
-        bags = jax.vmap(lambda number: cohort.bags.bag(number, length))(safe)
-    return Batch(bags=bags, targets=cohort.targets[target, safe], weights=present.astype(jnp.float32))
+        bags = jax.vmap(lambda number: cohort.bags.bag(number, length))(mine)
+    return Batch(bags=bags, targets=cohort.targets[target, safe], weights=present.astype(jnp.float32), axis=axis)
 
 
 def _take(tree: PyTree, r: Array) -> PyTree:
@@ -94,9 +102,9 @@ def _over_replicas(count: Array, body: Callable[[Array, PyTree], PyTree], carry:
 
 
 def _one_step(
-    strategy: Strategy, length: int, cohort: Cohort, who: Who, moving: Moving, epoch: Epoch, at: Array
+    strategy: Strategy, length: int, axis: str | None, cohort: Cohort, who: Who, moving: Moving, epoch: Epoch, at: Array
 ) -> Moving:
-    batch = read_batch(cohort, epoch.bags[at], who.target, length)
+    batch = read_batch(cohort, epoch.bags[at], who.target, length, axis)
     extras = {name: values[at] for name, values in epoch.extras.items()}
     key = jax.random.fold_in(who.key, moving.state.step)
     state, metrics = strategy.step(moving.state, batch, extras, key)
@@ -106,6 +114,7 @@ def _one_step(
 def _train_map(
     strategy: Strategy,
     length: int,
+    axis: str | None,
     cohort: Cohort,
     who: Who,
     moving: Moving,
@@ -116,7 +125,7 @@ def _train_map(
 ) -> tuple[Moving, Array]:
     def replica(r: Array, moving: Moving) -> Moving:
         mine, my_who, order = _take(moving, r), _take(who, r), _take(epoch, r)
-        step = partial(_one_step, strategy, length, cohort, my_who)
+        step = partial(_one_step, strategy, length, axis, cohort, my_who)
         return _put(moving, jax.lax.fori_loop(lo[r], hi[r], lambda at, one: step(one, order, at), mine), r)
 
     return _over_replicas(count, replica, moving), jnp.sum(hi - lo)[None]
@@ -142,6 +151,7 @@ def _in_chunks(chunk: int, body: Callable[..., PyTree], moving: PyTree, *rest: P
 
 
 def _train_vmap(
+    axis: str | None,
     strategy: Strategy,
     length: int,
     chunk: int,
@@ -156,7 +166,7 @@ def _train_vmap(
     del count  # replicas that only fill the mesh have no steps: lo = hi
 
     def replica(mine: Moving, my_who: Who, order: Epoch, at: Array, busy: Array) -> Moving:
-        moved = _one_step(strategy, length, cohort, my_who, mine, order, at)
+        moved = _one_step(strategy, length, axis, cohort, my_who, mine, order, at)
         return jax.tree.map(lambda new, old: jnp.where(busy, new, old), moved, mine)
 
     def steps(moving: Moving, who: Who, epoch: Epoch, lo: Array, hi: Array) -> Moving:
@@ -243,6 +253,7 @@ class Programs:
         self.chunks = {} if chunks is None else chunks
         self._compiled: dict[tuple[str, int], Any] = {}
         self._trials = 0
+        self.axis = DATA_AXIS if DATA_AXIS in mesh.axis_names else None
 
     @property
     def compilations(self) -> int:
@@ -309,14 +320,15 @@ class Programs:
         many fit. Raises ConfigError where not one does.
         """
         if self.vectorised and ("train", bucket) not in self._compiled:
-            self._reserve("train", bucket, _train_vmap, (2,), cohort, who, moving, epoch, lo, hi, count)
+            body = partial(_train_vmap, self.axis)
+            self._reserve("train", bucket, body, (2,), cohort, who, moving, epoch, lo, hi, count)
 
     def train(
         self, bucket: int, cohort: Cohort, who: Who, moving: Moving, epoch: Epoch, lo: Array, hi: Array, count: Array
     ) -> tuple[Moving, Array]:
         """The steps lo..hi of each replica, all in bucket number `bucket`. `moving` is donated. Also says how many steps were made."""
         self.reserve(bucket, cohort, who, moving, epoch, lo, hi, count)
-        function = partial(_train_map, self.strategy, self.lengths[bucket])
+        function = partial(_train_map, self.strategy, self.lengths[bucket], self.axis)
         return self._call("train", bucket, function, (2,), cohort, who, moving, epoch, lo, hi, count)
 
     def evaluate(

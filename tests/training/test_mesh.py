@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import signal
 import subprocess
 import sys
@@ -32,15 +33,24 @@ def _assert_close(one: dict[str, np.ndarray], other: dict[str, np.ndarray]) -> N
 
 
 def test_eight_devices_equal_those_of_this_process(tmp_path):
-    job = Job(str(tmp_path / "8.npz"), devices=8)
+    """Five runs on four pairs of devices, each of which shares a batch."""
+    job = Job(str(tmp_path / "8.npz"), devices=8, epochs=2, settings={"batch_size": 4, "batch_devices": 2})
     (eight,) = fit_alone(job)
-    _assert_close(eight, fit_here(job))
+    _assert_close(eight, fit_here(dataclasses.replace(job, settings={"batch_size": 4})))
 
 
 @pytest.mark.full
 @pytest.mark.parametrize(
     ("replicas", "settings"),
-    [(5, {}), (11, {}), (25, {}), (11, {"replica_axis": "vmap"}), (5, {"batch_size": 3})],
+    [
+        (5, {}),
+        (11, {}),
+        (25, {}),
+        (11, {"replica_axis": "vmap"}),
+        (2, {"batch_size": 4, "batch_devices": 4}),
+        (5, {"batch_size": 4, "batch_devices": 2, "replica_axis": "vmap"}),
+        (3, {"batch_size": 6, "batch_devices": 4}),  # 4 does not divide 6: two devices share
+    ],
 )
 def test_eight_devices_equal_one_also_where_runs_do_not_divide(tmp_path, replicas, settings):
     """An epoch has some 20 steps. Eight devices hold no, one or several runs each."""
