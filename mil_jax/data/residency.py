@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import collections
 import math
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import flax.struct
 import jax
@@ -20,6 +21,7 @@ from mil_jax.bags import Array, Bag
 from mil_jax.data.shards import Shards
 from mil_jax.data.windows import Run
 
+Put = Callable[[Any], Any]  # a tree of host arrays -> the same on the devices
 COORDINATE_BYTES = 12  # of an instance, beside its features: x, y and the number of its slide
 IN_FLIGHT = 2  # dispatches the host may be ahead of the device: enough to keep it busy, few enough to stop soon
 _ALIGNMENT = 64  # bytes; what XLA's CPU client asks of a buffer that it is to use in place
@@ -70,9 +72,10 @@ class Piece:
 class ResidentFeed:
     """The whole cohort on the devices: every run is one dispatch."""
 
-    def __init__(self, bags: ResidentBags, sharding: jax.sharding.Sharding) -> None:
+    def __init__(self, bags: ResidentBags, put: Put) -> None:
+        """put: brings host arrays to every device."""
         self.host = bags
-        self.device = jax.device_put(bags, sharding)
+        self.device = put(bags)
 
     @property
     def host_bytes(self) -> int:

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import os
-
 import jax
 import numpy as np
 
 from mil_jax.data.streaming import WINDOWS
 from mil_jax.errors import DataError
+from mil_jax.machine import memory_bytes
 
 AUTO, RESIDENT, STREAMED = "auto", "resident", "streamed"
 MOST_SHARE = 0.7  # of the memory, for the cohort; models, activations and the system take from the rest
@@ -43,7 +42,7 @@ def choose_residency(asked: str, rows: int, row_bytes: int, stream_bytes: int) -
 
 def _least_memory() -> tuple[int, str]:
     """Bytes of the smaller of host memory, through which every cohort is read, and that of one device."""
-    host = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    host = memory_bytes()
     stats = jax.local_devices()[0].memory_stats() or {}  # None on a CPU
     device = stats.get("bytes_limit", host)
     return (host, "host") if host <= device else (device, "device")

@@ -13,7 +13,6 @@ from __future__ import annotations
 import collections
 import functools
 import math
-import os
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
@@ -25,6 +24,7 @@ import numpy as np
 from mil_jax.data.residency import (
     COORDINATE_BYTES,
     Piece,
+    Put,
     ResidentBags,
     ResidentFeed,
     bag_sizes,
@@ -35,6 +35,7 @@ from mil_jax.data.residency import (
 from mil_jax.data.shards import Shards
 from mil_jax.data.windows import Load, Run, bags_wanted, split_runs
 from mil_jax.errors import DataError
+from mil_jax.machine import usable_cores
 
 WINDOWS = 3
 THREAD_NAMES = "mil_jax-stream"
@@ -85,7 +86,7 @@ class _Window:
 class StreamedFeed:
     """Reads windows in the background. Use it from one thread, and close it on every way out.
 
-    sharding: of the windows on the devices. first: the order of the first epoch, by which windows are sized.
+    put: brings host arrays to every device. first: the order of the first epoch, by which windows are sized.
     Raises DataError when a window cannot hold one step's bags.
     """
 
@@ -93,16 +94,16 @@ class StreamedFeed:
         self,
         bags: StreamedBags,
         lengths: tuple[int, ...],
-        sharding: jax.sharding.Sharding,
+        put: Put,
         first: Order,
     ) -> None:
-        self.bags, self.shards, self.lengths, self.sharding = bags, bags.shards, lengths, sharding
+        self.bags, self.shards, self.lengths, self.put = bags, bags.shards, lengths, put
         self.rows = _window_rows(bags, lengths, first.bags, first.runs)
         self.sizes = bags.sizes
-        self._device_sizes = jax.device_put(self.sizes, sharding)
+        self._device_sizes = put(self.sizes)
         self._windows = collections.deque(_Window(self.shards, max(self.rows)) for _ in range(WINDOWS))
         self._verified = np.zeros(len(self.shards), bool)
-        readers = min(_MOST_READERS, len(os.sched_getaffinity(0)))
+        readers = min(_MOST_READERS, usable_cores())
         # Windows are read one after another, each by all readers: the next one needed is complete as early as can be.
         self._readers = ThreadPoolExecutor(readers, THREAD_NAMES)
         self._reading = ThreadPoolExecutor(1, THREAD_NAMES)
@@ -118,7 +119,7 @@ class StreamedFeed:
         rows, num_bags = self.rows[bucket], len(self.sizes)
 
         def shape(*axes: int, dtype: np.dtype | type = np.int32) -> jax.ShapeDtypeStruct:
-            return jax.ShapeDtypeStruct(axes, dtype, sharding=self.sharding)
+            return jax.ShapeDtypeStruct(axes, dtype, sharding=self._device_sizes.sharding)
 
         features = shape(rows, *self.shards.feature_shape, dtype=self.shards.dtype)
         return ResidentBags(features, shape(rows, 2), shape(rows), shape(num_bags), shape(num_bags))
@@ -207,19 +208,21 @@ class StreamedFeed:
         offsets[list(load.offsets)] = list(load.offsets.values())
         rows = slice(self.rows[load.bucket])
         host = ResidentBags(window.features[rows], window.coords[rows], window.slide_index[rows], offsets, None)
-        return jax.device_put(host, self.sharding).replace(sizes=self._device_sizes)
+        return self.put(host).replace(sizes=self._device_sizes)
 
 
 def open_feed(
     bags: ResidentBags | StreamedBags,
     lengths: tuple[int, ...],
-    sharding: jax.sharding.Sharding,
+    put: Put,
     first: Callable[[], Order],
 ) -> ResidentFeed | StreamedFeed:
-    """What brings the bags to the devices; the two kinds are used alike. first: gives the order of the first epoch."""
+    """What brings the bags to the devices; the two kinds are used alike. put: brings host arrays to every device. first:
+    gives the order of the first epoch.
+    """
     if isinstance(bags, ResidentBags):
-        return ResidentFeed(bags, sharding)
-    return StreamedFeed(bags, lengths, sharding, first())
+        return ResidentFeed(bags, put)
+    return StreamedFeed(bags, lengths, put, first())
 
 
 def _window_rows(

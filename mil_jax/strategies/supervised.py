@@ -81,8 +81,7 @@ class Supervised:
         self, state: TrainState, batch: Batch, extras: dict[str, Array], key: Array
     ) -> tuple[TrainState, dict[str, Array]]:
         """One update on the mean loss of the batch."""
-        places = jnp.arange(batch.weights.shape[0])
-        keys = jax.vmap(lambda place: jax.random.fold_in(key, place))(places)
+        keys = jax.vmap(lambda place: jax.random.fold_in(key, place))(batch.places)
         bags = map_bags(lambda bag: self._normalized(bag, state.constants), batch.bags)
         weights = batch.weights
         if self.class_weights:
@@ -93,14 +92,15 @@ class Supervised:
             task = dataclasses.replace(task, label_smoothing=state.hyper["task.label_smoothing"])
 
         def loss_of(params: PyTree) -> Array:
-            predictions = map_bags(lambda bag, key: self._apply(params, state.hyper, bag, key), bags, keys)
+            mine = map_bags(lambda bag, key: self._apply(params, state.hyper, bag, key), bags, keys)
+            predictions = batch.gathered(mine)
             if hasattr(self.module, "training_loss"):
                 return self.module.training_loss(task, predictions, batch.targets, weights)
             return task.loss(predictions, batch.targets, weights)
 
         loss, gradients = jax.value_and_grad(loss_of)(state.params)
         updates, optimizer = self.optimizer.update(
-            gradients,
+            batch.averaged(gradients),
             state.optimizer,
             state.params,
             lr=extras["lr"],

@@ -10,7 +10,7 @@ import dataclasses
 import math
 import os
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -38,7 +38,9 @@ from mil_jax.tasks.classification import Classification
 from mil_jax.training import optimizers
 from mil_jax.training.checkpoints import Checkpoints
 from mil_jax.training.engine import EngineData, EngineSettings, FitResult, Listener, Phase, fit
+from mil_jax.training.memory import side_by_side
 from mil_jax.training.plan import Overrides, Plan, Replica, make_plan
+from mil_jax.training.processes import is_first
 from mil_jax.training.run_folder import RunFolder, fingerprint
 from mil_jax.training.schedule import Schedule
 from mil_jax.training.stopping import Selection
@@ -46,8 +48,8 @@ from mil_jax.training.targets import Target, cohort_settings, make_targets, spli
 
 PROTOCOLS = ("clean", "reference")
 FREE_ON_RESUME = (
-    *("run", "train.checkpoint_seconds", "train.tensorboard", "train.wandb"),
-    *("data.cache", "data.residency", "data.stream_gib"),
+    *("run", "distributed", "data.cache", "data.residency", "data.stream_gib"),
+    *("train.checkpoint_seconds", "train.debug_nans", "train.tensorboard", "train.wandb"),
 )
 
 
@@ -60,6 +62,7 @@ class Experiment:
     residency: "resident" or "streamed". residency_note: which, why and the bytes, in a sentence.
     selection_part: the part that chooses epochs: VALIDATION, or TEST where protocol "reference" has no validation part.
     fallback: the monitor used instead of the one asked for, "" where it is the one.
+    side_by_side: of a run that is resumed, how many runs go side by side in each phase and bucket length.
     """
 
     config: ConfigDict
@@ -74,6 +77,7 @@ class Experiment:
     residency_note: str
     selection_part: int = VALIDATION
     fallback: str = ""
+    side_by_side: dict[str, dict[int, int]] = field(default_factory=dict)
 
     @property
     def embedded(self) -> bool:
@@ -188,6 +192,7 @@ def prepare(
         selection=Selection(config.train.select, config.train.patience, config.train.min_epochs),
         residency=residency,
         residency_note=residency_note,
+        side_by_side=side_by_side(choices or {}),
     )
     _check(experiment)
     return experiment
@@ -259,13 +264,17 @@ def train(experiment: Experiment, folder: RunFolder, listener: Listener) -> FitR
 
 def train_in(experiment: Experiment, folder: RunFolder, listener: Listener) -> FitResult:
     """Runs the experiment; raises Stopped when the listener asks to stop. Choices made before are reused when resuming."""
-    folder.write_choices({"residency": experiment.residency, "ladder": list(experiment.ladder.lengths)})
+    keep = folder.write_choices if is_first() else lambda choices: None
+    keep({"residency": experiment.residency, "ladder": list(experiment.ladder.lengths)})
     seconds = experiment.config.train.checkpoint_seconds
-    return run(experiment, listener, lambda name: Checkpoints(folder.checkpoints / name, seconds))
+    return run(experiment, listener, lambda name: Checkpoints(folder.checkpoints / name, seconds), keep)
 
 
 def run(
-    experiment: Experiment, listener: Listener, open_checkpoints: Callable[[str], Checkpoints] | None = None
+    experiment: Experiment,
+    listener: Listener,
+    open_checkpoints: Callable[[str], Checkpoints] | None = None,
+    keep_choices: Callable[[Mapping[str, Any]], None] | None = None,
 ) -> FitResult:
     """Runs the experiment through the engine; without `open_checkpoints` nothing is written."""
     return fit(
@@ -273,9 +282,10 @@ def run(
         experiment.data,
         experiment.task,
         experiment.plan,
-        engine_settings(experiment.config),
+        dataclasses.replace(engine_settings(experiment.config), side_by_side=experiment.side_by_side),
         listener,
         open_checkpoints,
+        keep_choices,
     )
 
 
@@ -316,9 +326,12 @@ def engine_settings(config: ConfigDict) -> EngineSettings:
     """The engine's own settings."""
     return EngineSettings(
         batch_size=config.train.batch_size,
+        batch_devices=config.train.batch_devices,
         data_seed=config.splits.seed,
         slots_per_dispatch=config.train.slots_per_dispatch,
         replica_axis=config.train.replica_axis,
+        debug_nans=config.train.debug_nans,
+        memory_gib=config.train.memory_gib,
     )
 
 
