@@ -13,9 +13,7 @@ GIB = 2**30
 @pytest.fixture(autouse=True)
 def ten_gib(monkeypatch):
     """A machine with 10 GiB."""
-    monkeypatch.setattr(
-        room.os, "sysconf", lambda name: {"SC_PAGE_SIZE": 4096, "SC_PHYS_PAGES": 10 * GIB // 4096}[name]
-    )
+    monkeypatch.setattr(room, "memory_bytes", lambda: 10 * GIB)
 
 
 @pytest.mark.parametrize(
