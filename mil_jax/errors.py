@@ -17,5 +17,9 @@ class ShardError(DataError):
     """A shard, record or index that is torn, altered or does not belong together."""
 
 
+class TrainingError(UserError):
+    """A training that cannot go on."""
+
+
 class RunFolderError(UserError):
     """A run folder that exists, is incomplete, or belongs to another run."""

@@ -36,9 +36,9 @@ def describe_experiment(experiment: Experiment, demo: Sequence[str] = (), *, eve
                 console.print(frame_table(title, table))
     cohort, ladder = experiment.cohort, experiment.ladder
     sizes = cohort.bags["num_instances"].to_numpy()
-    num_bytes = sum(experiment.shards.num_bytes(int(i)) for slides in cohort.slides for i in slides)
+    say(experiment.residency_note)
     say(
-        f"{counted(len(sizes), 'bag')}, {sizes.sum():,} instances ({num_bytes / 2**20:,.1f} MiB, held in memory); "
+        f"{counted(len(sizes), 'bag')}, {sizes.sum():,} instances; "
         f"{counted(len(ladder.lengths), 'bucket length')} ({', '.join(map(str, ladder.lengths))}), "
         f"{ladder.waste:.1%} padding"
     )

@@ -10,7 +10,7 @@ import signal
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, Self
 
 import numpy as np
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
@@ -37,8 +37,36 @@ def conversion_progress() -> Iterator[conversion.Progress]:
         yield progress
 
 
-class TrainingProgress:
-    """The engine's listener: shows progress, writes metrics.jsonl, and asks to stop on SIGTERM while it is entered."""
+class StopOnSignal:
+    """A listener of the engine that says nothing, and asks to stop on SIGTERM while it is entered."""
+
+    stopped = False
+
+    def __enter__(self) -> Self:
+        self.before = signal.signal(signal.SIGTERM, self._stop)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        signal.signal(signal.SIGTERM, self.before)
+
+    def _stop(self, *_: object) -> None:
+        self.stopped = True
+
+    def phase(self, name: str, epoch: int, epochs: int) -> None:
+        """Nothing to say."""
+
+    def steps(self, count: int) -> None:
+        """Nothing to say."""
+
+    def epoch(self, rows: list[dict[str, Any]]) -> None:
+        """Nothing to say."""
+
+    def stop_requested(self) -> bool:
+        return self.stopped
+
+
+class TrainingProgress(StopOnSignal):
+    """Shows progress and writes metrics.jsonl, too."""
 
     def __init__(self, experiment: Experiment, folder: RunFolder, title: str = "") -> None:
         """title: said before everything, where there are several trainings."""
@@ -49,20 +77,15 @@ class TrainingProgress:
         training = (experiment.parts == TRAIN).sum(axis=1)
         self.bags_per_epoch = int(sum(training[experiment.row(replica)] for replica in experiment.plan.replicas))
         self.batch_size = train_settings.batch_size
-        self.stopped = False
 
-    def __enter__(self) -> TrainingProgress:
-        self.before = signal.signal(signal.SIGTERM, self._stop)
+    def __enter__(self) -> Self:
         self.bar.start()
-        return self
+        return super().__enter__()
 
     def __exit__(self, *_: object) -> None:
         self.bar.stop()
-        signal.signal(signal.SIGTERM, self.before)
+        super().__exit__()
         self.loggers.close()
-
-    def _stop(self, *_: object) -> None:
-        self.stopped = True
 
     def phase(self, name: str, epoch: int, epochs: int) -> None:
         self.folder.truncate_metrics(epoch - 1)
@@ -109,9 +132,6 @@ class TrainingProgress:
         column = {"label_column": target.name} if self.experiment.several else {}
         settings = {"settings": dict(overrides)} if overrides else {}
         return {"fold_name": target.splits.names[row["fold"]], **column, **settings}
-
-    def stop_requested(self) -> bool:
-        return self.stopped
 
 
 def _means(rows: list[dict[str, Any]]) -> str:

@@ -71,12 +71,16 @@ def title(experiment: Experiment) -> str:
 
 def failures(experiment: Experiment, result: FitResult) -> list[str]:
     """A sentence for each run whose loss was no longer finite."""
-    kept = "its best epoch counts" if experiment.selection.select != "last" else "it has no usable prediction"
-    return [
-        f"Run {experiment.run_name(replica)}: the loss was no longer finite in epoch {epoch + 1}; it was stopped there, and {kept}."
-        for replica, epoch in zip(experiment.plan.replicas, result.progress.failed.tolist())
-        if epoch >= 0
-    ]
+    failed, best = result.progress.failed.tolist(), result.progress.best_epoch.tolist()
+    sentences = []
+    for replica, epoch, best_epoch in zip(experiment.plan.replicas, failed, best):
+        if epoch >= 0:
+            kept = f"epoch {best_epoch + 1}, its best, counts" if best_epoch >= 0 else "it has no usable prediction"
+            sentences.append(
+                f"Run {experiment.run_name(replica)}: the loss was no longer finite in epoch {epoch + 1}; "
+                f"it was stopped there, and {kept}."
+            )
+    return sentences
 
 
 def conduct(experiment: Experiment, failed: Sequence[str] = ()) -> Conduct:
@@ -119,6 +123,7 @@ def facts(
         "runs": len(experiment.plan.replicas),
         "bucket lengths": ", ".join(map(str, experiment.ladder.lengths)),
         "padding": f"{experiment.ladder.waste:.1%}",
+        "features": f"{experiment.residency}, {result.facts['feature_bytes'] / 2**30:.3g} GiB of host memory",
         "compilations": result.facts["compilations"],
         "sessions": sessions,
         "seconds of training, compilation included": training_seconds,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 import jax
@@ -10,10 +11,13 @@ from absl import flags
 
 from mil_jax.config import ConfigDict
 from mil_jax.console import console, say
-from mil_jax.progress import conversion_progress
+from mil_jax.errors import TrainingError
+from mil_jax.progress import StopOnSignal, TrainingProgress, conversion_progress
 from mil_jax.reports.loggers import require_packages
+from mil_jax.training import processes
 from mil_jax.training.devices import use_one_device_per_core
 from mil_jax.training.experiment import FREE_ON_RESUME, Experiment, prepare
+from mil_jax.training.nonfinite import NotFinite
 from mil_jax.training.run_folder import RunFolder, is_run_folder, require_usable
 from mil_jax.training.targets import splits_table
 
@@ -36,12 +40,14 @@ def prepared(config: ConfigDict, values: flags.FlagValues, name: str) -> Experim
     if values.check and (values.resume or values.overwrite):
         say("--check trains nothing: --resume and --overwrite have no effect")
     require_packages(tensorboard=config.train.tensorboard, wandb=config.train.wandb)
+    processes.start(**config.distributed)
     use_one_device_per_core()
+    console.quiet = not processes.is_first()
     if config.train.matmul_precision != "default":
         jax.config.update("jax_default_matmul_precision", config.train.matmul_precision)
-    if not values.check:
-        require_usable(name, resume=values.resume, overwrite=values.overwrite)
-    with conversion_progress() as progress:
+    with processes.first_before_others(), conversion_progress() as progress:
+        if not values.check:
+            require_usable(name, resume=values.resume, overwrite=values.overwrite)
         choices = RunFolder.open(name).choices if _resuming(values, name) else None
         return prepare(config, strict=values.strict, choices=choices, progress=progress)
 
@@ -55,22 +61,26 @@ def open_folder(
     """
     if not _resuming(values, name):
         read(experiment)  # a damaged shard is found before there is a run folder
-    folder = RunFolder.create(
-        name,
-        settings,
-        experiment.fingerprints,
-        resume=values.resume,
-        overwrite=values.overwrite,
-        free=FREE_ON_RESUME,
-    )
+    folder = RunFolder(Path(name))
+    with processes.first_before_others():
+        if processes.is_first():
+            folder = RunFolder.create(
+                name,
+                settings,
+                experiment.fingerprints,
+                resume=values.resume,
+                overwrite=values.overwrite,
+                free=FREE_ON_RESUME,
+            )
     if folder.moved:
         say(f"The run that was in {folder.path} is now in {folder.moved}.")
     if folder.is_complete:
         say(f"The run in {folder.path} has ended; nothing is left to do. Its results: {folder.path / 'summary.md'}")
         return None
-    folder.write_table("splits.csv", splits_table(experiment.targets, experiment.cohort))
-    folder.write_table("excluded.csv", experiment.excluded)
-    if folder.resumed:
+    if processes.is_first():
+        folder.write_table("splits.csv", splits_table(experiment.targets, experiment.cohort))
+        folder.write_table("excluded.csv", experiment.excluded)
+    if _resuming(values, name):
         say(f"Going on with the run in {folder.path}.")
         read(experiment)
     return folder
@@ -80,6 +90,17 @@ def read(experiment: Experiment) -> None:
     """Reads the bags into memory."""
     with console.status(f"reading {len(experiment.cohort.bags)} bags"):
         _ = experiment.data
+
+
+def progress_of(experiment: Experiment, folder: RunFolder, title: str = "") -> StopOnSignal:
+    """What listens to a training; of several processes the first alone shows progress and writes it down."""
+    return TrainingProgress(experiment, folder, title) if processes.is_first() else StopOnSignal()
+
+
+def training_error(experiment: Experiment, found: NotFinite) -> TrainingError:
+    """What the user reads where train.debug_nans stopped a run."""
+    run = experiment.run_name(experiment.plan.replicas[found.replica])
+    return TrainingError(found.sentence(run, experiment.cohort.bags["bag_id"].to_numpy()))
 
 
 def _resuming(values: flags.FlagValues, name: str) -> bool:

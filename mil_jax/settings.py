@@ -67,6 +67,15 @@ SETTINGS: dict[str, Setting] = {
     "data.min_matched": Setting(
         0.5, "Least part of the labelled rows, and of the ids of a split file, that must be found; less is an error."
     ),
+    "data.residency": Setting(
+        "auto",
+        "Where features are while training: `resident` (in memory), `streamed` (read from the shards again and again), or `auto` "
+        "(by size); changes no result.",
+        choices=("auto", "resident", "streamed"),
+    ),
+    "data.stream_gib": Setting(
+        4.0, "Streamed: most GiB of host memory for features that are read ahead.", least=1e-6, most=1e6
+    ),
     "data.normalize": Setting(
         "none", "`none`, `l2` (each instance to length 1) or `zscore` (mean and deviation of the run's training bags)."
     ),
@@ -148,6 +157,12 @@ SETTINGS: dict[str, Setting] = {
     "train.patience": Setting(0, "Epochs without improvement after which a run stops; 0: never.", least=0),
     "train.min_epochs": Setting(0, "No run stops before.", least=0),
     "train.batch_size": Setting(1, "Bags per step.", least=1),
+    "train.batch_devices": Setting(
+        1,
+        "Devices that share the bags of a step, at most: for fewer runs than devices. As many are taken as divide both the batch "
+        "and the devices.",
+        least=1,
+    ),
     "train.class_weights": Setting(
         False, "Weigh each bag's loss by the inverse frequency of its class in the training part."
     ),
@@ -166,6 +181,19 @@ SETTINGS: dict[str, Setting] = {
         "How runs go side by side on a device: `map` (one after another), `vmap` (as one batch), or `auto` (`map` on a CPU).",
         choices=("auto", "map", "vmap"),
     ),
+    "train.precision": Setting(
+        "float32",
+        "`float32`, or `bfloat16` for the forward and backward pass; parameters and losses stay float32.",
+        choices=("float32", "bfloat16"),
+    ),
+    "train.memory_gib": Setting(
+        0.0,
+        "Most memory of a device to use for runs side by side, in GiB, which decides how many go at once; 0: 90 % of what it has.",
+        least=0.0,
+    ),
+    "train.debug_nans": Setting(
+        False, "Stop where a loss or an update is no longer finite, and name the run, the step and its bag; slower."
+    ),
     "train.matmul_precision": Setting(
         "default",
         "JAX's precision of float32 matrix products, such as `highest`; `default` leaves it to JAX.",
@@ -173,6 +201,12 @@ SETTINGS: dict[str, Setting] = {
     ),
     "train.tensorboard": Setting(False, "Write TensorBoard files, too (extra `tensorboard`)."),
     "train.wandb": Setting(False, "Log to Weights & Biases, too (extra `wandb`)."),
+    "distributed.coordinator": Setting(
+        "",
+        "For several processes: `HOST:PORT` of the first, or `auto` under Slurm or Open MPI, which know it; empty: one process.",
+    ),
+    "distributed.num_processes": Setting(0, "How many processes there are; not needed with `auto`.", least=0),
+    "distributed.process_id": Setting(-1, "Which one this is, from 0; not needed with `auto`.", least=-1),
 }
 
 

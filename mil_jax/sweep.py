@@ -23,11 +23,11 @@ from mil_jax.data.splits import TEST
 from mil_jax.errors import ConfigError
 from mil_jax.interop.feature_files import counted
 from mil_jax.overview import describe_experiment, notes_on_data
-from mil_jax.progress import TrainingProgress
 from mil_jax.reports import sweep as report
 from mil_jax.sweep_points import Axis, Group, Point, draw_points, grouped, read_axes, shown, with_point
 from mil_jax.training.engine import FitResult, Stopped
 from mil_jax.training.experiment import FREE_ON_RESUME, Experiment, derived, share_bags, strategy, train_in
+from mil_jax.training.nonfinite import NotFinite
 from mil_jax.training.run_folder import RunFolder
 
 ABOUT = """Tries settings, chooses by validation (each fold for itself), and tests the chosen ones.
@@ -61,6 +61,10 @@ def main(arguments: list[str]) -> int:
         say(help_asked_for)
         return 0
     config, values, demo = parse(arguments, define_flags)
+    if config.distributed.coordinator:
+        raise ConfigError(
+            "a sweep runs in one process, on all devices of its machine: leave distributed.coordinator out"
+        )
     axes = read_axes(values.sweep, config, random=values.random)
     points = draw_points(axes, config, values.random)
     if config.train.select == "last":
@@ -130,11 +134,13 @@ def _train(folder: RunFolder, experiment: Experiment, number: int, group: Group,
         resume=folder.resumed,
         free=FREE_ON_RESUME,
     )
-    with TrainingProgress(experiment, own, title) as listener:
+    with session.progress_of(experiment, own, title) as listener:
         try:
             return dataclasses.replace(train_in(experiment, own, listener), state=None)  # no parameters are kept
         except Stopped:
             return None
+        except NotFinite as found:
+            raise session.training_error(experiment, found) from found
 
 
 def _report(

@@ -13,12 +13,13 @@ from mil_jax import results
 from mil_jax.config import help_text, parse
 from mil_jax.console import STOPPED_BY_SIGTERM, console, run_command, say
 from mil_jax.overview import describe_experiment, notes_on_data
-from mil_jax.progress import TrainingProgress
 from mil_jax.reports import tables, targets
 from mil_jax.reports.summary import write_summary
-from mil_jax.session import define_flags, open_folder, prepared
+from mil_jax.session import define_flags, open_folder, prepared, progress_of, training_error
+from mil_jax.training import processes
 from mil_jax.training.engine import FitResult, Stopped
 from mil_jax.training.experiment import Experiment, train
+from mil_jax.training.nonfinite import NotFinite
 from mil_jax.training.run_folder import RunFolder
 
 ABOUT = """Trains and cross-validates an aggregator; everything that comes of it is in one run folder.
@@ -48,13 +49,17 @@ def main(arguments: list[str]) -> int:
     folder = open_folder(experiment, values, name, config.to_dict())
     if folder is None:
         return 0
-    with TrainingProgress(experiment, folder) as listener:
+    with progress_of(experiment, folder) as listener:
         try:
             result = train(experiment, folder, listener)
         except Stopped:
             say(f"Stopped; the state is saved. Go on with --resume --config.run={folder.path}")
             return STOPPED_BY_SIGTERM
-    _report(experiment, folder, result, time.monotonic() - started)
+        except NotFinite as found:
+            raise training_error(experiment, found) from found
+    with processes.first_before_others():
+        if processes.is_first():
+            _report(experiment, folder, result, time.monotonic() - started)
     say(f"Everything is in {folder.path}: summary.md, predictions.csv, figures/, checkpoints/.")
     return 0
 

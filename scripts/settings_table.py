@@ -39,6 +39,7 @@ GROUPS = {
     "task": "Task",
     "optimizer": "Optimiser",
     "train": "Training",
+    "distributed": "Several processes",
 }
 
 

@@ -140,11 +140,11 @@ class DSMIL(nn.Module):
         feature, factors = self._feature(x.shape[-1], len(x), train)
         h = _embed(x, feature, factors)  # [N, L]
         instance_layer = self._layer("instance_classifier", h.shape[-1], self.num_outputs)
-        instance_logits = instance_layer(h)  # [N, C]
+        instance_logits = instance_layer.scores(h)  # [N, C]
         critical = masked.argmax(jax.lax.stop_gradient(instance_logits), mask)  # [C]
         # Computed anew from x: gathered from h, they would cost the backward pass a scatter into [N, L].
         rows = _embed(x[critical], feature, None if factors is None else factors[critical])  # [C, L]
-        max_logits = jnp.diagonal(instance_layer(rows))
+        max_logits = jnp.diagonal(instance_layer.scores(rows))
         scores = self._scores(h, rows)  # [C, N]
         attention = masked.softmax(scores, mask)
         embedding = self._embedding(attention, h, train)  # [C, L]

@@ -137,7 +137,7 @@ class MaxPooling(InstanceClassifier):
         x = masked.zero_padding(bag.features, bag.mask)  # [N, D]
         feature, classifier = self._layers(x)
         factors = self._dropout_factors(len(x), train)
-        instance_logits = classifier(self._embed(x, feature, factors))  # [N, C]
+        instance_logits = classifier.scores(self._embed(x, feature, factors))  # [N, C]
         chosen = self._chosen(jax.lax.stop_gradient(instance_logits), bag.mask)  # [C] or [1]
         rows = self._embed(x[chosen], feature, None if factors is None else factors[chosen])  # [C, E] or [1, E]
         logits = classifier(rows)

@@ -195,7 +195,7 @@ class TransMIL(nn.Module):
         else:  # MHIM-MIL, whose PPEG squares by itself and lays short bags in rows of 7
             min_columns = 7 if self.position == "ppeg" else 1
             tokens = position_encoding(y[1:], num_tokens, convolutions, min_columns=min_columns)
-        return jnp.concatenate([y[:1], tokens])
+        return jnp.concatenate([y[:1], tokens.astype(y.dtype)])
 
     def _affine(self, name: str, outputs: int, *axes: int, use_bias: bool = True) -> Affine:
         return AffineParameters(outputs, self.initializer, use_bias, name=name)(*axes)

@@ -12,6 +12,7 @@ from typing import Any, Protocol
 
 import flax.struct
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from mil_jax.bags import Bag, Prediction
@@ -38,11 +39,35 @@ class TrainState(flax.struct.PyTreeNode):
 
 
 class Batch(flax.struct.PyTreeNode):
-    """B bags of one bucket: `bags` and `targets` have a leading axis [B]; `weights` [B] is 0 where a place holds no bag."""
+    """B bags of one bucket: `bags` and `targets` have a leading axis [B]; `weights` [B] is 0 where a place holds no bag.
+
+    axis: of the mesh, where devices share a batch; each then has the `bags` of its own places only, and a strategy computes the loss
+    from the `gathered` predictions of all, and moves by the `averaged` gradients.
+    """
 
     bags: Bag
     targets: Array
     weights: Array
+    axis: str | None = flax.struct.field(pytree_node=False, default=None)
+
+    @property
+    def places(self) -> Array:
+        """int32: which places of the batch `bags` holds."""
+        count = self.bags.mask.shape[0]
+        first = jax.lax.axis_index(self.axis) * count if self.axis else 0
+        return first + jnp.arange(count)
+
+    def gathered(self, tree: PyTree) -> PyTree:
+        """For all B places what each device has for its own, along the leading axis."""
+        if self.axis is None:
+            return tree
+        return jax.tree.map(lambda x: jax.lax.all_gather(x, self.axis, tiled=True), tree)
+
+    def averaged(self, gradients: PyTree) -> PyTree:
+        """The gradients of a loss that was computed from gathered predictions. Each device takes the derivative of the losses of
+        all devices, which are the same, so the sum is their number too large.
+        """
+        return gradients if self.axis is None else jax.lax.pmean(gradients, self.axis)
 
 
 @dataclass(frozen=True)

@@ -1,4 +1,4 @@
-"""Saving and restoring a run with orbax: asynchronous, atomic, two kept.
+"""Saving and restoring a run with orbax: asynchronous, atomic, two kept. Of several processes the first writes, all read.
 
 What is saved is the replicas' state without those that only fill the mesh, and the place in training: phase, epoch, dispatch and
 the host's decisions. Keys, orders and schedules are not saved: they follow from the plan.
@@ -19,6 +19,7 @@ import numpy as np
 import orbax.checkpoint as ocp
 
 from mil_jax.errors import RunFolderError
+from mil_jax.training.processes import is_first
 
 PyTree = Any
 _BYTES_BESIDE_ARRAYS = 1 << 20  # orbax's own files and `place`
@@ -30,11 +31,17 @@ class Checkpoints:
     def __init__(self, folder: Path, seconds: float) -> None:
         self.folder, self.seconds = folder, seconds
         self._saved_at = time.monotonic()
+        folder.mkdir(parents=True, exist_ok=True)
+        me = jax.process_index()
         options = ocp.CheckpointManagerOptions(
             max_to_keep=2,
-            create=True,
+            create=False,
+            # Arrays come from the host and are the same in every process: orbax is not to wait for the others.
+            multiprocessing_options=ocp.options.MultiprocessingOptions(
+                primary_host=me, active_processes={me}, barrier_sync_key_prefix=f"process{me}"
+            ),
             enable_async_checkpointing=True,
-            cleanup_tmp_directories=True,  # what a killed run left half-written
+            cleanup_tmp_directories=is_first(),  # what a killed run left half-written
         )
         self._manager = ocp.CheckpointManager(folder.resolve(), options=options)
 
@@ -47,6 +54,9 @@ class Checkpoints:
 
         Raises RunFolderError when the disk is full.
         """
+        self._saved_at = time.monotonic()
+        if not is_first():
+            return
         with self._full_disk_as_error():
             self._manager.wait_until_finished()
             if self._manager.latest_step() != number:
@@ -56,7 +66,6 @@ class Checkpoints:
                     raise OSError(errno.ENOSPC, "no space for a checkpoint")
                 parts = ocp.args.Composite(arrays=ocp.args.StandardSave(arrays), place=ocp.args.JsonSave(place))
                 self._manager.save(number, args=parts, force=True)
-            self._saved_at = time.monotonic()
             if wait:
                 self._manager.wait_until_finished()
 

@@ -1,38 +1,124 @@
-"""Devices: how many there are, the mesh over them, and the engine's single way of bringing anything back to the host."""
+"""Devices: how many there are, the mesh over those of all processes, and how the engine's arrays come to it and back."""
 
 from __future__ import annotations
 
+import ctypes
+import math
 import os
+import sys
 from typing import Any
 
 import jax
 import numpy as np
-from jax.sharding import AxisType, Mesh
+from jax.sharding import AxisType, Mesh, NamedSharding
 
-from mil_jax.training.programs import AXIS
+from mil_jax.machine import usable_cores
+from mil_jax.training.programs import AXIS, DATA_AXIS, replica_sharding, shared_sharding
+
+PyTree = Any
+
+# Of glibc's malloc.h: parameters of mallopt.
+_TRIM_THRESHOLD, _MMAP_THRESHOLD, _ARENA_MAX = -1, -3, -8
 
 
 def use_one_device_per_core() -> None:
-    """On a CPU, one host device per core, so that replicas spread over the cores. Call before JAX is first used."""
-    if "xla_force_host_platform_device_count" not in os.environ.get("XLA_FLAGS", ""):
-        jax.config.update("jax_num_cpu_devices", len(os.sched_getaffinity(0)))
+    """On a CPU, one host device per core, so that replicas spread over the cores. Call before JAX is first used.
+
+    Of several processes each has one device: that is how CPU processes are told to share a machine.
+    """
+    keep_freed_memory()
+    if (
+        "xla_force_host_platform_device_count" not in os.environ.get("XLA_FLAGS", "")
+        and not jax.distributed.is_initialized()
+    ):
+        jax.config.update("jax_num_cpu_devices", usable_cores())
 
 
-def replica_mesh() -> Mesh:
-    """A mesh of all local devices, also when there are fewer replicas: XLA compiles a program for one device otherwise than for
-    several, and a replica alone would then not be bit-identical to the same replica in company."""
-    devices = jax.local_devices()
-    return jax.make_mesh((len(devices),), (AXIS,), axis_types=(AxisType.Auto,), devices=devices)
+def keep_freed_memory() -> None:
+    """Lets the C library keep freed memory of up to 1 GiB a block instead of returning it to the system. Call before JAX is first used.
+
+    XLA's CPU programs allocate their temporary memory anew in every call; from the system it comes page by page, which takes a
+    quarter of a TransMIL step. Does nothing where the C library is not glibc.
+    """
+    if sys.platform.startswith("linux"):
+        mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
+        if mallopt is not None:
+            # Large blocks are kept in the main arena only, so threads must not have arenas of their own.
+            for parameter, value in ((_ARENA_MAX, 1), (_MMAP_THRESHOLD, 2**30), (_TRIM_THRESHOLD, 2**31 - 1)):
+                mallopt(parameter, value)
 
 
-class Fetcher:
-    """Brings arrays to the host and counts how often: one fetch an epoch is a promise that a test holds the engine to."""
+def replica_mesh(batch_devices: int = 1) -> Mesh:
+    """A mesh of all devices of all processes, also when there are fewer replicas: XLA compiles a program for one device otherwise
+    than for several, and a replica alone would then not be bit-identical to the same replica in company.
 
-    def __init__(self) -> None:
-        self.count = 0
+    batch_devices: how many devices share a batch; a divisor of their number.
+    """
+    devices = jax.devices()
+    if batch_devices == 1:
+        return jax.make_mesh((len(devices),), (AXIS,), axis_types=(AxisType.Auto,), devices=devices)
+    shape, names = (len(devices) // batch_devices, batch_devices), (AXIS, DATA_AXIS)
+    return jax.make_mesh(shape, names, axis_types=(AxisType.Auto,) * 2, devices=devices)
 
-    def __call__(self, tree: Any) -> Any:
-        """The same tree of host arrays. Waits for what is being computed."""
-        self.count += 1
+
+def sharing(at_most: int, batch_size: int) -> int:
+    """How many devices share a batch: the most, up to `at_most`, that divide both the devices and the batch."""
+    common = math.gcd(len(jax.devices()), batch_size)
+    return max(count for count in range(1, common + 1) if common % count == 0 and count <= max(at_most, 1))
+
+
+class Placement:
+    """Where the arrays of R replicas lie: the leading axis in equal parts over the devices, filled up where R does not divide.
+
+    batch_devices: as many devices hold the same replicas, and share their batches. count: int32 [devices], how many replicas each
+    device (or each such group) really has.
+    """
+
+    def __init__(self, num_replicas: int, batch_devices: int = 1) -> None:
+        self.num_replicas = num_replicas
+        self.mesh = replica_mesh(batch_devices)
+        self.places = self.mesh.shape[AXIS]
+        self.per_device = -(-num_replicas // self.places)
+        before = self.per_device * np.arange(self.places)
+        self.count = self._put(
+            np.clip(num_replicas - before, 0, self.per_device).astype(np.int32), replica_sharding(self.mesh)
+        )
+        self.fetches = 0
+        self._gather = jax.jit(lambda tree: tree, out_shardings=shared_sharding(self.mesh))
+
+    def spread(self, tree: PyTree) -> PyTree:
+        """Host arrays [R, ...] over the devices."""
+
+        def place(array: np.ndarray) -> jax.Array:
+            full = np.zeros((self.per_device * self.places, *array.shape[1:]), array.dtype)
+            full[: len(array)] = array
+            return self._put(full, replica_sharding(self.mesh))
+
+        return jax.tree.map(lambda x: place(np.asarray(x)), tree)
+
+    def shared(self, tree: PyTree) -> PyTree:
+        """Host arrays, whole on every device."""
+        return jax.tree.map(lambda x: self._put(np.asarray(x), shared_sharding(self.mesh)), tree)
+
+    def _put(self, array: np.ndarray, sharding: NamedSharding) -> jax.Array:
+        if jax.process_count() == 1:
+            return jax.device_put(array, sharding)
+        # Each process gives its own part; `device_put` would first compare the values of all processes.
+        return jax.make_array_from_callback(array.shape, sharding, lambda index: array[index])
+
+    def fetch(self, tree: PyTree) -> PyTree:
+        """The same tree of host arrays, with the replicas of all processes. Waits for what is being computed.
+
+        The engine's single way of bringing anything to the host; it counts how often: one fetch an epoch is a promise.
+        """
+        self.fetches += 1
+        if jax.process_count() > 1:
+            tree = self._gather(tree)
         # A copy: on a CPU the host array would be the device's own buffer, which the next dispatch may be given to write into.
         return jax.tree.map(np.array, jax.device_get(tree))
+
+    def unfilled(self, tree: PyTree) -> PyTree:
+        """Without the replicas that only fill the mesh."""
+        if isinstance(jax.tree.leaves(tree)[0], jax.ShapeDtypeStruct):
+            return jax.tree.map(lambda x: jax.ShapeDtypeStruct((self.num_replicas, *x.shape[1:]), x.dtype), tree)
+        return jax.tree.map(lambda x: x[: self.num_replicas], tree)

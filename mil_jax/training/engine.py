@@ -7,33 +7,41 @@ drawn on the host from the plan alone (`training/order.py`), so a run is the sam
 
 from __future__ import annotations
 
-import collections
+import contextlib
+import copy
 import functools
-from collections.abc import Callable, Sequence
+import itertools
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from mil_jax.data.residency import ResidentBags, moments
+from mil_jax.data.residency import Piece, ResidentBags, moments
+from mil_jax.data.streaming import StreamedBags, open_feed
+from mil_jax.data.windows import Run
 from mil_jax.strategies.base import Steps, Strategy, TrainingBags, TrainState
 from mil_jax.tasks.classification import Classification
+from mil_jax.training import nonfinite
 from mil_jax.training import programs as compiled
 from mil_jax.training.checkpoints import Checkpoints
-from mil_jax.training.devices import Fetcher, replica_mesh
+from mil_jax.training.compilation import Programs
+from mil_jax.training.devices import Placement, sharing
+from mil_jax.training.listener import Listener, Stopped
+from mil_jax.training.memory import device_limit
 from mil_jax.training.order import BagOrder, EpochOrder
 from mil_jax.training.plan import Plan, Replica
+from mil_jax.training.processes import Agreement
 from mil_jax.training.stopping import Progress, Selection
 
 PyTree = Any
-IN_FLIGHT = 2  # dispatches the host may be ahead of the device: enough to keep it busy, few enough to stop soon
 
 
 @dataclass(frozen=True)
 class EngineData:
-    """The cohort and its split, on the host.
+    """The cohort and its split, on the host; the features may stay in their shards.
 
     targets: [num_targets, num_bags, ...]. training, selection, test: bool [rows, num_bags], a row for each fold of each target;
     `selection` is what chooses epochs. first_row: of each target; its folds follow one another.
@@ -41,7 +49,7 @@ class EngineData:
     sampling: weights to draw training bags by, float [rows, num_bags], or None for each bag once an epoch.
     """
 
-    bags: ResidentBags
+    bags: ResidentBags | StreamedBags
     targets: np.ndarray
     training: np.ndarray
     selection: np.ndarray
@@ -67,32 +75,21 @@ class Phase:
 
 @dataclass(frozen=True)
 class EngineSettings:
-    """replica_axis: "auto" (map on a CPU, vmap elsewhere), "map" or "vmap". batch_size: bags a step and replica."""
+    """replica_axis: "auto" (map on a CPU, vmap elsewhere), "map" or "vmap". batch_size: bags a step and replica.
+    batch_devices: at most so many devices share a batch. slots_per_dispatch: at most so many steps are sent at once.
+    debug_nans: raises NotFinite with the step where a run stops being finite; keeps a copy of the state and fetches more.
+    memory_gib: what may be used of a device under vmap; 0: what it has. side_by_side: by phase and bucket length, how many replicas of
+    a device go side by side: what was chosen earlier. Others are decided on before training.
+    """
 
     batch_size: int = 1
+    batch_devices: int = 1
     data_seed: int = 0
     slots_per_dispatch: int = 64
     replica_axis: str = "auto"
-
-
-class Listener(Protocol):
-    """What the engine tells while it runs, and asks."""
-
-    def phase(self, name: str, epoch: int, epochs: int) -> None:
-        """A phase begins, or is resumed, at `epoch`."""
-
-    def steps(self, count: int) -> None:
-        """`count` more steps are done, over all replicas."""
-
-    def epoch(self, rows: list[dict[str, Any]]) -> None:
-        """An epoch is decided: a row for each replica that ran in it."""
-
-    def stop_requested(self) -> bool:
-        """Whether to save and stop at the next dispatch."""
-
-
-class Stopped(Exception):
-    """Training was asked to stop; its state is saved."""
+    debug_nans: bool = False
+    memory_gib: float = 0.0
+    side_by_side: dict[str, dict[int, int]] = field(default_factory=dict)
 
 
 @dataclass
@@ -117,23 +114,28 @@ def fit(
     settings: EngineSettings,
     listener: Listener,
     open_checkpoints: Callable[[str], Checkpoints] | None = None,
+    keep_choices: Callable[[Mapping[str, Any]], None] | None = None,
 ) -> FitResult:
     """Trains every replica of the plan through all phases and predicts its selection and test bags.
 
-    open_checkpoints: gives the checkpoints of a phase by name; training goes on from the newest. Raises Stopped when asked to stop.
+    open_checkpoints: gives the checkpoints of a phase by name; training goes on from the newest. keep_choices: is given what was
+    chosen automatically, before training begins. Raises Stopped when asked to stop, ConfigError when a run does not fit a device.
     """
     engine = _Engine(data, task, plan, settings, listener)
+    if keep_choices:
+        engine.keep_choices = keep_choices
     state: TrainState | None = None
     progress = Progress.start(len(plan.replicas), phases[-1].selection)
-    for phase in phases:
-        checkpoints = open_checkpoints(phase.strategy.name) if open_checkpoints else None
-        try:
-            state, progress = engine.run(phase, state, checkpoints)
-        finally:
-            if checkpoints:
-                checkpoints.close()
-    assert state is not None
-    return engine.result(state, progress)
+    with engine.exits:
+        for phase in phases:
+            checkpoints = open_checkpoints(phase.strategy.name) if open_checkpoints else None
+            try:
+                state, progress = engine.run(phase, state, checkpoints)
+            finally:
+                if checkpoints:
+                    checkpoints.close()
+        assert state is not None
+        return engine.result(state, progress)
 
 
 class _Engine:
@@ -141,14 +143,14 @@ class _Engine:
         self, data: EngineData, task: Classification, plan: Plan, settings: EngineSettings, listener: Listener
     ) -> None:
         self.data, self.task, self.plan, self.settings, self.listener = data, task, plan, settings, listener
-        self.fetch = Fetcher()
         self.compilations = 0
+        self.side_by_side, self.kept = copy.deepcopy(settings.side_by_side), settings.side_by_side
+        self.keep_choices: Callable[[Mapping[str, Any]], None] = lambda choices: None
         self.num_replicas = len(plan.replicas)
-        self.mesh = replica_mesh()
-        num_devices = self.mesh.size
-        self.per_device = -(-self.num_replicas // num_devices)
-        on_device = np.clip(self.num_replicas - self.per_device * np.arange(num_devices), 0, self.per_device)
-        self.count = self._spread_rows(on_device.astype(np.int32), num_devices)
+        self.placement = Placement(self.num_replicas, sharing(settings.batch_devices, settings.batch_size))
+        self.mesh, self.count = self.placement.mesh, self.placement.count
+        self.spread, self.fetch, self.unfilled = self.placement.spread, self.placement.fetch, self.placement.unfilled
+        self.agreement = Agreement()
         self.vectorised = settings.replica_axis == "vmap" or (
             settings.replica_axis == "auto" and jax.default_backend() != "cpu"
         )
@@ -162,124 +164,168 @@ class _Engine:
             sampling=data.sampling,
             row=data.row,
         )
-        shared = compiled.shared_sharding(self.mesh)
-        self.cohort = jax.device_put(compiled.Cohort(bags=data.bags, targets=data.targets), shared)
+        everyone = np.ones(self.num_replicas, bool)
+        first = functools.partial(self.order.epoch, plan.replicas, everyone, 0)
+        self.feed = open_feed(data.bags, data.lengths, self.placement.shared, first)
+        self.exits = contextlib.ExitStack()  # what ends the work in the background
+        self.exits.callback(self.feed.close)
+        self.targets = self.placement.shared(data.targets)
         target = np.array([replica.target for replica in plan.replicas], np.int32)
-        self.who = compiled.Who(key=self._spread_keys(), target=self._spread(target))
+        self.who = compiled.Who(key=self._spread_keys(), target=self.spread(target))
         self.rows = [data.row(replica) for replica in plan.replicas]
         self.longest_part = int(max(data.selection.sum(axis=1).max(), data.test.sum(axis=1).max(), 1))
-        self._keep_improved = jax.jit(_keep_improved, donate_argnums=0)
+        self._keep_improved = jax.jit(compiled.keep_improved, donate_argnums=0)
         self._copy = jax.jit(lambda tree: jax.tree.map(jnp.copy, tree))
 
-    def _spread_rows(self, array: np.ndarray, rows: int) -> jax.Array:
-        """`array` over the devices, its leading axis filled up with zeros to `rows`."""
-        full = np.zeros((rows, *array.shape[1:]), array.dtype)
-        full[: len(array)] = array
-        return jax.device_put(full, compiled.replica_sharding(self.mesh))
-
-    def _spread(self, tree: PyTree) -> PyTree:
-        """Host arrays [R, ...] over the devices."""
-        rows = self.per_device * self.mesh.size
-        return jax.tree.map(lambda x: self._spread_rows(np.asarray(x), rows), tree)
+    def _cohort(self, piece: Piece) -> compiled.Cohort:
+        return compiled.Cohort(bags=piece.bags, targets=self.targets)
 
     def _spread_keys(self) -> jax.Array:
         data = np.asarray(jax.random.key_data(self.plan.keys()))
-        return jax.random.wrap_key_data(self._spread(data))
+        return jax.random.wrap_key_data(self.spread(data))
 
     def _fitted(self, strategy: Strategy) -> PyTree:
         """(hyper, constants) of every replica; what is fitted to a training part is computed once for all its replicas."""
         constants: dict[int, PyTree] = {}
         for row, replica in zip(self.rows, self.plan.replicas):
             if row not in constants:
-                part = self.data.training[row]
-                constants[row] = strategy.constants(
-                    TrainingBags(
-                        targets=self.data.targets[replica.target][part],
-                        moments=functools.partial(moments, self.data.bags, part),
-                    )
-                )
+                targets = self.data.targets[replica.target][self.data.training[row]]
+                constants[row] = strategy.constants(TrainingBags(targets, functools.partial(self._moments_of, row)))
         per_replica = [constants[row] for row in self.rows]
         stacked = jax.tree.map(lambda *rows: np.stack(rows), *per_replica)
-        return self._spread((self.plan.stacked_hyper(), stacked))
+        return self.spread((self.plan.stacked_hyper(), stacked))
+
+    @functools.cached_property
+    def _moments(self) -> tuple[np.ndarray, np.ndarray]:
+        """Of the training bags of every row of the split table, from one pass over them."""
+        numbers = np.flatnonzero(self.data.training.any(axis=0))
+        return moments(self.feed.instances(numbers), self.data.training)
+
+    def _moments_of(self, row: int) -> tuple[np.ndarray, np.ndarray]:
+        return self._moments[0][row], self._moments[1][row]
+
+    def _initial(self, strategy: Strategy, previous: TrainState | None) -> TrainState:
+        """Initial states; shapes are taken from bag 0."""
+        fitted, run = self._fitted(strategy), (int(self.data.bucket[0]), np.zeros(1, np.int32), np.ones(1, np.int32))
+        for piece in self.feed.pieces(np.zeros((1, 1, 1), np.int32), [run]):
+            state = self.programs.init(self._cohort(piece), self.who, fitted, previous, self.count)
+        return jax.block_until_ready(state)
 
     def run(
         self, phase: Phase, previous: TrainState | None, checkpoints: Checkpoints | None
     ) -> tuple[TrainState, Progress]:
         """One phase, from its start or from its newest checkpoint. Returns the state with each replica's chosen parameters."""
         strategy = phase.strategy
-        self.programs = compiled.Programs(strategy, self.mesh, self.data.lengths, self.vectorised)
-        state = self.programs.init(self.cohort, self.who, self._fitted(strategy), previous, self.count)
+        limit = device_limit(self.settings.memory_gib) if self.vectorised else 0
+        chosen = self.side_by_side.setdefault(strategy.name, {})
+        self.programs = Programs(strategy, self.mesh, self.data.lengths, self.vectorised, limit, chosen)
+        self.exits.callback(self.programs.close)
+        state = self._initial(strategy, previous)
         keeps_best = phase.selection.select != "last"
         best = self._copy(state.params) if keeps_best else None
         no_metrics = self._no_metrics(strategy, state)
-        moving = compiled.Moving(state=state, metrics=self._spread(no_metrics))
+        moving = compiled.Moving(state=state, metrics=self.spread(no_metrics))
         progress = Progress.start(self.num_replicas, phase.selection)
         epoch, dispatch = 0, 0
         place = checkpoints.place() if checkpoints else None
         if checkpoints and place:
             epoch, dispatch = place["epoch"], place["dispatch"]
             progress = Progress.from_json(place["progress"])
-            shapes = self._unfilled(jax.eval_shape(lambda: (moving, best)))
-            moving, best = self._spread(checkpoints.arrays(shapes))
+            shapes = self.unfilled(jax.eval_shape(lambda: (moving, best)))
+            moving, best = self.spread(checkpoints.arrays(shapes))
         self.listener.phase(strategy.name, epoch, phase.epochs)
 
         def save(wait: bool) -> None:
             where = {"epoch": epoch, "dispatch": dispatch, "progress": progress.to_json()}
-            arrays = self._unfilled(self.fetch((moving, best)))
+            arrays = self.unfilled(self.fetch((moving, best)))
             assert checkpoints is not None
             checkpoints.save(epoch * 1_000_000 + dispatch, arrays, where, wait=wait)
 
         while epoch < phase.epochs and progress.active.any():
             order = self.order.epoch(self.plan.replicas, progress.active, epoch)
-            arrays = self._spread(compiled.Epoch(bags=order.bags, extras=self._extras(phase, order, epoch)))
-            in_flight: collections.deque[jax.Array] = collections.deque()
-            while dispatch < len(order.runs):
-                bucket, lo, hi = order.runs[dispatch]
-                lo, hi = self._spread((lo, hi))
-                moving, done = self.programs.train(bucket, self.cohort, self.who, moving, arrays, lo, hi, self.count)
-                dispatch += 1
-                in_flight.append(done)
-                if len(in_flight) > IN_FLIGHT:
-                    in_flight.popleft().block_until_ready()
-                runs = order.runs[dispatch - 1]
-                self.listener.steps(int((runs[2] - runs[1]).sum()))
-                if checkpoints and self.listener.stop_requested():
+            arrays = self.spread(compiled.Epoch(bags=order.bags, extras=self._extras(phase, order, epoch)))
+            self._compile_ahead(order, moving, arrays)
+            runs = order.runs[dispatch:]
+            before = (self._copy(moving), runs) if self.settings.debug_nans else None
+            for piece in self.feed.pieces(order.bags, runs):
+                moving = self._train(moving, arrays, piece)
+                dispatch += piece.ends_run
+                self.listener.steps(int((piece.hi - piece.lo).sum()))
+                if piece.ends_run and checkpoints and self.agreement.soon(self.listener.stop_requested()):
                     save(wait=True)
                     raise Stopped
             logits = self._evaluate(moving.state, self.data.selection) if keeps_best else None
+            self.feed.verify_rest()
             fetched, sums = self.fetch((logits, moving.metrics))
+            if before:
+                self._require_finite(order, epoch, progress.active, moving, arrays, *before)
             scores, rows = self._judge(phase, fetched, sums, order, progress.active, epoch)
             improved = progress.update(epoch, sums["loss"], scores, phase.selection)
             for row in rows:
                 row["improved"] = bool(improved[row["replica"]])
             if keeps_best and improved.any():
-                best = self._keep_improved(best, moving.state.params, self._spread(improved))
-            moving = moving.replace(metrics=self._spread(no_metrics))
+                best = self._keep_improved(best, moving.state.params, self.spread(improved))
+            moving = moving.replace(metrics=self.spread(no_metrics))
             self.listener.epoch(rows)
             epoch, dispatch = epoch + 1, 0
             ended = epoch == phase.epochs or not progress.active.any()
-            if checkpoints and (checkpoints.due() or ended or self.listener.stop_requested()):
-                save(wait=self.listener.stop_requested())
-            if checkpoints and self.listener.stop_requested():
+            stop = self.agreement.now(self.listener.stop_requested())
+            if checkpoints and (stop or ended or self.agreement.now(checkpoints.due())):
+                save(wait=stop)
+            if checkpoints and stop:
                 raise Stopped
         self.compilations += self.programs.compilations
         state = moving.state if best is None else moving.state.replace(params=best)
         return state, progress
 
+    def _train(self, moving: compiled.Moving, arrays: compiled.Epoch, piece: Piece) -> compiled.Moving:
+        lo, hi = self.spread((piece.lo, piece.hi))
+        moving, piece.done = self.programs.train(
+            piece.bucket, self._cohort(piece), self.who, moving, arrays, lo, hi, self.count
+        )
+        return moving
+
+    def _compile_ahead(self, order: EpochOrder, moving: compiled.Moving, epoch: compiled.Epoch) -> None:
+        """Of all buckets, beside the first reading of bags; those that are trained on first come first."""
+        seen = self.data.selection.any(axis=0) | self.data.test.any(axis=0)
+        train, evaluate = dict.fromkeys(run[0] for run in order.runs), np.unique(self.data.bucket[seen])
+        logits = self.longest_part, self.task.num_outputs
+        cohorts = [compiled.Cohort(self.feed.shapes(bucket), self.targets) for bucket in range(len(self.data.lengths))]
+        self.programs.compile_ahead([*train], evaluate.tolist(), cohorts, self.who, moving, epoch, logits, self.count)
+        if self.side_by_side != self.kept:
+            self.keep_choices({"runs_side_by_side": self.side_by_side})
+            self.kept = copy.deepcopy(self.side_by_side)
+
+    def _require_finite(
+        self, order: EpochOrder, epoch: int, active: np.ndarray, moving: compiled.Moving, arrays: compiled.Epoch,
+        before: compiled.Moving, runs: Sequence[Run],
+    ) -> None:  # fmt: skip
+        """Raises NotFinite where the epoch's `runs`, which began with `before`, left an active replica not finite."""
+
+        def again(moving: compiled.Moving, run: Run) -> compiled.Moving:
+            for piece in self.feed.pieces(order.bags, [run]):
+                moving = self._train(moving, arrays, piece)
+            return moving
+
+        finite = self.fetch(nonfinite.finite_replicas((moving.metrics, moving.state.params)))
+        suspects = active & ~self.unfilled(finite)
+        if suspects.any():
+            raise nonfinite.find(suspects, order.bags, epoch, runs, before, again, self.fetch)
+
     def _no_metrics(self, strategy: Strategy, state: TrainState) -> dict[str, np.ndarray]:
         """Zeros for the sums of the strategy's step metrics."""
 
-        def names(state: TrainState) -> dict[str, jax.Array]:
+        def names(state: TrainState, cohort: compiled.Cohort) -> dict[str, jax.Array]:
             one = jax.tree.map(lambda x: x[0], state)
             numbers = jnp.zeros(self.settings.batch_size, jnp.int32)
-            batch = compiled.read_batch(self.cohort, numbers, jnp.int32(0), self.data.lengths[0])
+            batch = compiled.read_batch(cohort, numbers, jnp.int32(0), self.data.lengths[0])
             hyper = self.plan.replica_hyper(self.plan.replicas[0])
             sizes = np.ones((1, self.settings.batch_size), np.int64)
             rows = strategy.schedule(hyper, sizes, Steps(epoch=0, epochs=1, count=1))
             extras = {name: jnp.asarray(values[0], _narrow(values)) for name, values in rows.items()}
             return strategy.step(one, batch, extras, jax.random.key(0))[1]
 
-        shapes = jax.eval_shape(names, state)
+        shapes = jax.eval_shape(names, state, compiled.Cohort(self.feed.shapes(0), self.targets))
         return {name: np.zeros((self.num_replicas, *x.shape), x.dtype) for name, x in shapes.items()}
 
     def _extras(self, phase: Phase, order: EpochOrder, epoch: int) -> dict[str, np.ndarray]:
@@ -312,15 +358,16 @@ class _Engine:
         """Logits [R, V, C] of each replica's bags of the part, in the order of `_part`."""
         bags, _ = self._part(part)
         shape = (self.num_replicas, self.longest_part, self.task.num_outputs)
-        logits = self._spread(np.zeros(shape, np.float32))
-        spread_bags = self._spread(bags)
+        logits = self.spread(np.zeros(shape, np.float32))
+        spread_bags = self.spread(bags)
         buckets = np.where(bags >= 0, self.data.bucket[np.maximum(bags, 0)], len(self.data.lengths))
-        for bucket in range(len(self.data.lengths)):
-            lo = (buckets < bucket).sum(axis=1).astype(np.int32)
-            hi = (buckets <= bucket).sum(axis=1).astype(np.int32)
-            if (hi > lo).any():
-                lo, hi = self._spread((lo, hi))
-                logits = self.programs.evaluate(bucket, self.cohort, state, spread_bags, logits, lo, hi, self.count)
+        edges = [(buckets < bucket).sum(axis=1).astype(np.int32) for bucket in range(len(self.data.lengths) + 1)]
+        runs = [(bucket, lo, hi) for bucket, (lo, hi) in enumerate(itertools.pairwise(edges)) if (hi > lo).any()]
+        for piece in self.feed.pieces(bags[..., None], runs):
+            lo, hi = self.spread((piece.lo, piece.hi))
+            logits, piece.done = self.programs.evaluate(
+                piece.bucket, self._cohort(piece), state, spread_bags, logits, lo, hi, self.count
+            )
         return logits
 
     def _judge(
@@ -345,12 +392,6 @@ class _Engine:
             rows.append(row)
         return scores, rows
 
-    def _unfilled(self, tree: PyTree) -> PyTree:
-        """Without the replicas that only fill the mesh."""
-        if isinstance(jax.tree.leaves(tree)[0], jax.ShapeDtypeStruct):
-            return jax.tree.map(lambda x: jax.ShapeDtypeStruct((self.num_replicas, *x.shape[1:]), x.dtype), tree)
-        return jax.tree.map(lambda x: x[: self.num_replicas], tree)
-
     def result(self, state: TrainState, progress: Progress) -> FitResult:
         """Predictions of each replica for its selection and test parts, and its chosen parameters, on the host."""
         parts = {"val": self.data.selection, "test": self.data.test}
@@ -364,17 +405,9 @@ class _Engine:
                 mine[name], mine_bags[name] = logits[name][r, : counts[r]], bags[r, : counts[r]]
             per_replica.append(mine)
             numbers.append(mine_bags)
-        facts = {"compilations": self.programs.compilations, "fetches": self.fetch.count}
-        return FitResult(per_replica, numbers, self._unfilled(chosen), progress, facts)
-
-
-def _keep_improved(best: PyTree, now: PyTree, improved: jax.Array) -> PyTree:
-    """`now` where a replica improved, else `best`."""
-
-    def choose(old: jax.Array, new: jax.Array) -> jax.Array:
-        return jnp.where(improved.reshape(-1, *(1,) * (old.ndim - 1)), new, old)
-
-    return jax.tree.map(choose, best, now)
+        facts = {"compilations": self.programs.compilations, "fetches": self.placement.fetches}
+        facts["feature_bytes"] = self.feed.host_bytes
+        return FitResult(per_replica, numbers, self.unfilled(chosen), progress, facts)
 
 
 def _narrow(values: np.ndarray) -> np.dtype:

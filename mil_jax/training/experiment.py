@@ -7,9 +7,10 @@ and report; nothing here prints.
 from __future__ import annotations
 
 import dataclasses
+import math
 import os
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -26,23 +27,30 @@ from mil_jax.data.buckets import Ladder, fit_ladder
 from mil_jax.data.cohort import Cohort, build_cohort
 from mil_jax.data.conversion import Progress, shards_for_features
 from mil_jax.data.digits import digits_cohort
-from mil_jax.data.residency import load_bags
+from mil_jax.data.residency import COORDINATE_BYTES, load_bags
+from mil_jax.data.room import AUTO, STREAMED, choose_residency
 from mil_jax.data.shards import Shards
 from mil_jax.data.splits import TEST, TRAIN, VALIDATION
+from mil_jax.data.streaming import StreamedBags
 from mil_jax.errors import ConfigError
 from mil_jax.strategies.supervised import Supervised
 from mil_jax.tasks.classification import Classification
 from mil_jax.training import optimizers
 from mil_jax.training.checkpoints import Checkpoints
 from mil_jax.training.engine import EngineData, EngineSettings, FitResult, Listener, Phase, fit
+from mil_jax.training.memory import side_by_side
 from mil_jax.training.plan import Overrides, Plan, Replica, make_plan
+from mil_jax.training.processes import is_first
 from mil_jax.training.run_folder import RunFolder, fingerprint
 from mil_jax.training.schedule import Schedule
 from mil_jax.training.stopping import Selection
 from mil_jax.training.targets import Target, cohort_settings, make_targets, split_settings
 
 PROTOCOLS = ("clean", "reference")
-FREE_ON_RESUME = ("run", "train.checkpoint_seconds", "train.tensorboard", "train.wandb", "data.cache")
+FREE_ON_RESUME = (
+    *("run", "distributed", "data.cache", "data.residency", "data.stream_gib"),
+    *("train.checkpoint_seconds", "train.debug_nans", "train.tensorboard", "train.wandb"),
+)
 
 
 @dataclass
@@ -51,8 +59,10 @@ class Experiment:
 
     targets: what is predicted, usually one label column. left_out: label_column, reason, of those that cannot be trained.
     ladder: bucket lengths fitted to the bags in use.
+    residency: "resident" or "streamed". residency_note: which, why and the bytes, in a sentence.
     selection_part: the part that chooses epochs: VALIDATION, or TEST where protocol "reference" has no validation part.
     fallback: the monitor used instead of the one asked for, "" where it is the one.
+    side_by_side: of a run that is resumed, how many runs go side by side in each phase and bucket length.
     """
 
     config: ConfigDict
@@ -63,8 +73,11 @@ class Experiment:
     plan: Plan
     ladder: Ladder
     selection: Selection
+    residency: str
+    residency_note: str
     selection_part: int = VALIDATION
     fallback: str = ""
+    side_by_side: dict[str, dict[int, int]] = field(default_factory=dict)
 
     @property
     def embedded(self) -> bool:
@@ -127,7 +140,7 @@ class Experiment:
 
     @cached_property
     def data(self) -> EngineData:
-        """The bags in memory and their parts; read once. Raises ShardError for a torn or altered record."""
+        """The bags and their parts; those held in memory are read once. Raises ShardError for a torn or altered record."""
         return engine_data(self)
 
 
@@ -165,6 +178,9 @@ def prepare(
         modified=shards.provenance["source_mtime"].to_numpy(np.float64),
     )
     targets, left_out = make_targets(config, cohort, settings, split_settings(config, strict), found)
+    sizes = cohort.bags["num_instances"].to_numpy()
+    ladder = _ladder(config, sizes, (choices or {}).get("ladder"))
+    residency, residency_note = _residency(config, shards, int(sizes.sum()) + ladder.lengths[-1], choices)
     experiment = Experiment(
         config=config,
         shards=shards,
@@ -172,8 +188,11 @@ def prepare(
         targets=targets,
         left_out=left_out,
         plan=make_plan(config, [len(target.splits.parts) for target in targets], overrides),
-        ladder=_ladder(config, cohort.bags["num_instances"].to_numpy(), (choices or {}).get("ladder")),
+        ladder=ladder,
         selection=Selection(config.train.select, config.train.patience, config.train.min_epochs),
+        residency=residency,
+        residency_note=residency_note,
+        side_by_side=side_by_side(choices or {}),
     )
     _check(experiment)
     return experiment
@@ -219,6 +238,7 @@ def strategy(experiment: Experiment) -> Supervised:
         learning_rate=Schedule(**config.optimizer.schedule),
         normalize=config.data.normalize,
         class_weights=config.train.class_weights,
+        precision=config.train.precision,
     )
 
 
@@ -244,14 +264,17 @@ def train(experiment: Experiment, folder: RunFolder, listener: Listener) -> FitR
 
 def train_in(experiment: Experiment, folder: RunFolder, listener: Listener) -> FitResult:
     """Runs the experiment; raises Stopped when the listener asks to stop. Choices made before are reused when resuming."""
-    if not folder.choices:
-        folder.write_choices({"residency": "resident", "ladder": list(experiment.ladder.lengths)})
+    keep = folder.write_choices if is_first() else lambda choices: None
+    keep({"residency": experiment.residency, "ladder": list(experiment.ladder.lengths)})
     seconds = experiment.config.train.checkpoint_seconds
-    return run(experiment, listener, lambda name: Checkpoints(folder.checkpoints / name, seconds))
+    return run(experiment, listener, lambda name: Checkpoints(folder.checkpoints / name, seconds), keep)
 
 
 def run(
-    experiment: Experiment, listener: Listener, open_checkpoints: Callable[[str], Checkpoints] | None = None
+    experiment: Experiment,
+    listener: Listener,
+    open_checkpoints: Callable[[str], Checkpoints] | None = None,
+    keep_choices: Callable[[Mapping[str, Any]], None] | None = None,
 ) -> FitResult:
     """Runs the experiment through the engine; without `open_checkpoints` nothing is written."""
     return fit(
@@ -259,19 +282,23 @@ def run(
         experiment.data,
         experiment.task,
         experiment.plan,
-        engine_settings(experiment.config),
+        dataclasses.replace(engine_settings(experiment.config), side_by_side=experiment.side_by_side),
         listener,
         open_checkpoints,
+        keep_choices,
     )
 
 
 def engine_data(experiment: Experiment) -> EngineData:
-    """Reads all bags, and lays out the parts for the engine."""
+    """Reads all bags, unless they are streamed, and lays out the parts for the engine."""
     parts = experiment.parts
     training = parts == TRAIN
-    lengths = experiment.ladder.lengths
+    lengths, shards, slides = experiment.ladder.lengths, experiment.shards, experiment.cohort.slides
+    streamed = experiment.residency == STREAMED
     return EngineData(
-        bags=load_bags(experiment.shards, experiment.cohort.slides, lengths[-1]),
+        bags=StreamedBags(shards, slides, _stream_bytes(experiment.config))
+        if streamed
+        else load_bags(shards, slides, lengths[-1]),
         targets=np.stack([target.values for target in experiment.targets]),
         training=training,
         selection=parts == experiment.selection_part,
@@ -299,9 +326,12 @@ def engine_settings(config: ConfigDict) -> EngineSettings:
     """The engine's own settings."""
     return EngineSettings(
         batch_size=config.train.batch_size,
+        batch_devices=config.train.batch_devices,
         data_seed=config.splits.seed,
         slots_per_dispatch=config.train.slots_per_dispatch,
         replica_axis=config.train.replica_axis,
+        debug_nans=config.train.debug_nans,
+        memory_gib=config.train.memory_gib,
     )
 
 
@@ -311,6 +341,19 @@ def _ladder(config: ConfigDict, sizes: np.ndarray, chosen: list[int] | None) -> 
         padded = np.asarray(chosen)[Ladder(tuple(chosen), 0.0).bucket(sizes)].sum()
         return Ladder(tuple(chosen), 1.0 - sizes.sum() / padded)
     return fit_ladder(sizes, max_waste=config.data.max_waste, max_shapes=config.data.max_shapes)
+
+
+def _stream_bytes(config: ConfigDict) -> int:
+    return int(config.data.stream_gib * 2**30)
+
+
+def _residency(config: ConfigDict, shards: Shards, rows: int, choices: Mapping[str, Any] | None) -> tuple[str, str]:
+    """Where the features are to be, and why; what was chosen before is chosen again unless the config names another."""
+    asked = config.data.residency
+    if asked == AUTO and choices:
+        asked = choices.get("residency", AUTO)
+    row_bytes = math.prod(shards.feature_shape) * shards.dtype.itemsize + COORDINATE_BYTES
+    return choose_residency(asked, rows, row_bytes, _stream_bytes(config))
 
 
 def _open_shards(config: ConfigDict, progress: Progress | None) -> Shards:

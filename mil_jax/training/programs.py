@@ -1,8 +1,8 @@
-"""The compiled programs of the engine: two per bucket (train, evaluate) and one for initial states, each over all replicas.
+"""What the engine's programs compute: steps of training, predictions and initial states, each over all replicas.
 
 On a CPU replicas run one after another on each device (`map`), each making all its steps of a dispatch while its state is in the
-cache; on a GPU they run side by side (`vmap`), and a replica without a bag keeps its state by a select. The replica axis is
-spread over the mesh; replicas never communicate.
+cache; on a GPU they run side by side (`vmap`), as many as the memory takes in that bucket, and a replica without a bag keeps its
+state by a select. The replica axis is spread over the mesh; replicas never communicate.
 """
 
 from __future__ import annotations
@@ -23,6 +23,7 @@ from mil_jax.strategies.base import Batch, Strategy, TrainState
 PyTree = Any
 Array = jax.Array
 AXIS = "replica"
+DATA_AXIS = "data"  # devices that share the bags of a batch; a mesh without it has one device for each batch
 INIT_STREAM = (
     2**32 - 1
 )  # folded into a replica's key for its initial state; updates fold in their number, which stays below
@@ -66,15 +67,22 @@ def shared_sharding(mesh: Mesh) -> NamedSharding:
     return NamedSharding(mesh, P())
 
 
-def read_batch(cohort: Cohort, numbers: Array, target: Array, length: int) -> Batch:
-    """The bags `numbers` [B], -1 for none, padded to `length`; a place without a bag holds bag 0 with weight 0."""
+def read_batch(cohort: Cohort, numbers: Array, target: Array, length: int, axis: str | None = None) -> Batch:
+    """The bags `numbers` [B], -1 for none, padded to `length`; a place without a bag holds bag 0 with weight 0.
+
+    axis: of the devices that share the batch; each reads its own part of the bags.
+    """
     present = numbers >= 0
     safe = jnp.maximum(numbers, 0)
-    if numbers.shape[0] == 1:
-        bags = jax.tree.map(lambda x: x[None], cohort.bags.bag(safe[0], length))
+    mine = safe
+    if axis:
+        share = len(numbers) // jax.lax.axis_size(axis)
+        mine = jax.lax.dynamic_slice_in_dim(safe, jax.lax.axis_index(axis) * share, share)
+    if mine.shape[0] == 1:
+        bags = jax.tree.map(lambda x: x[None], cohort.bags.bag(mine[0], length))
     else:
-        bags = jax.vmap(lambda number: cohort.bags.bag(number, length))(safe)
-    return Batch(bags=bags, targets=cohort.targets[target, safe], weights=present.astype(jnp.float32))
+        bags = jax.vmap(lambda number: cohort.bags.bag(number, length))(mine)
+    return Batch(bags=bags, targets=cohort.targets[target, safe], weights=present.astype(jnp.float32), axis=axis)
 
 
 def _take(tree: PyTree, r: Array) -> PyTree:
@@ -92,18 +100,19 @@ def _over_replicas(count: Array, body: Callable[[Array, PyTree], PyTree], carry:
 
 
 def _one_step(
-    strategy: Strategy, length: int, cohort: Cohort, who: Who, moving: Moving, epoch: Epoch, at: Array
+    strategy: Strategy, length: int, axis: str | None, cohort: Cohort, who: Who, moving: Moving, epoch: Epoch, at: Array
 ) -> Moving:
-    batch = read_batch(cohort, epoch.bags[at], who.target, length)
+    batch = read_batch(cohort, epoch.bags[at], who.target, length, axis)
     extras = {name: values[at] for name, values in epoch.extras.items()}
     key = jax.random.fold_in(who.key, moving.state.step)
     state, metrics = strategy.step(moving.state, batch, extras, key)
     return Moving(state=state, metrics=jax.tree.map(jnp.add, moving.metrics, metrics))
 
 
-def _train_map(
+def train_in_turn(
     strategy: Strategy,
     length: int,
+    axis: str | None,
     cohort: Cohort,
     who: Who,
     moving: Moving,
@@ -112,17 +121,40 @@ def _train_map(
     hi: Array,
     count: Array,
 ) -> tuple[Moving, Array]:
+    """The steps lo..hi of each replica, one replica after another; and how many steps were made. axis: of a shared batch."""
+
     def replica(r: Array, moving: Moving) -> Moving:
         mine, my_who, order = _take(moving, r), _take(who, r), _take(epoch, r)
-        step = partial(_one_step, strategy, length, cohort, my_who)
+        step = partial(_one_step, strategy, length, axis, cohort, my_who)
         return _put(moving, jax.lax.fori_loop(lo[r], hi[r], lambda at, one: step(one, order, at), mine), r)
 
     return _over_replicas(count, replica, moving), jnp.sum(hi - lo)[None]
 
 
-def _train_vmap(
+def _in_chunks(chunk: int, body: Callable[..., PyTree], moving: PyTree, *rest: PyTree, lo: Array, hi: Array) -> PyTree:
+    """`body(moving, *rest, lo, hi) -> moving` on `chunk` replicas after the other."""
+    rows = lo.shape[0]
+    if chunk >= rows:
+        return body(moving, *rest, lo, hi)
+
+    def one(number: Array, moving: PyTree) -> PyTree:
+        # The last chunk begins earlier, so that it is whole; what another chunk has done is not done again.
+        start = jnp.minimum(number * chunk, rows - chunk)
+        mine, others, since, until = jax.tree.map(
+            lambda x: jax.lax.dynamic_slice_in_dim(x, start, chunk), (moving, rest, lo, hi)
+        )
+        until = jnp.where(start + jnp.arange(chunk) >= number * chunk, until, since)
+        moved = body(mine, *others, since, until)
+        return jax.tree.map(lambda x, y: jax.lax.dynamic_update_slice_in_dim(x, y, start, 0), moving, moved)
+
+    return jax.lax.fori_loop(0, -(-rows // chunk), one, moving)
+
+
+def train_side_by_side(
     strategy: Strategy,
     length: int,
+    axis: str | None,
+    chunk: int,
     cohort: Cohort,
     who: Who,
     moving: Moving,
@@ -131,22 +163,26 @@ def _train_vmap(
     hi: Array,
     count: Array,
 ) -> tuple[Moving, Array]:
+    """As `train_in_turn`, with `chunk` replicas at a time."""
     del count  # replicas that only fill the mesh have no steps: lo = hi
 
     def replica(mine: Moving, my_who: Who, order: Epoch, at: Array, busy: Array) -> Moving:
-        moved = _one_step(strategy, length, cohort, my_who, mine, order, at)
+        moved = _one_step(strategy, length, axis, cohort, my_who, mine, order, at)
         return jax.tree.map(lambda new, old: jnp.where(busy, new, old), moved, mine)
 
-    def step(t: Array, moving: Moving) -> Moving:
-        return jax.vmap(replica)(moving, who, epoch, jnp.clip(lo + t, 0, epoch.bags.shape[1] - 1), lo + t < hi)
+    def steps(moving: Moving, who: Who, epoch: Epoch, lo: Array, hi: Array) -> Moving:
+        def step(t: Array, moving: Moving) -> Moving:
+            return jax.vmap(replica)(moving, who, epoch, jnp.clip(lo + t, 0, epoch.bags.shape[1] - 1), lo + t < hi)
 
-    return jax.lax.fori_loop(0, jnp.max(hi - lo), step, moving), jnp.sum(hi - lo)[None]
+        return jax.lax.fori_loop(0, jnp.max(hi - lo), step, moving)
+
+    return _in_chunks(chunk, steps, moving, who, epoch, lo=lo, hi=hi), jnp.sum(hi - lo)[None]
 
 
-def _evaluate(
+def evaluate(
     strategy: Strategy,
     length: int,
-    vectorised: bool,
+    chunk: int | None,
     cohort: Cohort,
     state: TrainState,
     bags: Array,
@@ -154,18 +190,24 @@ def _evaluate(
     lo: Array,
     hi: Array,
     count: Array,
-) -> Array:
+) -> tuple[Array, Array]:
+    """Logits [R, V, C] with those of bags[r, lo[r]:hi[r]] filled in, and how many. chunk: replicas at a time; None: in turn."""
+    done = jnp.sum(hi - lo)[None]
+
     def one(state: TrainState, numbers: Array, logits: Array, at: Array) -> Array:
         bag = cohort.bags.bag(jnp.maximum(numbers[at], 0), length)
         return logits.at[at].set(strategy.predict(state, bag).logits)
 
-    if vectorised:
+    if chunk is not None:
 
-        def step(t: Array, logits: Array) -> Array:
-            moved = jax.vmap(one)(state, bags, logits, jnp.clip(lo + t, 0, bags.shape[1] - 1))
-            return jnp.where((lo + t < hi)[:, None, None], moved, logits)
+        def steps(logits: Array, state: TrainState, bags: Array, lo: Array, hi: Array) -> Array:
+            def step(t: Array, logits: Array) -> Array:
+                moved = jax.vmap(one)(state, bags, logits, jnp.clip(lo + t, 0, bags.shape[1] - 1))
+                return jnp.where((lo + t < hi)[:, None, None], moved, logits)
 
-        return jax.lax.fori_loop(0, jnp.max(hi - lo), step, logits)
+            return jax.lax.fori_loop(0, jnp.max(hi - lo), step, logits)
+
+        return _in_chunks(chunk, steps, logits, state, bags, lo=lo, hi=hi), done
 
     def replica(r: Array, logits: Array) -> Array:
         mine, numbers = _take(state, r), bags[r]
@@ -173,12 +215,13 @@ def _evaluate(
             logits, jax.lax.fori_loop(lo[r], hi[r], lambda at, out: one(mine, numbers, out, at), _take(logits, r)), r
         )
 
-    return _over_replicas(count, replica, logits)
+    return _over_replicas(count, replica, logits), done
 
 
-def _init(
+def initial(
     strategy: Strategy, length: int, cohort: Cohort, who: Who, fitted: PyTree, previous: TrainState | None, count: Array
 ) -> TrainState:
+    """The initial states; fitted: (hyper, constants) with the leading axis [R]. count [devices]: replicas on each."""
     bag = cohort.bags.bag(jnp.int32(0), length)
 
     def fresh(r: Array) -> TrainState:
@@ -193,60 +236,10 @@ def _init(
     return _over_replicas(count, lambda r, states: _put(states, fresh(r), r), empty)
 
 
-class Programs:
-    """Compiles each program once, ahead of time, and counts them: a shape that was not planned raises instead of recompiling."""
+def keep_improved(best: PyTree, now: PyTree, improved: jax.Array) -> PyTree:
+    """`now` where a replica improved, else `best`."""
 
-    def __init__(self, strategy: Strategy, mesh: Mesh, lengths: tuple[int, ...], vectorised: bool) -> None:
-        self.strategy, self.mesh, self.lengths, self.vectorised = strategy, mesh, lengths, vectorised
-        self._compiled: dict[tuple[str, int], Any] = {}
+    def choose(old: jax.Array, new: jax.Array) -> jax.Array:
+        return jnp.where(improved.reshape(-1, *(1,) * (old.ndim - 1)), new, old)
 
-    @property
-    def compilations(self) -> int:
-        """How many programs were compiled so far."""
-        return len(self._compiled)
-
-    def _call(
-        self,
-        name: str,
-        bucket: int,
-        function: Callable[..., Any],
-        donate: tuple[int, ...],
-        cohort: Cohort,
-        *rest: PyTree,
-    ) -> Any:
-        program = self._compiled.get((name, bucket))
-        if program is None:
-            specs = (P(), *(P(AXIS) for _ in rest))
-            mapped = jax.shard_map(function, mesh=self.mesh, in_specs=specs, out_specs=P(AXIS), check_vma=False)
-            program = jax.jit(mapped, donate_argnums=donate).lower(cohort, *rest).compile()
-            self._compiled[name, bucket] = program
-        return program(cohort, *rest)
-
-    def init(self, cohort: Cohort, who: Who, fitted: PyTree, previous: TrainState | None, count: Array) -> TrainState:
-        """The initial states; `fitted`: (hyper, constants) with the leading axis [R]. `count` [devices]: replicas on each."""
-        return self._call(
-            "init", 0, partial(_init, self.strategy, self.lengths[0]), (), cohort, who, fitted, previous, count
-        )
-
-    def train(
-        self, bucket: int, cohort: Cohort, who: Who, moving: Moving, epoch: Epoch, lo: Array, hi: Array, count: Array
-    ) -> tuple[Moving, Array]:
-        """The steps lo..hi of each replica, all in bucket number `bucket`. `moving` is donated. Also says how many steps were made."""
-        body = _train_vmap if self.vectorised else _train_map
-        function = partial(body, self.strategy, self.lengths[bucket])
-        return self._call("train", bucket, function, (2,), cohort, who, moving, epoch, lo, hi, count)
-
-    def evaluate(
-        self,
-        bucket: int,
-        cohort: Cohort,
-        state: TrainState,
-        bags: Array,
-        logits: Array,
-        lo: Array,
-        hi: Array,
-        count: Array,
-    ) -> Array:
-        """Fills logits [R, V, C] for bags[r, lo[r]:hi[r]], all in bucket number `bucket`. `logits` is donated."""
-        function = partial(_evaluate, self.strategy, self.lengths[bucket], self.vectorised)
-        return self._call("evaluate", bucket, function, (3,), cohort, state, bags, logits, lo, hi, count)
+    return jax.tree.map(choose, best, now)

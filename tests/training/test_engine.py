@@ -13,6 +13,8 @@ import mil_jax
 from mil_jax.strategies.base import TrainingBags
 from mil_jax.training.checkpoints import Checkpoints
 from mil_jax.training.engine import EngineSettings, FitResult, Phase, Stopped, fit
+from mil_jax.training.nonfinite import NotFinite
+from mil_jax.training.order import BagOrder
 from mil_jax.training.plan import Plan, Replica
 from mil_jax.training.stopping import Selection
 from tests.training.cohorts import HYPER, TASK, Silent, engine_data, plan, strategy
@@ -104,7 +106,7 @@ def test_nothing_is_compiled_after_the_first_epoch():
             if rows[0]["epoch"] == 4:
                 done.append(True)
 
-    _fit(plan(), epochs=5, listener=UntilLast())
+    _fit(plan(), epochs=5, selection=VAL_LOSS, listener=UntilLast())
     assert not late
 
 
@@ -122,7 +124,13 @@ def test_only_the_engines_fetch_brings_arrays_to_the_host():
         for node in ast.walk(ast.parse(file.read_text()))
         if isinstance(node, ast.Attribute) and node.attr in ("device_get", "item", "block_until_ready")
     }
-    assert callers <= {"training/devices.py", "training/engine.py", "training/run_folder.py"}, callers
+    assert callers <= {
+        "training/devices.py",
+        "training/engine.py",
+        "training/run_folder.py",
+        "data/residency.py",
+        "data/streaming.py",
+    }, callers
 
 
 def test_a_run_stops_when_its_validation_no_longer_improves_and_keeps_its_best_epoch():
@@ -200,13 +208,78 @@ def test_zscore_is_fitted_to_the_training_bags_of_the_fold_alone():
         np.testing.assert_allclose(1 / fitted["scale"], rows.std(axis=0), rtol=1e-5)
 
 
+BREAKS = {"break_at": 1e9}  # the update that makes the parameters NaN
+
+
+class Breaking(type(strategy())):
+    """Training that goes wrong at the update `break_at` of a replica."""
+
+    def step(self, state, batch, extras, key):
+        moved, metrics = super().step(state, batch, extras, key)
+        broken = state.step == state.hyper["break_at"].astype(np.int32)
+        return moved.replace(params=jax.tree.map(lambda x: jax.numpy.where(broken, np.nan, x), moved.params)), metrics
+
+
+def _breaking() -> Breaking:
+    base = strategy()
+    return Breaking(**{name: getattr(base, name) for name in base.__dataclass_fields__})
+
+
 def test_a_run_whose_loss_is_not_finite_is_frozen_at_its_best_and_harms_no_other():
-    """The second replica's learning rate makes its weights overflow; the first is as it is alone."""
-    pair = Plan((Replica(0, 0), Replica(1, 0, overrides=(("optimizer.lr", 1e30),))), HYPER)
-    listener = Silent()
-    result = _fit(pair, epochs=4, selection=VAL_LOSS, listener=listener)
-    assert result.progress.failed.tolist()[0] == -1
-    assert result.progress.failed[1] >= 0
-    assert len([row for row in listener.rows if row["replica"] == 1]) == result.progress.failed[1] + 1
-    alone = _fit(Plan((Replica(0, 0),), HYPER), epochs=4, selection=VAL_LOSS)
+    def fit_breaking(*replicas: Replica) -> tuple[FitResult, Silent]:
+        listener = Silent()
+        phases = [Phase(_breaking(), 4, VAL_LOSS)]
+        return fit(phases, engine_data(), TASK, Plan(replicas, HYPER | BREAKS), EngineSettings(), listener), listener
+
+    per_epoch = int(engine_data().training[1].sum())
+    result, listener = fit_breaking(Replica(0, 0), Replica(1, 0, overrides=(("break_at", 2.0 * per_epoch + 1),)))
+    assert result.progress.failed.tolist() == [-1, 2]
+    assert len([row for row in listener.rows if row["replica"] == 1]) == 3
+    assert result.progress.best_epoch[1] in (0, 1)
+    probabilities = TASK.probabilities(result.logits[1]["val"])
+    targets = engine_data().targets[0][result.bags[1]["val"]]
+    assert TASK.monitor("val_loss", probabilities, targets) == pytest.approx(result.progress.best[1], rel=1e-6)
+    alone, _ = fit_breaking(Replica(0, 0))
     _assert_equal(_row(result.state, 0), _row(alone.state, 0))
+
+
+def _not_finite(data=None, the_strategy=None, the_plan=None, **settings) -> NotFinite:
+    with pytest.raises(NotFinite) as caught:
+        fit(
+            [Phase(the_strategy or strategy(), 3, VAL_LOSS)],
+            data or engine_data(),
+            TASK,
+            the_plan or plan(),
+            EngineSettings(debug_nans=True, slots_per_dispatch=3, **settings),
+            Silent(),
+        )
+    return caught.value
+
+
+@pytest.mark.parametrize("replica_axis", ["map", pytest.param("vmap", marks=pytest.mark.full)])
+def test_debug_nans_names_the_bag_whose_loss_is_not_finite(replica_axis):
+    data = engine_data()
+    bag = int(np.flatnonzero(data.training[1])[-1])
+    data.bags.features[data.bags.offsets[bag]] = np.nan
+    found = _not_finite(data, replica_axis=replica_axis)
+    assert plan().replicas[found.replica].fold == 1
+    assert found.epoch == 0
+    assert found.bags.tolist() == [bag]
+    assert found.loss
+    order = BagOrder(data.training, data.bucket, 2).epoch(plan().replicas, np.ones(4, bool), 0)
+    assert order.bags[found.replica, found.step].tolist() == [bag]
+    ids = np.array([f"slide {number}" for number in range(data.training.shape[1])])
+    sentence = found.sentence("fold 1, seed 0", ids)
+    assert (
+        f"run fold 1, seed 0: the loss is not finite any more in epoch 1, step {found.step + 1}, at bag slide {bag}:"
+        in sentence
+    )
+
+
+@pytest.mark.full
+def test_debug_nans_finds_an_update_that_is_not_finite_after_a_finite_loss():
+    found = _not_finite(the_strategy=_breaking(), the_plan=Plan(plan().replicas, HYPER | {"break_at": 11.0}))
+    steps = engine_data().training.sum(axis=1)
+    first = plan().replicas[found.replica].fold
+    assert (found.epoch, found.step) == divmod(11, steps[first])
+    assert not found.loss

@@ -1,0 +1,106 @@
+"""Runs side by side: as many as the memory takes, in each bucket; in parts they are what they are together."""
+
+from __future__ import annotations
+
+import jax
+import numpy as np
+import pytest
+
+from mil_jax.errors import ConfigError
+from mil_jax.training import memory
+from mil_jax.training.devices import replica_mesh
+from mil_jax.training.engine import EngineSettings, FitResult, Phase, fit
+from mil_jax.training.stopping import Selection
+from tests.training.cohorts import TASK, Silent, engine_data, plan, strategy
+
+RUNS_PER_DEVICE = 5
+
+
+def _fit(keep=None, **settings) -> FitResult:
+    """20 steps and more of RUNS_PER_DEVICE runs on each device, side by side."""
+    return fit(
+        [Phase(strategy(), 1, Selection("val_loss"))],
+        engine_data(num_bags=60),
+        TASK,
+        plan(folds=1, seeds=RUNS_PER_DEVICE * replica_mesh().size),
+        EngineSettings(replica_axis="vmap", **settings),
+        Silent(),
+        keep_choices=keep,
+    )
+
+
+def _assert_close(one: FitResult, other: FitResult) -> None:
+    leaves = jax.tree_util.tree_leaves_with_path((one.state, one.logits))
+    for (path, ours), theirs in zip(leaves, jax.tree.leaves((other.state, other.logits)), strict=True):
+        # The last bias of the attention has no gradient but round-off, of which Adam makes steps; no output depends on it.
+        if not jax.tree_util.keystr(path).endswith("['attention_w']['bias']"):
+            np.testing.assert_allclose(ours, theirs, atol=1e-5, rtol=1e-5)
+
+
+@pytest.fixture(scope="module")
+def together() -> FitResult:
+    return _fit()
+
+
+@pytest.mark.full
+@pytest.mark.parametrize("chunks", [{8: 2, 16: 3}, {8: 1, 16: 4}])
+def test_runs_in_parts_equal_runs_together(together, chunks):
+    in_parts = _fit(side_by_side={"supervised": chunks})
+    _assert_close(in_parts, together)
+    assert in_parts.facts["compilations"] == together.facts["compilations"], "a known choice is not tried out again"
+
+
+def test_memory_decides_before_training_how_many_go_side_by_side(together):
+    class NotYet(Silent):
+        def steps(self, count):
+            super().steps(count)
+            assert kept, "chosen after the first step"
+
+    kept = []
+    needs = []
+
+    def watch(program):
+        needs.append(original(program))
+        return needs[-1]
+
+    original = memory.needed
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(memory, "needed", watch)
+        _fit(memory_gib=1.0)
+        whole = max(needs)
+        limited = _fit(kept.append, memory_gib=(whole - 1) / 2**30)
+    (choices,) = kept
+    chunks = choices["runs_side_by_side"]["supervised"]
+    assert set(chunks) == {8, 16}
+    assert 1 <= min(chunks.values()) < RUNS_PER_DEVICE
+    assert limited.facts["compilations"] > together.facts["compilations"], "trials are counted"
+    _assert_close(limited, together)
+
+
+def test_a_bucket_of_which_one_run_does_not_fit_is_named_with_its_bytes_and_what_to_change():
+    with pytest.raises(ConfigError, match=r"bags of up to \d+ instances need .* GiB of a device .* data.filter"):
+        _fit(memory_gib=1e-6)
+
+
+class _Program:
+    def __init__(self, needed: int) -> None:
+        self.needed = needed
+
+
+@pytest.mark.parametrize(
+    ("limit", "expected", "trials"),
+    [(3000, 25, 0), (2600, 25, 0), (2599, 13, 2), (1400, 13, 2), (600, 5, 2), (250, 1, 1), (200, 1, 1)],
+)
+def test_the_largest_even_part_that_fits_is_found_from_two_compilations(monkeypatch, limit, expected, trials):
+    """100 bytes of their own and 100 for each run."""
+    monkeypatch.setattr(memory, "needed", lambda program: program.needed)
+    found, program, tried = memory.largest_that_fits(25, limit, lambda k: _Program(100 + 100 * k))
+    assert (found, program.needed, tried) == (expected, 100 + 100 * expected, trials)
+
+
+def test_a_line_that_misleads_is_corrected(monkeypatch):
+    """Where memory grows faster at first than between one and all, the guess does not fit; smaller parts are tried."""
+    monkeypatch.setattr(memory, "needed", lambda program: program.needed)
+    found, _, _ = memory.largest_that_fits(16, 900, lambda k: _Program(int(1000 * (k / 16) ** 0.5)))
+    assert found == 8
+    assert 1000 * (found / 16) ** 0.5 <= 900
