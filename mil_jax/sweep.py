@@ -161,7 +161,8 @@ def _report(
     about = (
         f"The settings with the best mean {report.MONITORS[choice.select]} of a sweep: {shown(points[choice.best])}.\n\n"
         f"    python -m mil_jax.train --config {folder.path / 'best.py'}\n\n"
-        "Chosen on the validation parts of all folds. No test part had a say, and these settings have no test score of their own.\n"
+        "Chosen on the validation parts of all folds. They have no test score of their own: cross-validated on the same cohort\n"
+        "they look a little too good, as validation bags of one fold are test bags of another.\n"
     )
     folder.write_text("best.py", source_of(config, about))
     own = [RunFolder.open(_group_folder(folder, number)).read_metrics() for number in range(len(trained))]

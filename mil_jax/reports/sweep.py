@@ -114,6 +114,7 @@ def write_sweep_summary(
         f"Config to deploy: best.py holds the setting with the best mean {MONITORS[choice.select]} over all folds. It has no test score of "
         "its own: what to expect of it are the figures of the choice as a whole, above.",
     ]
+    summary["statements"] += _at_the_edge(points, choice)
     failed = int(scores["failed"].sum())
     if failed:
         summary["statements"].append(
@@ -137,7 +138,7 @@ def console_report(summary: Mapping[str, Any]) -> Group:
     few = f", the best {_MOST_CONSOLE_SETTINGS} of {len(rows)}" if len(rows) > _MOST_CONSOLE_SETTINGS else ""
     return Group(
         tables.rich_table((header, rows[:_MOST_CONSOLE_SETTINGS]), f"Settings by {score}{few}"),
-        tables.rich_table(_chosen(summary), "Test part of each fold, with the setting it chose"),
+        tables.rich_table(_chosen(summary, few=True), "Test part of each fold, with the setting it chose"),
         tables.rich_table(tables.statistics_grid(summary, metrics), "Result of choosing by validation"),
         *(Padding(Text(line, overflow="fold", no_wrap=False), (0, 2)) for line in summary["statements"]),
     )
@@ -160,37 +161,48 @@ def _markdown(summary: Mapping[str, Any]) -> str:
 
 
 def _ranking(summary: Mapping[str, Any], *, few: bool = False) -> tables.Grid:
-    """Header and rows: the settings from best to worst by the score; few: without spread and epochs."""
-    sweep = summary["sweep"]
-    rows = [
-        [
-            str(rank),
-            *(_shown(row[name]) for name in sweep["settings"]),
-            tables.number(row["mean"]),
-            *([] if few else [tables.number(row["sd_folds"]), f"{row['epoch']:.1f}"]),
-            row["chosen_by"] or tables.DASH,
-        ]
-        for rank, row in enumerate(sweep["ranking"], start=1)
-    ]
-    return [
-        "rank",
-        *sweep["settings"],
-        "mean of folds",
-        *([] if few else ["sd over folds", "best epoch"]),
-        "chosen by",
-    ], rows
+    """Header and rows: the settings from best to worst by the score; few: short, for a terminal."""
+    sweep, rows = summary["sweep"], []
+    for rank, row in enumerate(sweep["ranking"], start=1):
+        cells = [str(rank), tables.number(row["mean"])]
+        if few:
+            choices = [fold for fold, point in sweep["chosen"].items() if fold in row["chosen_by"].split(", ")]
+            cells += [f"{len(choices)} of {len(sweep['chosen'])}"]
+        else:
+            cells += [tables.number(row["sd_folds"]), f"{row['epoch']:.1f}", row["chosen_by"] or tables.DASH]
+        rows.append([*cells, *(_shown(row[name]) for name in sweep["settings"])])
+    kept = ["folds that chose it"] if few else ["sd over folds", "best epoch", "chosen by"]
+    return ["rank", "mean of folds", *kept, *_names(sweep["settings"], short=few)], rows
 
 
-def _chosen(summary: Mapping[str, Any]) -> tables.Grid:
+def _chosen(summary: Mapping[str, Any], *, few: bool = False) -> tables.Grid:
+    """Header and rows: the setting of each fold and its test AUC, mean of seeds."""
     sweep = summary["sweep"]
     values: dict[str, list[float]] = {}
     for run in summary["runs"]:
         values.setdefault(summary["fold_names"][str(run["fold"])], []).append(run["auc"])
     rows = [
-        [fold, *(_shown(point[name]) for name in sweep["settings"]), tables.number(float(np.mean(values[fold])))]
+        [fold, tables.number(float(np.mean(values[fold]))), *(_shown(point[name]) for name in sweep["settings"])]
         for fold, point in sweep["chosen"].items()
     ]
-    return ["", *sweep["settings"], "test AUC"], rows
+    return ["", "test AUC", *_names(sweep["settings"], short=few)], rows
+
+
+def _names(settings: Sequence[str], *, short: bool) -> list[str]:
+    """The settings, without their groups where that is short and plain."""
+    last = [name.rsplit(".", 1)[-1] for name in settings]
+    return last if short and len(set(last)) == len(last) else list(settings)
+
+
+def _at_the_edge(points: Sequence[Mapping[str, Any]], choice: Choice) -> list[str]:
+    """A sentence for each number of which the best setting has the least or the largest of at least three values."""
+    said = []
+    for name, best in points[choice.best].items():
+        values = sorted({point[name] for point in points}) if isinstance(best, int | float) else []
+        if len(values) >= 3 and not isinstance(best, bool) and best in (values[0], values[-1]):
+            edge, beyond = ("least", "lower") if best == values[0] else ("largest", "higher")
+            said.append(f"The best setting has the {edge} {name} that was tried: {beyond} ones may be better still.")
+    return said
 
 
 def _shown(value: Any) -> str:

@@ -35,7 +35,7 @@ SMALL: dict[str, dict[str, Any]] = {
     "rrt": {"feature_dim": 8, "attention_dim": 4, "region_num": 2},
     "transmil": {"feature_dim": 16, "num_heads": 2, "num_landmarks": 4},
 }
-SLOW = ("abmil", "clam_mb", "max_pooling", "rrt", "transmil")
+SLOW = ("abmil", "clam_mb", "clam_sb", "max_pooling", "rrt", "transmil")
 
 
 def one_bucket() -> EngineData:

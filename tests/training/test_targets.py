@@ -47,6 +47,7 @@ def prepared(panel: list[str], target: str):
 def test_a_run_of_a_second_target_is_bit_identical_to_itself_alone():
     """Both targets have the same splits, so that the slots are those of one; the labels of the second are reversed."""
     data = engine_data()
+    data = dataclasses.replace(data, lengths=(16,), bucket=np.zeros_like(data.bucket))  # fewer programs to compile
     twice = {name: np.concatenate([getattr(data, name)] * 2) for name in ("training", "selection", "test")}
     labels = np.concatenate([data.targets, 1 - data.targets])
     both = dataclasses.replace(data, targets=labels, first_row=(0, 2), **twice)
