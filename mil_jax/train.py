@@ -26,9 +26,17 @@ from mil_jax.reports.predictions import predictions_table
 from mil_jax.reports.statements import Conduct
 from mil_jax.reports.summary import write_summary
 from mil_jax.reports.tables import console_report
-from mil_jax.training.devices import use_one_device_per_core
+from mil_jax.training.devices import use_compilation_cache, use_one_device_per_core
 from mil_jax.training.engine import FitResult, Stopped
-from mil_jax.training.experiment import FREE_ON_RESUME, Experiment, parameter_shapes, prepare, stratum, train
+from mil_jax.training.experiment import (
+    FREE_ON_RESUME,
+    Experiment,
+    cache_folder,
+    parameter_shapes,
+    prepare,
+    stratum,
+    train,
+)
 from mil_jax.training.run_folder import RunFolder, is_run_folder, require_usable
 
 ABOUT = """Trains and cross-validates an aggregator; everything that comes of it is in one run folder.
@@ -67,6 +75,7 @@ def main(arguments: list[str]) -> int:
         say("--check trains nothing: --resume and --overwrite have no effect")
     require_packages(tensorboard=config.train.tensorboard, wandb=config.train.wandb)
     use_one_device_per_core()
+    use_compilation_cache(cache_folder(config))
     _set_precision(config)
     started = time.monotonic()
     name = config.run or f"runs/{config.name}"
@@ -142,7 +151,7 @@ def _describe(experiment: Experiment, everything: bool) -> None:
             if len(table):
                 console.print(frame_table(title.replace("_", " "), table))
     sizes = cohort.bags["num_instances"].to_numpy()
-    say(experiment.residency_note)
+    say(experiment.residency.note)
     say(
         f"{counted(len(sizes), 'bag')}, {sizes.sum():,} instances; "
         f"{counted(len(ladder.lengths), 'bucket length')} ({', '.join(map(str, ladder.lengths))}), {ladder.waste:.1%} padding"
@@ -250,7 +259,7 @@ def _report(experiment: Experiment, folder: RunFolder, result: FitResult, second
         "runs": len(experiment.plan.replicas),
         "bucket lengths": ", ".join(map(str, ladder.lengths)),
         "padding": f"{ladder.waste:.1%}",
-        "features": f"{experiment.residency}, {result.facts['feature_bytes'] / 2**30:.3g} GiB of host memory",
+        "features": f"{experiment.residency.kind}, {result.facts['feature_bytes'] / 2**30:.3g} GiB of host memory",
         "compilations": result.facts["compilations"],
         "sessions": sessions,
         "seconds of training, compilation included": training_seconds,

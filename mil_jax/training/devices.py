@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
+import platform
+from pathlib import Path
 from typing import Any
 
 import jax
@@ -16,6 +19,20 @@ def use_one_device_per_core() -> None:
     """On a CPU, one host device per core, so that replicas spread over the cores. Call before JAX is first used."""
     if "xla_force_host_platform_device_count" not in os.environ.get("XLA_FLAGS", ""):
         jax.config.update("jax_num_cpu_devices", len(os.sched_getaffinity(0)))
+
+
+def use_compilation_cache(folder: Path) -> None:
+    """Keeps compiled programs in a folder, for the next run, unless JAX was told another.
+
+    One folder for each kind of processor: programs for one may not run on another that shares the home folder.
+    """
+    if jax.config.jax_compilation_cache_dir is None:  # type: ignore[attr-defined]
+        cpuinfo = Path("/proc/cpuinfo")
+        lines = cpuinfo.read_text().splitlines() if cpuinfo.exists() else []
+        kind = sorted({line for line in lines if line.startswith(("model name", "flags", "Features"))})
+        name = hashlib.sha256("\n".join([platform.machine(), *kind]).encode()).hexdigest()[:8]
+        jax.config.update("jax_compilation_cache_dir", str(folder / f"compiled-{name}"))
+        jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.2)
 
 
 def replica_mesh() -> Mesh:
