@@ -36,7 +36,7 @@ def describe_experiment(experiment: Experiment, demo: Sequence[str] = (), *, eve
                 console.print(frame_table(title, table))
     cohort, ladder = experiment.cohort, experiment.ladder
     sizes = cohort.bags["num_instances"].to_numpy()
-    say(experiment.residency_note)
+    say(experiment.residency.note)
     say(
         f"{counted(len(sizes), 'bag')}, {sizes.sum():,} instances; "
         f"{counted(len(ladder.lengths), 'bucket length')} ({', '.join(map(str, ladder.lengths))}), "

@@ -123,7 +123,7 @@ def facts(
         "runs": len(experiment.plan.replicas),
         "bucket lengths": ", ".join(map(str, experiment.ladder.lengths)),
         "padding": f"{experiment.ladder.waste:.1%}",
-        "features": f"{experiment.residency}, {result.facts['feature_bytes'] / 2**30:.3g} GiB of host memory",
+        "features": f"{experiment.residency.kind}, {result.facts['feature_bytes'] / 2**30:.3g} GiB of host memory",
         "compilations": result.facts["compilations"],
         "sessions": sessions,
         "seconds of training, compilation included": training_seconds,

@@ -15,8 +15,8 @@ from mil_jax.errors import TrainingError
 from mil_jax.progress import StopOnSignal, TrainingProgress, conversion_progress
 from mil_jax.reports.loggers import require_packages
 from mil_jax.training import processes
-from mil_jax.training.devices import use_one_device_per_core
-from mil_jax.training.experiment import FREE_ON_RESUME, Experiment, prepare
+from mil_jax.training.devices import use_compilation_cache, use_one_device_per_core
+from mil_jax.training.experiment import FREE_ON_RESUME, Experiment, cache_folder, prepare
 from mil_jax.training.nonfinite import NotFinite
 from mil_jax.training.run_folder import RunFolder, is_run_folder, require_usable
 from mil_jax.training.targets import splits_table
@@ -42,6 +42,7 @@ def prepared(config: ConfigDict, values: flags.FlagValues, name: str) -> Experim
     require_packages(tensorboard=config.train.tensorboard, wandb=config.train.wandb)
     processes.start(**config.distributed)
     use_one_device_per_core()
+    use_compilation_cache(cache_folder(config))
     console.quiet = not processes.is_first()
     if config.train.matmul_precision != "default":
         jax.config.update("jax_default_matmul_precision", config.train.matmul_precision)

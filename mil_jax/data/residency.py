@@ -22,7 +22,6 @@ from mil_jax.data.shards import Shards
 from mil_jax.data.windows import Run
 
 Put = Callable[[Any], Any]  # a tree of host arrays -> the same on the devices
-COORDINATE_BYTES = 12  # of an instance, beside its features: x, y and the number of its slide
 IN_FLIGHT = 2  # dispatches the host may be ahead of the device: enough to keep it busy, few enough to stop soon
 _ALIGNMENT = 64  # bytes; what XLA's CPU client asks of a buffer that it is to use in place
 _BLOCK_ROWS = 4096  # instances summed at a time
@@ -134,6 +133,11 @@ def load_bags(shards: Shards, slides: Sequence[np.ndarray], longest: int) -> Res
     for array in (features, coords, slide_index):
         array[total - longest :] = 0
     return ResidentBags(features, coords, slide_index, offsets.astype(np.int32), sizes.astype(np.int32))
+
+
+def row_bytes(shards: Shards) -> int:
+    """Bytes of one instance: its features, two coordinates and the number of its slide."""
+    return math.prod(shards.feature_shape) * shards.dtype.itemsize + 12
 
 
 def new_rows(shards: Shards, rows: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:

@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from dataclasses import dataclass
+
 import jax
 import numpy as np
 
-from mil_jax.data.streaming import WINDOWS
+from mil_jax.data.residency import ResidentBags, load_bags
+from mil_jax.data.shards import Shards
+from mil_jax.data.streaming import WINDOWS, StreamedBags
 from mil_jax.errors import DataError
 from mil_jax.machine import memory_bytes
 
@@ -14,10 +19,17 @@ MOST_SHARE = 0.7  # of the memory, for the cohort; models, activations and the s
 _MOST_ROWS = np.iinfo(np.int32).max  # offsets are int32 on the device, JAX's default integer width
 
 
-def choose_residency(asked: str, rows: int, row_bytes: int, stream_bytes: int) -> tuple[str, str]:
-    """("resident" or "streamed", the sentence that says which, why and the bytes).
+@dataclass(frozen=True)
+class Residency:
+    """kind: "resident" or "streamed". note: which, why and the bytes, in a sentence."""
 
-    asked: "auto", "resident" or "streamed". rows, row_bytes: of the cohort as one array. stream_bytes: host memory for windows.
+    kind: str
+    note: str
+
+
+def choose_residency(asked: str, rows: int, row_bytes: int, stream_gib: float) -> Residency:
+    """asked: "auto", "resident" or "streamed". rows, row_bytes: of the cohort as one array. stream_gib: host memory for windows.
+
     Raises DataError for "resident" where the cohort does not fit.
     """
     needed, memory, kind = rows * row_bytes, *_least_memory()
@@ -32,12 +44,22 @@ def choose_residency(asked: str, rows: int, row_bytes: int, stream_bytes: int) -
         raise DataError(f"{size}, and {obstacle}: set data.residency=streamed, or leave slides out with data.filter")
     if asked == STREAMED or obstacle:
         why = obstacle if asked == AUTO else "as asked"
-        windows = f"{WINDOWS} windows of host memory, at most {_gib(stream_bytes)} together, are read ahead"
-        return STREAMED, f"{size}; streamed ({why}): {windows}"
-    return (
-        RESIDENT,
-        f"{size}; held in memory ({'as asked; ' * (asked == RESIDENT)}there are {_gib(memory)} of {kind} memory)",
-    )
+        windows = f"{WINDOWS} windows of host memory, at most {stream_gib:,.3g} GiB together, are read ahead"
+        return Residency(STREAMED, f"{size}; streamed ({why}): {windows}")
+    why = f"{'as asked; ' * (asked == RESIDENT)}there are {_gib(memory)} of {kind} memory"
+    return Residency(RESIDENT, f"{size}; held in memory ({why})")
+
+
+def open_bags(
+    kind: str, shards: Shards, slides: Sequence[np.ndarray], longest: int, stream_gib: float
+) -> ResidentBags | StreamedBags:
+    """The bags, read now or later. `slides[b]`: numbers of the slides of bag b. longest: the last bucket's length.
+
+    Raises ShardError for a torn or altered record that is read now.
+    """
+    if kind == STREAMED:
+        return StreamedBags(shards, slides, int(stream_gib * 2**30))
+    return load_bags(shards, slides, longest)
 
 
 def _least_memory() -> tuple[int, str]:

@@ -11,18 +11,18 @@ A window is filled again only when the dispatch that read it has ended: a CPU de
 from __future__ import annotations
 
 import collections
+import contextlib
 import functools
-import math
+import itertools
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import CancelledError, Future, ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Protocol, TypeVar
 
 import jax
 import numpy as np
 
 from mil_jax.data.residency import (
-    COORDINATE_BYTES,
     Piece,
     Put,
     ResidentBags,
@@ -30,6 +30,7 @@ from mil_jax.data.residency import (
     bag_sizes,
     new_rows,
     read_slide,
+    row_bytes,
     slide_rows,
 )
 from mil_jax.data.shards import Shards
@@ -37,6 +38,8 @@ from mil_jax.data.windows import Load, Run, bags_wanted, split_runs
 from mil_jax.errors import DataError
 from mil_jax.machine import usable_cores
 
+Job = TypeVar("Job")
+Result = TypeVar("Result")
 WINDOWS = 3
 THREAD_NAMES = "mil_jax-stream"
 _MOST_READERS = 8
@@ -53,7 +56,7 @@ class StreamedBags:
     @property
     def row_bytes(self) -> int:
         """Bytes of one instance in a window."""
-        return math.prod(self.shards.feature_shape) * self.shards.dtype.itemsize + COORDINATE_BYTES
+        return row_bytes(self.shards)
 
     @functools.cached_property
     def sizes(self) -> np.ndarray:
@@ -127,49 +130,58 @@ class StreamedFeed:
     def pieces(self, bags: np.ndarray, runs: Sequence[Run]) -> Iterator[Piece]:
         """The dispatches of runs (bucket, lo [R], hi [R]) over bags [R, T, B], split so that each one's bags fit into a window.
 
-        Raises ShardError for a torn or altered record. Go through to the end, or close the feed.
+        Raises ShardError for a torn or altered record.
         """
+
+        def job(load: Load) -> tuple[Load, Callable[[_Window], Future[ResidentBags]]]:
+            return load, lambda window: self._placing.submit(
+                self._place, window, load, self._reading.submit(self._read, window, load.offsets)
+            )
+
         loads = split_runs(bags, runs, self.sizes, self.lengths, self.rows)
-        ahead: collections.deque[tuple[Load, _Window, Future[ResidentBags]]] = collections.deque()
-
-        def load_next() -> None:
-            load = next(loads, None)
-            if load is not None:
-                window = self._windows.popleft()
-                read = self._reading.submit(self._read, window, load.offsets)
-                ahead.append((load, window, self._placing.submit(self._place, window, load, read)))
-
-        for _ in range(WINDOWS):
-            load_next()
-        while ahead:
-            load, window, placed = ahead.popleft()
-            piece = Piece(load.bucket, load.lo, load.hi, placed.result(), load.ends_run)
-            del placed  # the devices' copy of the window goes with the piece
-            yield piece
-            window.done = piece.done
-            self._windows.append(window)
-            load_next()
+        for load, window, placed in self._in_turn(map(job, loads)):
+            piece = Piece(load.bucket, load.lo, load.hi, placed, load.ends_run)
+            try:
+                yield piece
+            finally:
+                window.done = piece.done
 
     def instances(self, numbers: np.ndarray) -> Iterator[tuple[int, np.ndarray]]:
-        """(number, features [n, *F]) of each bag, on the host, in a window: use them before the next. Go through to the end."""
-        ahead: collections.deque[tuple[int, _Window, Future[None]]] = collections.deque()
-        waiting = iter(numbers.tolist())
+        """(number, features [n, *F]) of each bag, on the host, in a window: use them before the next."""
 
-        def load_next() -> None:
-            number = next(waiting, None)
-            if number is not None:
-                window = self._windows.popleft()
-                ahead.append((number, window, self._reading.submit(self._read, window, {number: 0})))
+        def job(number: int) -> tuple[int, Callable[[_Window], Future[None]]]:
+            return number, lambda window: self._reading.submit(self._read, window, {number: 0})
 
-        for _ in range(WINDOWS):
-            load_next()
-        while ahead:
-            number, window, read = ahead.popleft()
-            read.result()
+        for number, window, _ in self._in_turn(map(job, numbers.tolist())):
             yield number, window.features[: self.sizes[number]]
             window.done = None
-            self._windows.append(window)
-            load_next()
+
+    def _in_turn(
+        self, jobs: Iterator[tuple[Job, Callable[[_Window], Future[Result]]]]
+    ) -> Iterator[tuple[Job, _Window, Result]]:
+        """Begins jobs, as many ahead as there are windows, and gives each one's window and result, in order."""
+        ahead: collections.deque[tuple[Job, _Window, Future[Result]]] = collections.deque()
+
+        def begin_next() -> None:
+            for job, begin in itertools.islice(jobs, 1):
+                window = self._windows.popleft()
+                ahead.append((job, window, begin(window)))
+
+        try:
+            for _ in range(WINDOWS):
+                begin_next()
+            while ahead:
+                job, window, future = ahead.popleft()
+                try:
+                    yield job, window, future.result()
+                finally:
+                    self._windows.append(window)
+                begin_next()
+        finally:  # left early: what was begun is waited for
+            for _, window, future in ahead:
+                with contextlib.suppress(CancelledError):
+                    future.exception()
+                self._windows.append(window)
 
     def verify_rest(self) -> None:
         """Checks the records of the cohort that were not read yet. Raises ShardError for a torn or altered one."""
@@ -229,13 +241,13 @@ def _window_rows(
     bags: StreamedBags, lengths: tuple[int, ...], order: np.ndarray, runs: Sequence[Run]
 ) -> tuple[int, ...]:
     """Rows of a window, by bucket: for the bags wanted at once, as far as the memory allows, and at least for one step."""
-    batch_size, row_bytes = order.shape[2], bags.row_bytes
-    most_rows = bags.most_bytes // (WINDOWS * row_bytes)
+    batch_size, instance = order.shape[2], bags.row_bytes
+    most_rows = bags.most_bytes // (WINDOWS * instance)
     needed = batch_size * lengths[-1]
     if needed > most_rows:
         raise DataError(
             f"data.stream_gib={bags.most_bytes / 2**30:g} is too little to stream this cohort: one step needs up to "
-            f"{needed:,} instances in memory, three times; set it to at least {WINDOWS * needed * row_bytes / 2**30:.3g}"
+            f"{needed:,} instances in memory, three times; set it to at least {WINDOWS * needed * instance / 2**30:.3g}"
         )
     wanted = np.maximum(bags_wanted(order, runs, len(lengths)), batch_size)
     return tuple(min(int(count), most_rows // length) * length for count, length in zip(wanted, lengths))

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import ctypes
+import hashlib
 import math
 import os
+import platform
 import sys
+from pathlib import Path
 from typing import Any
 
 import jax
@@ -46,6 +49,20 @@ def keep_freed_memory() -> None:
             # Large blocks are kept in the main arena only, so threads must not have arenas of their own.
             for parameter, value in ((_ARENA_MAX, 1), (_MMAP_THRESHOLD, 2**30), (_TRIM_THRESHOLD, 2**31 - 1)):
                 mallopt(parameter, value)
+
+
+def use_compilation_cache(folder: Path) -> None:
+    """Keeps compiled programs in a folder, for the next run, unless JAX was told another.
+
+    One folder for each kind of processor: programs for one may not run on another that shares the home folder.
+    """
+    if jax.config.jax_compilation_cache_dir is None:  # type: ignore[attr-defined]
+        cpuinfo = Path("/proc/cpuinfo")
+        lines = cpuinfo.read_text().splitlines() if cpuinfo.exists() else []
+        kind = sorted({line for line in lines if line.startswith(("model name", "flags", "Features"))})
+        name = hashlib.sha256("\n".join([platform.machine(), *kind]).encode()).hexdigest()[:8]
+        jax.config.update("jax_compilation_cache_dir", str(folder / f"compiled-{name}"))
+        jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.2)
 
 
 def replica_mesh(batch_devices: int = 1) -> Mesh:

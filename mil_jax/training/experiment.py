@@ -7,7 +7,6 @@ and report; nothing here prints.
 from __future__ import annotations
 
 import dataclasses
-import math
 import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -27,11 +26,10 @@ from mil_jax.data.buckets import Ladder, fit_ladder
 from mil_jax.data.cohort import Cohort, build_cohort
 from mil_jax.data.conversion import Progress, shards_for_features
 from mil_jax.data.digits import digits_cohort
-from mil_jax.data.residency import COORDINATE_BYTES, load_bags
-from mil_jax.data.room import AUTO, STREAMED, choose_residency
+from mil_jax.data.residency import row_bytes
+from mil_jax.data.room import AUTO, Residency, choose_residency, open_bags
 from mil_jax.data.shards import Shards
 from mil_jax.data.splits import TEST, TRAIN, VALIDATION
-from mil_jax.data.streaming import StreamedBags
 from mil_jax.errors import ConfigError
 from mil_jax.strategies.supervised import Supervised
 from mil_jax.tasks.classification import Classification
@@ -58,8 +56,7 @@ class Experiment:
     """All that is known before training.
 
     targets: what is predicted, usually one label column. left_out: label_column, reason, of those that cannot be trained.
-    ladder: bucket lengths fitted to the bags in use.
-    residency: "resident" or "streamed". residency_note: which, why and the bytes, in a sentence.
+    ladder: bucket lengths fitted to the bags in use. residency: where the features are while training, and why.
     selection_part: the part that chooses epochs: VALIDATION, or TEST where protocol "reference" has no validation part.
     fallback: the monitor used instead of the one asked for, "" where it is the one.
     side_by_side: of a run that is resumed, how many runs go side by side in each phase and bucket length.
@@ -73,8 +70,7 @@ class Experiment:
     plan: Plan
     ladder: Ladder
     selection: Selection
-    residency: str
-    residency_note: str
+    residency: Residency
     selection_part: int = VALIDATION
     fallback: str = ""
     side_by_side: dict[str, dict[int, int]] = field(default_factory=dict)
@@ -180,7 +176,11 @@ def prepare(
     targets, left_out = make_targets(config, cohort, settings, split_settings(config, strict), found)
     sizes = cohort.bags["num_instances"].to_numpy()
     ladder = _ladder(config, sizes, (choices or {}).get("ladder"))
-    residency, residency_note = _residency(config, shards, int(sizes.sum()) + ladder.lengths[-1], choices)
+    asked = config.data.residency
+    if asked == AUTO:  # what was chosen before is chosen again
+        asked = (choices or {}).get("residency", AUTO)
+    rows = int(sizes.sum()) + ladder.lengths[-1]
+    residency = choose_residency(asked, rows, row_bytes(shards), config.data.stream_gib)
     experiment = Experiment(
         config=config,
         shards=shards,
@@ -191,7 +191,6 @@ def prepare(
         ladder=ladder,
         selection=Selection(config.train.select, config.train.patience, config.train.min_epochs),
         residency=residency,
-        residency_note=residency_note,
         side_by_side=side_by_side(choices or {}),
     )
     _check(experiment)
@@ -265,7 +264,7 @@ def train(experiment: Experiment, folder: RunFolder, listener: Listener) -> FitR
 def train_in(experiment: Experiment, folder: RunFolder, listener: Listener) -> FitResult:
     """Runs the experiment; raises Stopped when the listener asks to stop. Choices made before are reused when resuming."""
     keep = folder.write_choices if is_first() else lambda choices: None
-    keep({"residency": experiment.residency, "ladder": list(experiment.ladder.lengths)})
+    keep({"residency": experiment.residency.kind, "ladder": list(experiment.ladder.lengths)})
     seconds = experiment.config.train.checkpoint_seconds
     return run(experiment, listener, lambda name: Checkpoints(folder.checkpoints / name, seconds), keep)
 
@@ -294,11 +293,8 @@ def engine_data(experiment: Experiment) -> EngineData:
     parts = experiment.parts
     training = parts == TRAIN
     lengths, shards, slides = experiment.ladder.lengths, experiment.shards, experiment.cohort.slides
-    streamed = experiment.residency == STREAMED
     return EngineData(
-        bags=StreamedBags(shards, slides, _stream_bytes(experiment.config))
-        if streamed
-        else load_bags(shards, slides, lengths[-1]),
+        bags=open_bags(experiment.residency.kind, shards, slides, lengths[-1], experiment.config.data.stream_gib),
         targets=np.stack([target.values for target in experiment.targets]),
         training=training,
         selection=parts == experiment.selection_part,
@@ -341,19 +337,6 @@ def _ladder(config: ConfigDict, sizes: np.ndarray, chosen: list[int] | None) -> 
         padded = np.asarray(chosen)[Ladder(tuple(chosen), 0.0).bucket(sizes)].sum()
         return Ladder(tuple(chosen), 1.0 - sizes.sum() / padded)
     return fit_ladder(sizes, max_waste=config.data.max_waste, max_shapes=config.data.max_shapes)
-
-
-def _stream_bytes(config: ConfigDict) -> int:
-    return int(config.data.stream_gib * 2**30)
-
-
-def _residency(config: ConfigDict, shards: Shards, rows: int, choices: Mapping[str, Any] | None) -> tuple[str, str]:
-    """Where the features are to be, and why; what was chosen before is chosen again unless the config names another."""
-    asked = config.data.residency
-    if asked == AUTO and choices:
-        asked = choices.get("residency", AUTO)
-    row_bytes = math.prod(shards.feature_shape) * shards.dtype.itemsize + COORDINATE_BYTES
-    return choose_residency(asked, rows, row_bytes, _stream_bytes(config))
 
 
 def _open_shards(config: ConfigDict, progress: Progress | None) -> Shards:

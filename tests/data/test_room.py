@@ -26,15 +26,15 @@ def ten_gib(monkeypatch):
     ],
 )  # fmt: skip
 def test_the_choice_and_its_reason(asked, rows, chosen, said):
-    kind, sentence = room.choose_residency(asked, rows, 1024, 2 * GIB)
-    assert (kind, said in sentence) == (chosen, True), sentence
+    found = room.choose_residency(asked, rows, 1024, 2)
+    assert (found.kind, said in found.note) == (chosen, True), found.note
 
 
 def test_more_rows_than_an_offset_can_count_are_streamed_however_narrow():
-    kind, sentence = room.choose_residency("auto", 2**31, 2, GIB)
-    assert (kind, "cannot be held as one array" in sentence) == ("streamed", True)
+    found = room.choose_residency("auto", 2**31, 2, 4)
+    assert (found.kind, "cannot be held as one array" in found.note) == ("streamed", True)
 
 
 def test_a_cohort_that_does_not_fit_where_it_was_asked_to_be_is_refused_with_what_would_do():
     with pytest.raises(DataError, match=r"8 GiB, and that is more than 70% .* set data\.residency=streamed"):
-        room.choose_residency("resident", 8 * 2**20, 1024, GIB)
+        room.choose_residency("resident", 8 * 2**20, 1024, 4)

@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
+import functools
+import itertools
 import threading
+from collections.abc import Callable
 from pathlib import Path
 
 import jax
@@ -85,17 +89,33 @@ def streaming_threads() -> list[str]:
     return [thread.name for thread in threading.enumerate() if thread.name.startswith(THREAD_NAMES)]
 
 
-@pytest.fixture(scope="module", params=[1, 2], ids="B={}".format)
-def resident(folder, request) -> tuple[int, FitResult, Silent]:
-    listener = Silent()
-    return request.param, train(data(folder, None), listener, batch_size=request.param), listener
+@pytest.fixture(scope="module")
+def resident(folder) -> Callable[..., tuple[FitResult, Silent]]:
+    """What a resident run with such settings ends with, and tells."""
+
+    @functools.cache
+    def trained(**settings) -> tuple[FitResult, Silent]:
+        listener = Silent()
+        return train(data(folder, None), listener, **settings), listener
+
+    return trained
 
 
-@pytest.mark.parametrize("most_bytes", [one_step, lambda _: PLENTY], ids=["one step a window", "wide windows"])
-def test_streamed_is_bit_identical_to_resident(folder, resident, most_bytes):
-    batch_size, expected, told = resident
+@pytest.mark.parametrize(
+    ("batch_size", "wide", "axis"),
+    [
+        (1, False, "map"),
+        (2, True, "map"),
+        pytest.param(1, True, "map", marks=pytest.mark.full),
+        pytest.param(2, False, "map", marks=pytest.mark.full),
+        pytest.param(2, False, "vmap", marks=pytest.mark.full),
+    ],
+)
+def test_streamed_is_bit_identical_to_resident(folder, resident, batch_size, wide, axis):
+    settings = {"batch_size": batch_size, "replica_axis": axis}
+    expected, told = resident(**settings)
     listener = Silent()
-    found = train(data(folder, most_bytes(batch_size)), listener, batch_size=batch_size)
+    found = train(data(folder, PLENTY if wide else one_step(batch_size)), listener, **settings)
     assert_equal(found, expected)
     assert listener.rows == told.rows
     assert found.facts["compilations"] == expected.facts["compilations"] == 2 * 2 + 1
@@ -103,16 +123,16 @@ def test_streamed_is_bit_identical_to_resident(folder, resident, most_bytes):
 
 
 def test_a_run_stopped_while_streaming_and_resumed_otherwise_ends_bit_identical(folder, resident, tmp_path):
-    batch_size, expected, _ = resident
 
     def checkpoints(name: str) -> Checkpoints:
         return Checkpoints(tmp_path / name, seconds=1e9)
 
-    for most_bytes, stop_after in ((one_step(batch_size), 7), (PLENTY, 8)):
+    for most_bytes, stop_after in ((one_step(), 7), (None, 5), (one_step(), 30)):
         with pytest.raises(Stopped):
-            train(data(folder, most_bytes), Silent(stop_after=stop_after), checkpoints, batch_size=batch_size)
+            train(data(folder, most_bytes), Silent(stop_after=stop_after), checkpoints, replica_axis="map")
         assert not streaming_threads()
-    assert_equal(train(data(folder, None), open_checkpoints=checkpoints, batch_size=batch_size), expected)
+    expected, _ = resident(batch_size=1, replica_axis="map")
+    assert_equal(train(data(folder, None), open_checkpoints=checkpoints, replica_axis="map"), expected)
 
 
 def test_host_memory_is_that_of_the_windows_whatever_the_number_of_epochs_and_bags(folder, monkeypatch):
@@ -189,6 +209,23 @@ class Invented:
 
     def read_coords(self, i: int) -> None:
         """There are none."""
+
+
+def test_an_epoch_left_early_leaves_the_feed_usable(folder):
+    the_data = data(folder, PLENTY)
+    numbers = np.arange(24, dtype=np.int32)[None, :, None]
+    step = np.arange(25)[:, None]
+    runs = [(1, lo, hi) for lo, hi in itertools.pairwise(step)]
+    order = dataclasses.make_dataclass("Order", ["bags", "runs"])(numbers, runs)
+    with contextlib.closing(
+        StreamedFeed(the_data.bags, (8, LONGEST), jax.sharding.SingleDeviceSharding(jax.devices()[0]), order)
+    ) as feed:
+        for _ in range(3):
+            for piece in feed.pieces(numbers, runs):
+                assert int(piece.bags.bag(int(piece.lo[0]), LONGEST).num_instances) == the_data.bags.sizes[piece.lo[0]]
+                if piece.lo[0] == 5:
+                    break
+        assert len([*feed.instances(np.arange(24))]) == 24
 
 
 def test_a_cohort_of_more_than_two_billion_instances_is_streamed():
