@@ -155,15 +155,12 @@ class _Engine:
         )
         self.cohort = self.placement.shared(compiled.Cohort(bags=data.bags, targets=data.targets))
         target = np.array([replica.target for replica in plan.replicas], np.int32)
-        self.who = compiled.Who(key=self._spread_keys(), target=self.spread(target))
+        keys = jax.random.wrap_key_data(self.spread(np.asarray(jax.random.key_data(plan.keys()))))
+        self.who = compiled.Who(key=keys, target=self.spread(target))
         self.folds = np.array([replica.fold for replica in plan.replicas])
         self.longest_part = int(max(data.selection.sum(axis=1).max(), data.test.sum(axis=1).max(), 1))
         self._keep_improved = jax.jit(_keep_improved, donate_argnums=0)
         self._copy = jax.jit(lambda tree: jax.tree.map(jnp.copy, tree))
-
-    def _spread_keys(self) -> jax.Array:
-        data = np.asarray(jax.random.key_data(self.plan.keys()))
-        return jax.random.wrap_key_data(self.spread(data))
 
     def _fitted(self, strategy: Strategy) -> PyTree:
         """(hyper, constants) of every replica; what is fitted to a training part is computed once for all replicas of a fold."""
@@ -188,8 +185,7 @@ class _Engine:
         """One phase, from its start or from its newest checkpoint. Returns the state with each replica's chosen parameters."""
         strategy = phase.strategy
         limit = device_limit(self.settings.memory_gib) if self.vectorised else 0
-        self.side_by_side.setdefault(strategy.name, {})
-        chosen = self.side_by_side[strategy.name]
+        chosen = self.side_by_side.setdefault(strategy.name, {})
         self.programs = compiled.Programs(strategy, self.mesh, self.data.lengths, self.vectorised, limit, chosen)
         state = self.programs.init(self.cohort, self.who, self._fitted(strategy), previous, self.count)
         keeps_best = phase.selection.select != "last"
@@ -198,7 +194,7 @@ class _Engine:
         moving = compiled.Moving(state=state, metrics=self.spread(no_metrics))
         progress = Progress.start(self.num_replicas, phase.selection)
         epoch, dispatch = 0, 0
-        place = checkpoints.place() if checkpoints else None
+        place = checkpoints.place(self.plan.described()) if checkpoints else None
         if checkpoints and place:
             epoch, dispatch = place["epoch"], place["dispatch"]
             progress = Progress.from_json(place["progress"])
@@ -207,9 +203,14 @@ class _Engine:
         self.listener.phase(strategy.name, epoch, phase.epochs)
 
         def save(wait: bool) -> None:
-            where = {"epoch": epoch, "dispatch": dispatch, "progress": progress.to_json()}
-            arrays = self.unfilled(self.fetch((moving, best)))
             assert checkpoints is not None
+            where = {
+                "epoch": epoch,
+                "dispatch": dispatch,
+                "progress": progress.to_json(),
+                "runs": self.plan.described(),
+            }
+            arrays = self.unfilled(self.fetch((moving, best)))
             checkpoints.save(epoch * 1_000_000 + dispatch, arrays, where, wait=wait)
 
         while epoch < phase.epochs and progress.active.any():

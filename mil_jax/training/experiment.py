@@ -6,10 +6,9 @@ and report; nothing here prints.
 
 from __future__ import annotations
 
-import dataclasses
 import os
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -211,7 +210,7 @@ def run(
         experiment.data,
         experiment.task,
         experiment.plan,
-        dataclasses.replace(engine_settings(experiment.config), side_by_side=experiment.side_by_side),
+        replace(engine_settings(experiment.config), side_by_side=experiment.side_by_side),
         listener,
         open_checkpoints,
         keep_choices,

@@ -52,9 +52,9 @@ def engine_data(num_bags: int = 24, folds: int = 2, width: int = 6, seed: int = 
     )
 
 
-def strategy(optimizer: str = "adam", **settings: Any) -> Supervised:
+def strategy(optimizer: str = "adam", feature_dim: int = 16, **settings: Any) -> Supervised:
     """Gated ABMIL, 16 wide, with dropout."""
-    module = aggregators.create("abmil", TASK.num_outputs, feature_dim=16, attention_dim=8)
+    module = aggregators.create("abmil", TASK.num_outputs, feature_dim=feature_dim, attention_dim=8)
     return Supervised(
         module, TASK, optimizers.make(optimizers.OptimizerSettings(optimizer)), Schedule("cosine"), **settings
     )
