@@ -240,20 +240,49 @@ def set_from_text(config: ConfigDict, name: str, text: str) -> None:
 
     Raises ConfigError for a setting that does not exist, suggesting the nearest, and for a value of another type.
     """
-    known = dotted_names(config)
-    if name not in known:
-        known = [f"--config.{other}" for other in known if not other.startswith("demo.")]
-        raise ConfigError(f"--config.{name} is not a setting; {_nearest(f'--config.{name}', known)}")
-    *groups, last = name.split(".")
-    group = config
-    for part in groups:
-        group = group[part]
-    try:
-        group[last] = _read(text, group[last])
-    except (KeyError, ValueError, SyntaxError) as error:
-        raise ConfigError(f"--config.{name}={text} must be {_kind(type(group[last]))}") from error
+    require_setting(config, name)
+    set_value(config, name, value_from_text(config, name, text))
     if name == "reembed.name":
         _fill_method_settings(config)  # its settings can be given now
+
+
+def set_value(config: ConfigDict, name: str, value: Any) -> None:
+    """Sets the setting with the dotted `name`."""
+    *groups, last = name.split(".")
+    for part in groups:
+        config = config[part]
+    config[last] = value
+
+
+def require_setting(config: ConfigDict, name: str, before: str = "--config.") -> None:
+    """Raises ConfigError for a setting that does not exist, suggesting the nearest; `before`: what stands before its name."""
+    known = dotted_names(config)
+    if name not in known:
+        shown = [f"{before}{other}" for other in known if not other.startswith("demo.")]
+        raise ConfigError(f"{before}{name} is not a setting; {_nearest(f'{before}{name}', shown)}")
+
+
+def value_from_text(config: ConfigDict, name: str, text: str, before: str = "--config.") -> Any:
+    """`text` as a value of the type that the setting `name` has. Raises ConfigError where it is none."""
+    current = _get(config, name)
+    try:
+        return _read(text, current)
+    except (KeyError, ValueError, SyntaxError) as error:
+        raise ConfigError(f"{before}{name}={text} must be {_kind(type(current))}") from error
+
+
+def source_of(config: ConfigDict, about: str) -> str:
+    """The text of a config file that gives these settings. about: its docstring."""
+    lines = [f'"""{about}"""', "", "from mil_jax.config import ConfigDict, base_config", "", ""]
+    lines += ["def get_config() -> ConfigDict:", '    """The recipe."""', "    config = base_config()"]
+    for group in ("aggregator", *(["reembed"] if config.reembed.name else [])):
+        fields = [f"            {key!r}: {value!r}," for key, value in config[group].items()]
+        lines += [f"    config.{group} = ConfigDict(", "        {", *fields, "        }", "    )"]
+    for name, setting in SETTINGS.items():
+        value = _get(config, name)
+        if value != setting.default and not name.startswith("reembed."):
+            lines.append(f"    config.{name} = {value!r}")
+    return "\n".join([*lines, "    return config"]) + "\n"
 
 
 def _read(text: str, current: Any) -> Any:

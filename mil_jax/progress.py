@@ -68,13 +68,14 @@ class StopOnSignal:
 class TrainingProgress(StopOnSignal):
     """Shows progress and writes metrics.jsonl, too."""
 
-    def __init__(self, experiment: Experiment, folder: RunFolder) -> None:
-        self.experiment, self.folder = experiment, folder
+    def __init__(self, experiment: Experiment, folder: RunFolder, title: str = "") -> None:
+        """title: said before everything, where there are several trainings."""
+        self.experiment, self.folder, self.title = experiment, folder, title and f"{title}: "
         train_settings = experiment.config.train
         self.loggers = open_loggers(folder, tensorboard=train_settings.tensorboard, wandb=train_settings.wandb)
         self.bar = _bar("bags, ")
-        training = (experiment.splits.parts == TRAIN).sum(axis=1)
-        self.bags_per_epoch = int(sum(training[replica.fold] for replica in experiment.plan.replicas))
+        training = (experiment.parts == TRAIN).sum(axis=1)
+        self.bags_per_epoch = int(sum(training[experiment.row(replica)] for replica in experiment.plan.replicas))
         self.batch_size = train_settings.batch_size
 
     def __enter__(self) -> Self:
@@ -93,9 +94,12 @@ class TrainingProgress(StopOnSignal):
         self.begun = self.line_at = time.monotonic()
         self.epochs = epochs
         self.done = self.done_before = epoch * self.bags_per_epoch
-        self.task = self.bar.add_task(name, total=self.bags_per_epoch * epochs, completed=self.done, rate="compiling")
+        self.task = self.bar.add_task(
+            f"{self.title}{name}", total=self.bags_per_epoch * epochs, completed=self.done, rate="compiling"
+        )
         if self.folder.resumed:
-            say(f"Resumed in epoch {epoch + 1} of {epochs}." if epoch < epochs else "All epochs are done.")
+            where = f"Resumed in epoch {epoch + 1} of {epochs}." if epoch < epochs else "All epochs are done."
+            say(self.title + where)
 
     def steps(self, count: int) -> None:
         self.done += count * self.batch_size
@@ -105,14 +109,14 @@ class TrainingProgress(StopOnSignal):
         return (self.done - self.done_before) / max(time.monotonic() - self.begun, 1e-9)
 
     def epoch(self, rows: list[dict[str, Any]]) -> None:
-        names = self.experiment.splits.names
         seconds = round(self.seconds_before + time.monotonic() - self.begun, 3)
-        self.folder.append_metrics({**row, "fold_name": names[row["fold"]], "seconds": seconds} for row in rows)
-        self.loggers.log(rows)
+        named = [{**row, **self._names(row), "seconds": seconds} for row in rows]
+        self.folder.append_metrics(named)
+        self.loggers.log([{name: value for name, value in row.items() if name != "seconds"} for row in named])
         epoch = rows[0]["epoch"] + 1
         # Runs that have stopped early leave less to do than was thought.
         left = (self.epochs - epoch) * sum(row["steps"] for row in rows) * self.batch_size
-        shown = f"epoch {epoch}/{self.epochs}, {len(rows)} runs{_means(rows)}"
+        shown = f"{self.title}epoch {epoch}/{self.epochs}, {len(rows)} runs{_means(rows)}"
         if self.experiment.selection_part == TEST:
             shown = shown.replace(" val ", " test ")
         self.bar.update(self.task, total=self.done + left, description=shown)
@@ -120,6 +124,14 @@ class TrainingProgress(StopOnSignal):
             self.line_at = time.monotonic()
             rate = self._rate()
             say(f"{shown}; {rate:,.0f} bags/s, {left / max(rate, 1e-9) / 60:.1f} minutes left at most")
+
+    def _names(self, row: dict[str, Any]) -> dict[str, Any]:
+        """What the numbers of a row mean: the fold, the label column where there are several, the settings that differ."""
+        target = self.experiment.targets[row["target"]]
+        overrides = self.experiment.plan.replicas[row["replica"]].overrides
+        column = {"label_column": target.name} if self.experiment.several else {}
+        settings = {"settings": dict(overrides)} if overrides else {}
+        return {"fold_name": target.splits.names[row["fold"]], **column, **settings}
 
 
 def _means(rows: list[dict[str, Any]]) -> str:

@@ -44,7 +44,11 @@ SETTINGS: dict[str, Setting] = {
     ),
     "data.labels": Setting("", "The label table: csv, tsv, xlsx or parquet."),
     "data.slides_table": Setting("", "STAMP's second table, from patients to feature files."),
-    "data.target": Setting("", "The label column; several with commas for several labels of 0 and 1 each."),
+    "data.target": Setting(
+        "",
+        "The label column; several with commas, or a pattern such as `mut_*`, are targets of their own, each with its own models "
+        "and splits.",
+    ),
     "data.id_column": Setting("", "The column of slide names, where it is not recognised."),
     "data.patient": Setting(
         "", "Whose slide is whose: a column, `tcga` (barcodes), `regex:PATTERN` on the slide name, or `none`."
@@ -62,6 +66,15 @@ SETTINGS: dict[str, Setting] = {
     ),
     "data.min_matched": Setting(
         0.5, "Least part of the labelled rows, and of the ids of a split file, that must be found; less is an error."
+    ),
+    "data.residency": Setting(
+        "auto",
+        "Where features are while training: `resident` (in memory), `streamed` (read from the shards again and again), or `auto` "
+        "(by size); changes no result.",
+        choices=("auto", "resident", "streamed"),
+    ),
+    "data.stream_gib": Setting(
+        4.0, "Streamed: most GiB of host memory for features that are read ahead.", least=1e-6, most=1e6
     ),
     "data.normalize": Setting(
         "none", "`none`, `l2` (each instance to length 1) or `zscore` (mean and deviation of the run's training bags)."
@@ -106,7 +119,7 @@ SETTINGS: dict[str, Setting] = {
     "task.label_smoothing": Setting(0.0, "Of the cross entropy, as in PyTorch."),
     "task.multi_label": Setting(
         False,
-        "Every class is present or absent by itself; set when `data.target` names several columns. Needs "
+        "The columns that `data.target` names are labels of 0 and 1 of one model, each present or absent by itself. Needs "
         "`binary_cross_entropy`.",
     ),
     "optimizer.name": Setting("adam", "`adam`, `adamw`, `sgd` or `lookahead_radam`."),
@@ -167,6 +180,11 @@ SETTINGS: dict[str, Setting] = {
         "auto",
         "How runs go side by side on a device: `map` (one after another), `vmap` (as one batch), or `auto` (`map` on a CPU).",
         choices=("auto", "map", "vmap"),
+    ),
+    "train.precision": Setting(
+        "float32",
+        "`float32`, or `bfloat16` for the forward and backward pass; parameters and losses stay float32.",
+        choices=("float32", "bfloat16"),
     ),
     "train.memory_gib": Setting(
         0.0,

@@ -3,8 +3,9 @@
     python scripts/kill_and_resume.py [--trials 20] [--seed 0] [--folder DIR]
 
 The run is the embedded digits with a small model and a checkpoint at every epoch's end. Each trial is killed one to four times by
-SIGKILL, at a moment drawn from the whole run or as soon as a checkpoint is being written, and then resumed until it ends. Compared
-are the final parameters of every run, predictions.csv, and the numbers in metrics.jsonl. Exit 0 only when all trials are equal.
+SIGKILL, at a moment drawn from the whole run or as soon as a checkpoint is being written, and then resumed until it ends. Every start
+draws anew whether the features are held in memory or streamed through small windows; the undisturbed run holds them. Compared are the
+final parameters of every run, predictions.csv, and the numbers in metrics.jsonl. Exit 0 only when all trials are equal.
 """
 
 from __future__ import annotations
@@ -33,14 +34,17 @@ SETTINGS = {
     "data.min_matched": 0.1,
     "train.epochs": 6,
     "train.checkpoint_seconds": 0,
+    "data.stream_gib": 1e-4,
 }
+RESIDENCIES = ("resident", "streamed")
 MOST_KILLS = 4
 POLL_SECONDS = 0.002
 
 
-def start(folder: Path, *flags: str) -> subprocess.Popen[str]:
+def start(folder: Path, residency: str, *flags: str) -> subprocess.Popen[str]:
     """Starts the training command into `folder`."""
-    settings = [f"--config.{name}={value}" for name, value in SETTINGS.items()]
+    chosen = SETTINGS | {"data.residency": residency}
+    settings = [f"--config.{name}={value}" for name, value in chosen.items()]
     command = [sys.executable, "-m", "mil_jax.train", "--config", "configs/abmil.py", f"--config.run={folder}"]
     return subprocess.Popen([*command, *settings, *flags], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
 
@@ -69,15 +73,17 @@ def trial(folder: Path, moments: tuple[float, float], rng: random.Random) -> str
     story: list[str] = []
     wanted = rng.randint(1, MOST_KILLS)
     while len(story) < wanted:
-        process, due, what = start(folder, "--resume"), *moment(folder, moments, rng)
+        residency = rng.choice(RESIDENCIES)
+        process, due, what = start(folder, residency, "--resume"), *moment(folder, moments, rng)
         if kill_when(process, due):
-            story.append(what)
+            story.append(f"{residency} {what}")
         elif story:
             break
         else:  # it ended before the first kill: again, from nothing
             shutil.rmtree(folder)
-    finish(start(folder, "--resume"))
-    return f"killed {', '.join(story)}"
+    residency = rng.choice(RESIDENCIES)
+    finish(start(folder, residency, "--resume"))
+    return f"killed {', '.join(story)}, ended {residency}"
 
 
 def moment(folder: Path, moments: tuple[float, float], rng: random.Random) -> tuple[Callable[[], bool], str]:
@@ -133,7 +139,7 @@ def main() -> int:
     with tempfile.TemporaryDirectory() as temporary:
         home = arguments.folder or Path(temporary)
         undisturbed = home / "undisturbed"
-        process, begun = start(undisturbed), time.monotonic()
+        process, begun = start(undisturbed, "resident"), time.monotonic()
         while process.poll() is None and not (undisturbed / "config.json").exists():
             time.sleep(POLL_SECONDS)
         first = time.monotonic() - begun

@@ -268,7 +268,7 @@ def _rows(experiment: Experiment, result: FitResult, repeat: np.ndarray) -> pd.D
         for number in np.unique(repeat):
             chosen = [r for r, one in enumerate(replicas) if one.seed == seed and repeat[one.fold] == number]
             probabilities = [experiment.task.probabilities(result.logits[r]["test"]) for r in chosen]
-            targets = [experiment.targets[result.bags[r]["test"]] for r in chosen]
+            targets = [experiment.targets[0].values[result.bags[r]["test"]] for r in chosen]
             pooled = experiment.task.metrics(np.concatenate(probabilities), np.concatenate(targets))
             folds = [experiment.task.metrics(p, t) for p, t in zip(probabilities, targets)]
             rows.append(

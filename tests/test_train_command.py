@@ -112,6 +112,18 @@ def test_help_shows_an_example_the_flags_and_the_settings_of_the_config(capsys):
             assert shown in ended.out
 
 
+def test_a_streamed_run_ends_as_one_held_in_memory(digits, cache, tmp_path, capsys):
+    arguments = [*DIGITS, cache, f"--config.run={tmp_path / 'run'}", "--config.data.residency=streamed"]
+    ended = run(train.main, [*arguments, "--config.data.stream_gib=1e-4"], capsys)
+    assert ended.code == 0
+    assert "streamed (as asked): 3 windows of host memory" in ended.out
+    assert_same_end(tmp_path / "run", digits)
+    ours, theirs = (json.loads((folder / "summary.json").read_text())["facts"] for folder in (tmp_path / "run", digits))
+    assert ours["compilations"] == theirs["compilations"]
+    assert RunFolder.open(tmp_path / "run").choices["residency"] == "streamed"
+    assert RunFolder.open(digits).choices["residency"] == "resident"
+
+
 def test_a_finished_run_is_left_as_it_is_and_overwrite_moves_it_aside(digits, cache, capsys):
     before = contents(digits)
     ended = run(train.main, [*DIGITS, cache, f"--config.run={digits}", "--resume"], capsys)

@@ -63,6 +63,11 @@ def default_fields(name: str) -> dict[str, Any]:
     return {field.name: field.default for field in fields if field.name not in ("num_outputs", "parent", "name")}
 
 
+def numeric_settings(name: str) -> tuple[str, ...]:
+    """The fields of the aggregator `name` that it also reads from the collection "hyper"."""
+    return tuple(getattr(_found()[name][0], "numeric_settings", ()))
+
+
 def create(name: str, num_outputs: int, **fields: Any) -> nn.Module:
     """The aggregator `name` with `num_outputs` logits; `fields` override its defaults.
 

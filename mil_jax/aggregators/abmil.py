@@ -8,7 +8,7 @@ layer, widths, activation, bias, dropout and initialisation: `VARIANTS` gives ea
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, ClassVar
 
 import flax.linen as nn
 import jax
@@ -19,7 +19,7 @@ from mil_jax.errors import ConfigError
 from mil_jax.layers import masked
 from mil_jax.layers.activations import ACTIVATIONS
 from mil_jax.layers.attention_pool import attention_pool, attention_scores
-from mil_jax.layers.dropout import draws, dropout, hyper
+from mil_jax.layers.dropout import draw_key, dropout, hyper
 from mil_jax.layers.initializers import KERNEL_INITIALIZERS, AffineParameters
 from mil_jax.layers.lenet import CHANNELS, IMAGE_SIZE, KERNEL_SIZE, lenet_features
 
@@ -141,6 +141,8 @@ class ABMIL(nn.Module):
     attention_dropout: float = 0.25
     initializer: str = "xavier_normal"
 
+    numeric_settings: ClassVar[tuple[str, ...]] = ("dropout", "attention_dropout")
+
     def __post_init__(self) -> None:
         checks.positive("num_outputs", self.num_outputs)
         checks.one_of("feature_layer", self.feature_layer, ("linear", "none", "lenet"))
@@ -190,8 +192,9 @@ class ABMIL(nn.Module):
             x = lenet_features(x, first, second)  # [N, 800]
         feature = AffineParameters(self.feature_dim, self.initializer, name="feature")(x.shape[-1])
         h = ACTIVATIONS[self.feature_activation](feature(x))
-        if draws(self, "dropout", self.dropout, train):
-            h = dropout(h, hyper(self, "dropout", self.dropout), jax.random.fold_in(self.make_rng("dropout"), 0))
+        key = draw_key(self, "dropout", self.dropout, train, 0)
+        if key is not None:
+            h = dropout(h, hyper(self, "dropout", self.dropout), key)
         return h
 
     def _scores(self, h: jax.Array, train: bool) -> jax.Array:
@@ -200,7 +203,6 @@ class ABMIL(nn.Module):
         def layer(name: str, inputs: int, outputs: int) -> Any:
             return AffineParameters(outputs, self.initializer, self.attention_bias, name=name)(inputs)
 
-        drop = draws(self, "attention_dropout", self.attention_dropout, train)
         return attention_scores(
             h,
             layer("attention_v", width, hidden),
@@ -208,7 +210,7 @@ class ABMIL(nn.Module):
             layer("attention_u", width, hidden) if self.gated else None,
             activation=ACTIVATIONS[self.attention_activation],
             dropout_rate=hyper(self, "attention_dropout", self.attention_dropout),
-            dropout_key=jax.random.fold_in(self.make_rng("dropout"), 1) if drop else None,
+            dropout_key=draw_key(self, "attention_dropout", self.attention_dropout, train, 1),
         )
 
     @nn.nowrap

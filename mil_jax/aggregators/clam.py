@@ -20,7 +20,7 @@ from mil_jax.errors import ConfigError
 from mil_jax.layers import losses, masked
 from mil_jax.layers.activations import ACTIVATIONS
 from mil_jax.layers.attention_pool import attention_hidden, attention_pool
-from mil_jax.layers.dropout import draws, dropout_factors, hyper
+from mil_jax.layers.dropout import draw_key, dropout_factors, hyper
 from mil_jax.layers.initializers import KERNEL_INITIALIZERS, Affine, AffineParameters
 from mil_jax.layers.topk import top_k
 
@@ -141,9 +141,9 @@ class ClamSB(nn.Module):
         return [*layers, self._layer("feature", width, self.feature_dim)]
 
     def _dropout_factors(self, num_instances: int, train: bool) -> jax.Array | None:
-        if not draws(self, "dropout", self.dropout, train):
+        key = draw_key(self, "dropout", self.dropout, train, 0)
+        if key is None:
             return None
-        key = jax.random.fold_in(self.make_rng("dropout"), 0)
         return dropout_factors(key, (num_instances, self.feature_dim), hyper(self, "dropout", self.dropout))
 
     def _embed(self, x: jax.Array, layers: list[Affine], factors: jax.Array | None) -> jax.Array:
@@ -152,13 +152,12 @@ class ClamSB(nn.Module):
         return x if factors is None else x * factors.astype(x.dtype)
 
     def _scores(self, h: jax.Array, train: bool) -> jax.Array:
-        drop = draws(self, "attention_dropout", self.attention_dropout, train)
         hidden = attention_hidden(
             h,
             self._layer("attention_v", self.feature_dim, self.attention_dim),
             self._layer("attention_u", self.feature_dim, self.attention_dim) if self.gated else None,
             dropout_rate=hyper(self, "attention_dropout", self.attention_dropout),
-            dropout_key=jax.random.fold_in(self.make_rng("dropout"), 1) if drop else None,
+            dropout_key=draw_key(self, "attention_dropout", self.attention_dropout, train, 1),
         )  # [N, Da]
         num_branches = self.num_outputs if self.branch_per_class else 1
         w = self._layer("attention_w", self.attention_dim, num_branches)

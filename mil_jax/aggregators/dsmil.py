@@ -21,7 +21,7 @@ from mil_jax.errors import ConfigError
 from mil_jax.layers import masked
 from mil_jax.layers.activations import ACTIVATIONS
 from mil_jax.layers.attention_pool import attention_pool
-from mil_jax.layers.dropout import draws, dropout, dropout_factors, hyper
+from mil_jax.layers.dropout import draw_key, dropout, dropout_factors, hyper
 from mil_jax.layers.initializers import KERNEL_INITIALIZERS, Affine, AffineParameters
 from mil_jax.layers.topk import random_subset
 
@@ -140,11 +140,11 @@ class DSMIL(nn.Module):
         feature, factors = self._feature(x.shape[-1], len(x), train)
         h = _embed(x, feature, factors)  # [N, L]
         instance_layer = self._layer("instance_classifier", h.shape[-1], self.num_outputs)
-        instance_logits = instance_layer(h)  # [N, C]
+        instance_logits = instance_layer.scores(h)  # [N, C]
         critical = masked.argmax(jax.lax.stop_gradient(instance_logits), mask)  # [C]
         # Computed anew from x: gathered from h, they would cost the backward pass a scatter into [N, L].
         rows = _embed(x[critical], feature, None if factors is None else factors[critical])  # [C, L]
-        max_logits = jnp.diagonal(instance_layer(rows))
+        max_logits = jnp.diagonal(instance_layer.scores(rows))
         scores = self._scores(h, rows)  # [C, N]
         attention = masked.softmax(scores, mask)
         embedding = self._embedding(attention, h, train)  # [C, L]
@@ -171,17 +171,15 @@ class DSMIL(nn.Module):
     def _layer(self, name: str, inputs: int, outputs: int) -> Affine:
         return AffineParameters(outputs, self.initializer, name=name)(inputs)
 
-    def _key(self, number: int) -> jax.Array:
-        return jax.random.fold_in(self.make_rng("dropout"), number)
-
     def _kept(self, mask: jax.Array, train: bool) -> jax.Array:
         """The instances of this step: all, or in training a random subset of int(n (1 - rate)), at least one."""
-        if not draws(self, "instance_dropout", self.instance_dropout, train):
+        key = draw_key(self, "instance_dropout", self.instance_dropout, train, 2)
+        if key is None:
             return mask
         rate = jnp.asarray(hyper(self, "instance_dropout", self.instance_dropout), jnp.float32)
         # A share such as 0.9 is a little off in float32: n (1 - rate) must not fall below the whole number that it is.
         count = jnp.floor(jnp.sum(mask) * (1.0 - rate) + 1e-3).astype(jnp.int32)
-        return random_subset(self._key(2), mask, jnp.maximum(count, 1))
+        return random_subset(key, mask, jnp.maximum(count, 1))
 
     def _feature(self, width: int, num_instances: int, train: bool) -> tuple[Any, jax.Array | None]:
         """The feature layer with its activation, or None; and the factors of its dropout [N, L], or None."""
@@ -189,9 +187,10 @@ class DSMIL(nn.Module):
             return None, None
         layer, activation = self._layer("feature", width, self.feature_dim), ACTIVATIONS[self.feature_activation]
         factors = None
-        if draws(self, "dropout", self.dropout, train):
+        key = draw_key(self, "dropout", self.dropout, train, 0)
+        if key is not None:
             rate = hyper(self, "dropout", self.dropout)
-            factors = dropout_factors(self._key(0), (num_instances, self.feature_dim), rate)
+            factors = dropout_factors(key, (num_instances, self.feature_dim), rate)
         return lambda x: activation(layer(x)), factors
 
     def _scores(self, h: jax.Array, rows: jax.Array) -> jax.Array:
@@ -213,8 +212,9 @@ class DSMIL(nn.Module):
     def _embedding(self, attention: jax.Array, h: jax.Array, train: bool) -> jax.Array:
         if self.value != "identity":
             layer = self._layer("value", h.shape[-1], h.shape[-1])
-            if draws(self, "value_dropout", self.value_dropout, train):
-                h = dropout(h, hyper(self, "value_dropout", self.value_dropout), self._key(1))
+            key = draw_key(self, "value_dropout", self.value_dropout, train, 1)
+            if key is not None:
+                h = dropout(h, hyper(self, "value_dropout", self.value_dropout), key)
             if self.value == "relu":
                 h = jax.nn.relu(layer(h))
         embedding = attention_pool(attention, h)  # [C, L]

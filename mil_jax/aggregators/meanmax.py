@@ -8,7 +8,7 @@ rows are computed with a gradient: the rest of the bag has none, so the backward
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, ClassVar
 
 import flax.linen as nn
 import jax
@@ -49,6 +49,8 @@ class InstanceClassifier(nn.Module):
     feature_activation: str = "relu"
     dropout: float = 0.25
     initializer: str = "xavier_normal"
+
+    numeric_settings: ClassVar[tuple[str, ...]] = ("dropout",)
 
     def __post_init__(self) -> None:
         checks.positive("num_outputs", self.num_outputs)
@@ -135,7 +137,7 @@ class MaxPooling(InstanceClassifier):
         x = masked.zero_padding(bag.features, bag.mask)  # [N, D]
         feature, classifier = self._layers(x)
         factors = self._dropout_factors(len(x), train)
-        instance_logits = classifier(self._embed(x, feature, factors))  # [N, C]
+        instance_logits = classifier.scores(self._embed(x, feature, factors))  # [N, C]
         chosen = self._chosen(jax.lax.stop_gradient(instance_logits), bag.mask)  # [C] or [1]
         rows = self._embed(x[chosen], feature, None if factors is None else factors[chosen])  # [C, E] or [1, E]
         logits = classifier(rows)

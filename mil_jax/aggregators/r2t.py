@@ -195,7 +195,7 @@ class RegionTransformer(nn.Module, kw_only=True):
         def drop(x: Array, use: int = 1) -> Array:
             return dropout(x, rate, jax.random.fold_in(key, 3 * number + use)) if drops else x
 
-        y = y + attention(name, self._norm(f"{name}_norm", y), mask, drop)
+        y = y + attention(name, self._norm(f"{name}_norm", y), mask, drop).astype(y.dtype)
         if self.feed_forward:
             width, hidden_width = y.shape[-1], int(y.shape[-1] * self.feed_forward_ratio)
             z = self._linear(f"{name}_feed_forward_1", width, hidden_width)(self._norm(f"{name}_feed_forward_norm", y))

@@ -49,6 +49,11 @@ def default_fields(name: str) -> dict[str, Any]:
     return {field.name: field.default for field in fields if field.name not in ("parent", "name")}
 
 
+def numeric_settings(name: str) -> tuple[str, ...]:
+    """The fields of the re-embedding `name` that it also reads from the collection "hyper"."""
+    return tuple(getattr(REEMBEDDINGS[name], "numeric_settings", ()))
+
+
 def reembedded(aggregator: nn.Module, settings: Mapping[str, Any]) -> nn.Module:
     """`aggregator` behind the re-embedding that the config group `reembed` asks for; itself when its name is empty.
 

@@ -8,7 +8,7 @@ token joins the n tokens as they are, and the position layer squares inside itse
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, ClassVar
 
 import flax.linen as nn
 import jax
@@ -19,7 +19,7 @@ from mil_jax.bags import Bag, Prediction
 from mil_jax.errors import ConfigError
 from mil_jax.layers import masked
 from mil_jax.layers.activations import ACTIVATIONS
-from mil_jax.layers.dropout import draws, dropout, hyper
+from mil_jax.layers.dropout import draw_key, dropout, hyper
 from mil_jax.layers.initializers import KERNEL_INITIALIZERS, Affine, AffineParameters
 from mil_jax.layers.nystrom import NystromWeights, first_token_attention, first_token_output, nystrom_attention
 from mil_jax.layers.ppeg import complete_square, position_encoding, square_encoding, square_side
@@ -79,6 +79,8 @@ class TransMIL(nn.Module):
     position_kernel: int = 7
     class_token_deviation: float = 1.0
     initializer: str = "torch"
+
+    numeric_settings: ClassVar[tuple[str, ...]] = ("dropout", "attention_dropout")
 
     def __post_init__(self) -> None:
         checks.one_of("feature_layer", self.feature_layer, ("linear", "none"))
@@ -147,8 +149,9 @@ class TransMIL(nn.Module):
         if self.feature_layer == "none":
             return x
         h = ACTIVATIONS[self.feature_activation](self._affine("feature", self.feature_dim, x.shape[-1])(x))
-        if draws(self, "dropout", self.dropout, train):
-            h = dropout(h, hyper(self, "dropout", self.dropout), jax.random.fold_in(self.make_rng("dropout"), 0))
+        key = draw_key(self, "dropout", self.dropout, train, 0)
+        if key is not None:
+            h = dropout(h, hyper(self, "dropout", self.dropout), key)
         return h
 
     def _layer(
@@ -174,9 +177,9 @@ class TransMIL(nn.Module):
             attended = nystrom_attention(x, num_tokens, weights, **settings)
             x, weights = jax.lax.stop_gradient((x, weights))
             attention = first_token_attention(x, num_tokens, weights, **settings)
-        if draws(self, "attention_dropout", self.attention_dropout, train):
-            rate = hyper(self, "attention_dropout", self.attention_dropout)
-            attended = dropout(attended, rate, jax.random.fold_in(self.make_rng("dropout"), number))
+        key = draw_key(self, "attention_dropout", self.attention_dropout, train, number)
+        if key is not None:
+            attended = dropout(attended, hyper(self, "attention_dropout", self.attention_dropout), key)
         return (y + attended if first_only else jnp.where(real, y + attended, 0)), jax.lax.stop_gradient(attention)
 
     def _with_position(self, y: Array, num_tokens: Array) -> Array:
@@ -192,7 +195,7 @@ class TransMIL(nn.Module):
         else:  # MHIM-MIL, whose PPEG squares by itself and lays short bags in rows of 7
             min_columns = 7 if self.position == "ppeg" else 1
             tokens = position_encoding(y[1:], num_tokens, convolutions, min_columns=min_columns)
-        return jnp.concatenate([y[:1], tokens])
+        return jnp.concatenate([y[:1], tokens.astype(y.dtype)])
 
     def _affine(self, name: str, outputs: int, *axes: int, use_bias: bool = True) -> Affine:
         return AffineParameters(outputs, self.initializer, use_bias, name=name)(*axes)

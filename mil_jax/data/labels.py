@@ -38,12 +38,12 @@ class CohortSettings:
     """What of the label table is used, and how its rows become bags. An empty string or tuple means: not set.
 
     labels: the label table. slides_table: STAMP's second table (patient, feature file).
-    target: label column, or several for one 0/1 label each.
+    target: label column, or several: each with classes of its own, or, with `multi_label`, one 0/1 label each.
     id_column: column of slide ids (or of patient ids, when it is the patient column).
     patient: a column, "regex:..." on the slide id, "tcga", or "none" (every slide is a patient of its own).
     unit: "slide" (a bag per slide) or "patient" (a bag of all slides of a patient).
     filter: pandas expression on the label table's columns; only rows for which it is true are used.
-    classes: their order. positive: the class that becomes the last one, class 1 of two.
+    classes: their order. positive: the class that becomes the last one, class 1 of two. Both hold for every target column.
     site: a column, or "tcga" (tissue source site); unset, TCGA barcodes are recognised and said so.
     columns: further columns to keep for the splits (groups, official test set).
     duplicates: when one row means several slides (a patient's or sample's barcode; the same slide in two folders):
@@ -69,6 +69,7 @@ class CohortSettings:
     duplicates: str = "error"
     min_matched: float = 0.5
     strict: bool = False
+    multi_label: bool = False
 
     def __post_init__(self) -> None:
         for key, allowed in (("unit", ("slide", "patient")), ("duplicates", ("error", "newest", "all"))):
@@ -93,8 +94,8 @@ class CohortSettings:
             raise ConfigError(
                 f"data.patient={self.patient!r} cannot go with data.slides_table, which names the patients"
             )
-        if len(self.targets) > 1 and (self.class_order or self.positive_class):
-            raise ConfigError("data.classes and data.positive are for one target column; with several each is a class")
+        if self.multi_label and (self.class_order or self.positive_class):
+            raise ConfigError("data.classes and data.positive cannot go with task.multi_label: each column is a class")
         if len(set(self.class_order)) < len(self.class_order):
             raise ConfigError(f"data.classes={list(self.class_order)} names a class twice")
         if self.class_order and self.positive_class and self.positive_class not in self.class_order:
@@ -187,26 +188,26 @@ def read_label_rows(settings: CohortSettings) -> LabelRows:
 def resolve_classes(labels: pd.DataFrame, settings: CohortSettings) -> tuple[str, ...]:
     """The classes in order: `settings.classes`, else sorted (numbers as numbers), the positive one last.
 
-    labels: `Cohort.labels`. With several target columns each column is a class. Raises DataError for fewer than two
-    classes, for a positive class that no bag has, and for several columns that hold anything but 0, 1, true, false.
+    labels: one column of `Cohort.labels`; with `multi_label` all of them, each a class. Raises DataError for fewer than two
+    classes, for a positive class that no bag has, and for columns of several labels that hold anything but 0, 1, true, false.
     """
-    path = settings.labels
-    if len(settings.targets) > 1:
+    path, column = settings.labels, labels.columns[0]
+    if settings.multi_label:
         for name in settings.targets:
             found = sorted(
                 {value for value in labels[name].dropna() if value.lower() not in ("0", "1", "true", "false")}
             )
             if found:
                 raise DataError(
-                    f"{path}: column {name!r} holds {listed(found)}; several target columns must hold 0 and 1 each"
+                    f"{path}: column {name!r} holds {listed(found)}; with task.multi_label target columns hold 0 and 1"
                 )
         return settings.targets
-    present = set(labels[settings.targets[0]].dropna())
+    present = set(labels[column].dropna())
     numeric = all(map(is_number, present))
     order = settings.class_order or tuple(sorted(present, key=(lambda name: (float(name), name)) if numeric else None))
     if len(order) < 2:
         raise DataError(
-            f"{path}: column {settings.targets[0]!r} has {len(order)} class among the matched bags"
+            f"{path}: column {column!r} has {len(order)} class among the matched bags"
             f" ({listed(order)}); a classification needs two"
         )
     positive = settings.positive_class
@@ -281,17 +282,16 @@ def _whole_numbers(column: pd.Series) -> pd.Series:
 
 
 def _require_declared(table: pd.DataFrame, state: np.ndarray, settings: CohortSettings) -> None:
-    if not settings.class_order:
-        return
-    column = table[raw_column(settings.targets[0])]
-    strange = (state == KEPT) & ~column.isin(settings.class_order).to_numpy()
-    if strange.any():
-        value = column[strange].iloc[0]
-        raise DataError(
-            f"{settings.labels}, line {column.index[strange][0]}: {value!r} in column {settings.targets[0]!r} is not "
-            f"in data.classes={list(settings.class_order)} ({int(strange.sum())} such rows); add it there, or leave "
-            "such rows out with data.filter"
-        )
+    for name in settings.targets if settings.class_order else ():
+        column = table[raw_column(name)]
+        strange = (state == KEPT) & ~(column.isin(settings.class_order) | column.isna()).to_numpy()
+        if strange.any():
+            value = column[strange].iloc[0]
+            raise DataError(
+                f"{settings.labels}, line {column.index[strange][0]}: {value!r} in column {name!r} is not "
+                f"in data.classes={list(settings.class_order)} ({int(strange.sum())} such rows); add it there, or leave "
+                "such rows out with data.filter"
+            )
 
 
 def _joined_with_slides(rows: LabelRows, settings: CohortSettings) -> LabelRows:

@@ -1,14 +1,16 @@
-"""A cohort's features where training reads them: one flat array [total + longest bucket, *F] with an offset for each bag.
+"""A cohort's features where training reads them: one flat array [rows, *F] with an offset for each bag.
 
-The array ends with as many zero rows as the longest bucket has, because `dynamic_slice` silently shifts a window that would pass
-the end. The host array is aligned, so that a CPU device uses it in place, however many such devices there are.
+Behind the first row of every bag the array has at least as many rows as the bag's bucket, because `dynamic_slice` silently shifts a
+slice that would pass the end. The host array is aligned, so that a CPU device uses it in place, however many such devices there are.
 """
 
 from __future__ import annotations
 
+import collections
 import math
-import os
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
 
 import flax.struct
 import jax
@@ -17,16 +19,20 @@ import numpy as np
 
 from mil_jax.bags import Array, Bag
 from mil_jax.data.shards import Shards
-from mil_jax.errors import DataError
+from mil_jax.data.windows import Run
 
+Put = Callable[[Any], Any]  # a tree of host arrays -> the same on the devices
+COORDINATE_BYTES = 12  # of an instance, beside its features: x, y and the number of its slide
+IN_FLIGHT = 2  # dispatches the host may be ahead of the device: enough to keep it busy, few enough to stop soon
 _ALIGNMENT = 64  # bytes; what XLA's CPU client asks of a buffer that it is to use in place
+_BLOCK_ROWS = 4096  # instances summed at a time
 
 
 class ResidentBags(flax.struct.PyTreeNode):
-    """The bags of a cohort on a device.
+    """The bags of a cohort, or those of a window, on a device.
 
-    features: [total + longest bucket, *F]. coords: [total + longest bucket, 2] int32. slide_index: [total + longest bucket] int32.
-    offsets, sizes: int32 [num_bags], first row and number of rows of each bag.
+    features: [rows, *F]. coords: [rows, 2] int32. slide_index: [rows] int32.
+    offsets, sizes: int32 [num_bags], first row and number of rows of each bag; in a window the offsets of its own bags hold.
     """
 
     features: Array
@@ -48,68 +54,143 @@ class ResidentBags(flax.struct.PyTreeNode):
         )
 
 
+@dataclass
+class Piece:
+    """One dispatch: the steps lo[r]..hi[r] of each replica r, all in one bucket, and the bags they read, on the devices.
+
+    ends_run: whether it is the last of its run. done: set by whoever dispatches it; an array that is ready when the bags were read.
+    """
+
+    bucket: int
+    lo: np.ndarray
+    hi: np.ndarray
+    bags: ResidentBags
+    ends_run: bool
+    done: jax.Array | None = None
+
+
+class ResidentFeed:
+    """The whole cohort on the devices: every run is one dispatch."""
+
+    def __init__(self, bags: ResidentBags, put: Put) -> None:
+        """put: brings host arrays to every device."""
+        self.host = bags
+        self.device = put(bags)
+
+    @property
+    def host_bytes(self) -> int:
+        """Host memory that the bags take."""
+        return sum(leaf.nbytes for leaf in jax.tree.leaves(self.host))
+
+    def shapes(self, bucket: int) -> ResidentBags:
+        """Shapes of what a dispatch of the bucket reads."""
+        del bucket
+        return jax.tree.map(shape_of, self.device)
+
+    def pieces(self, bags: np.ndarray, runs: Sequence[Run]) -> Iterator[Piece]:
+        """The dispatches of runs (bucket, lo [R], hi [R]) over bags [R, T, B]."""
+        del bags
+        in_flight: collections.deque[jax.Array] = collections.deque()
+        for bucket, lo, hi in runs:
+            piece = Piece(bucket, lo, hi, self.device, ends_run=True)
+            yield piece
+            if piece.done is not None:
+                in_flight.append(piece.done)
+            if len(in_flight) > IN_FLIGHT:
+                in_flight.popleft().block_until_ready()
+
+    def instances(self, numbers: np.ndarray) -> Iterator[tuple[int, np.ndarray]]:
+        """(number, features [n, *F]) of each bag, on the host."""
+        features, offsets, sizes = (np.asarray(x) for x in (self.host.features, self.host.offsets, self.host.sizes))
+        for number in numbers.tolist():
+            yield number, features[offsets[number] : offsets[number] + sizes[number]]
+
+    def verify_rest(self) -> None:
+        """Every record was checked when it was read."""
+
+    def close(self) -> None:
+        """Nothing is open."""
+
+
+def bag_sizes(shards: Shards, slides: Sequence[np.ndarray]) -> np.ndarray:
+    """int64 [num_bags], instances of each bag. `slides[b]`: numbers of the slides of bag b."""
+    return np.array([sum(int(shards.num_instances[i]) for i in numbers) for numbers in slides], np.int64)
+
+
 def load_bags(shards: Shards, slides: Sequence[np.ndarray], longest: int) -> ResidentBags:
     """Reads all bags into host memory. `slides[b]`: numbers of the slides of bag b, whose instances are laid end to end.
 
-    Every record's checksum is verified. Raises ShardError for a torn or altered record, DataError for a cohort that does not fit in
-    memory.
+    Every record's checksum is verified. Raises ShardError for a torn or altered record.
     """
-    sizes = np.array([sum(int(shards.num_instances[i]) for i in numbers) for numbers in slides], np.int64)
+    sizes = bag_sizes(shards, slides)
     offsets = np.concatenate([[0], np.cumsum(sizes)[:-1]])
     total = int(sizes.sum()) + longest
-    _require_room(total, math.prod(shards.feature_shape) * shards.dtype.itemsize)
-    features = _aligned((total, *shards.feature_shape), shards.dtype)
-    coords = _aligned((total, 2), np.dtype(np.int32))
-    slide_index = _aligned((total,), np.dtype(np.int32))
+    features, coords, slide_index = new_rows(shards, total)
     for bag, numbers in enumerate(slides):
-        row = int(offsets[bag])
-        for position, number in enumerate(numbers):
-            stop = row + int(shards.num_instances[number])
+        for position, (number, start, stop) in enumerate(slide_rows(shards, numbers, int(offsets[bag]))):
             shards.verify(number)
-            shards.read_features(number, features[row:stop])
-            xy = shards.read_coords(number)
-            coords[row:stop] = -1 if xy is None else xy
-            slide_index[row:stop] = position
-            row = stop
+            read_slide(shards, number, features[start:stop], coords[start:stop])
+            slide_index[start:stop] = position
     for array in (features, coords, slide_index):
         array[total - longest :] = 0
     return ResidentBags(features, coords, slide_index, offsets.astype(np.int32), sizes.astype(np.int32))
 
 
-def moments(bags: ResidentBags, training: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Mean and population standard deviation, float64 [*F], of all instances of the bags marked in `training` [num_bags]."""
-    offsets, sizes = np.asarray(bags.offsets), np.asarray(bags.sizes)
-    shape = bags.features.shape[1:]
-    count, total, squares = 0, np.zeros(shape), np.zeros(shape)
-    # Sums are taken about a first guess of the mean: without it, large means would cancel the digits of small deviations.
-    numbers = np.flatnonzero(training)
-    first = offsets[numbers[0]]
-    guess = np.asarray(bags.features[first : first + sizes[numbers[0]]], np.float64).mean(axis=0)
-    for number in numbers:
-        rows = np.asarray(bags.features[offsets[number] : offsets[number] + sizes[number]], np.float64) - guess
-        count += len(rows)
-        total += rows.sum(axis=0)
-        squares += (rows**2).sum(axis=0)
-    mean = total / count
-    variance = np.maximum(squares / count - mean**2, 0.0)
+def new_rows(shards: Shards, rows: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Aligned, not yet filled: features [rows, *F], coordinates [rows, 2] and slide numbers [rows]."""
+    whole = np.dtype(np.int32)
+    return aligned((rows, *shards.feature_shape), shards.dtype), aligned((rows, 2), whole), aligned((rows,), whole)
+
+
+def slide_rows(shards: Shards, numbers: np.ndarray, row: int) -> Iterator[tuple[int, int, int]]:
+    """(slide, first row, row behind the last) of the slides of a bag that begins at `row`."""
+    for number in numbers.tolist():
+        stop = row + int(shards.num_instances[number])
+        yield number, row, stop
+        row = stop
+
+
+def read_slide(shards: Shards, number: int, features: np.ndarray, coords: np.ndarray) -> None:
+    """Reads a slide into its rows; coordinates are -1 where the features came without."""
+    shards.read_features(number, features)
+    xy = shards.read_coords(number)
+    coords[:] = -1 if xy is None else xy
+
+
+def moments(bags: Iterable[tuple[int, np.ndarray]], parts: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Mean and population standard deviation, float64 [P, *F], of all instances of the bags marked in `parts` [P, num_bags].
+
+    bags: (number, features [n, *F]) of every bag in any part. Each is looked at once, in blocks, whatever the number of parts.
+    """
+    counts = np.zeros(len(parts))
+    guess = totals = squares = np.zeros(0)
+    for number, features in bags:
+        members = np.flatnonzero(parts[:, number])
+        for start in range(0, len(features), _BLOCK_ROWS):
+            block = np.array(features[start : start + _BLOCK_ROWS], np.float64)
+            if not guess.size:
+                # Sums are taken about a first guess of the mean: without it, large means would cancel the digits of small deviations.
+                guess = block.mean(axis=0)
+                totals, squares = np.zeros((2, len(parts), *guess.shape))
+            block -= guess
+            counts[members] += len(block)
+            totals[members] += block.sum(axis=0)
+            squares[members] += np.square(block, out=block).sum(axis=0)
+    counts = counts.reshape(-1, *(1,) * guess.ndim)
+    mean = totals / counts
+    variance = np.maximum(squares / counts - mean**2, 0.0)
     # A constant column has a variance of rounding noise; its deviation is exactly 0.
     variance[variance <= 1e-12 * np.maximum(np.abs(mean + guess), 1e-30) ** 2] = 0.0
     return guess + mean, np.sqrt(variance)
 
 
-def _require_room(total: int, row_bytes: int) -> None:
-    """Raises DataError for a cohort that cannot lie in memory as one array."""
-    needed = total * (row_bytes + 12)  # coordinates and slide numbers, too
-    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    what = f"the cohort has {total:,} instances, {needed / 2**30:.1f} GiB"
-    less = "leave slides out with data.filter, or write shards with data_prep.shard --dtype=float16"
-    if total > np.iinfo(np.int32).max:  # offsets are int32 on the device, JAX's default integer width
-        raise DataError(f"{what}: more than {np.iinfo(np.int32).max:,} instances cannot be held as one array; {less}")
-    if needed > 0.9 * memory:
-        raise DataError(f"{what}, but this machine has {memory / 2**30:.1f} GiB of memory for it; {less}")
+def shape_of(array: jax.Array) -> jax.ShapeDtypeStruct:
+    """Shape, type and placement."""
+    return jax.ShapeDtypeStruct(array.shape, array.dtype, sharding=array.sharding)
 
 
-def _aligned(shape: tuple[int, ...], dtype: np.dtype) -> np.ndarray:
+def aligned(shape: tuple[int, ...], dtype: np.dtype) -> np.ndarray:
+    """An array, not yet filled, that a CPU device uses in place."""
     num_bytes = math.prod(shape) * dtype.itemsize
     raw = np.empty(num_bytes + _ALIGNMENT, np.uint8)
     start = -raw.ctypes.data % _ALIGNMENT

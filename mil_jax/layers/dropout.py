@@ -28,6 +28,19 @@ def draws(module: nn.Module, name: str, default: float, train: bool) -> bool:
     return train and (module.has_variable("hyper", name) or default > 0)
 
 
+def draw_key(module: nn.Module, name: str, default: float, train: bool, number: int) -> Array | None:
+    """The key of draw `number` of a module, by the rate `name`; None where nothing is drawn.
+
+    In training a key is taken even then: Flax counts the keys that a module asks for, and a rate of 0 must leave the draws after it
+    as they are with a rate that is 0 in one run and positive in another.
+    """
+    drawn = draws(module, name, default, train)
+    if not drawn and not (train and module.has_rng("dropout")):
+        return None
+    key = jax.random.fold_in(module.make_rng("dropout"), number)
+    return key if drawn else None
+
+
 def dropout_factors(key: Array, shape: tuple[int, ...], rate: float | Array) -> Array:
     """Factors of inverted dropout, float32 [N, ...]: 0 with probability q, else 1 / (1 - q); q = `rate` rounded to
     1/256.

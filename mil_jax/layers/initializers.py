@@ -38,6 +38,11 @@ class Affine(NamedTuple):
         y = x @ self.kernel
         return y if self.bias is None else y + self.bias
 
+    def scores(self, x: Array) -> Array:
+        """The same in float32 whatever the type of x: for what is ranked or compared."""
+        y = jnp.dot(x, self.kernel, preferred_element_type=jnp.float32)
+        return y if self.bias is None else y + self.bias
+
 
 class AffineParameters(nn.Module):
     """Declares `kernel` and `bias` of a layer with `features` outputs; called with the other axes of the kernel.

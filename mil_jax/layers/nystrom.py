@@ -62,7 +62,7 @@ def nystrom_attention(
         return jax.nn.softmax(queries @ marks.T / math.sqrt(weights.head_dim), axis=-1) @ mixed
 
     pooled, nearby = lax.map(gather_and_convolve, (query_marks, keys, values, weights.residual.T))  # A3 V [heads, m, d]
-    mixed = apply_pseudo_inverse(similarity, pooled, iterations)  # Z A3 V [heads, m, d]
+    mixed = apply_pseudo_inverse(similarity, pooled, iterations).astype(x.dtype)  # Z A3 V [heads, m, d]
     attended = lax.map(spread, (queries, key_marks, mixed))
     return weights.output((attended + nearby).transpose(1, 0, 2).reshape(len(x), -1))
 

@@ -104,7 +104,7 @@ def _backward(
     image = _to_image(tokens, num_tokens, columns, width, border)
     to_kernel = _kernel_gradient(image, ahead[border : border + width, border : border + width])
     no_gradient = np.zeros((), jax.dtypes.float0)
-    return to_tokens, no_gradient, no_gradient, to_kernel.astype(kernel.dtype)
+    return to_tokens.astype(tokens.dtype), no_gradient, no_gradient, to_kernel.astype(kernel.dtype)
 
 
 grid_convolution.defvjp(_forward, _backward)

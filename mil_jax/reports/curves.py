@@ -56,12 +56,13 @@ def draw_training_curves(history: Sequence[Mapping[str, Any]], path: Path, *, se
     panels = {name: values for name, values in numbers.items() if values.notna().any()}
     folds = sorted(table["fold"].unique())
     colours = {fold: COLOURS[i] if len(folds) <= len(COLOURS) else _GREY for i, fold in enumerate(folds)}
+    runs = [name for name in ("seed", "label_column") if name in table]
     figure = Figure(figsize=(4.4 * max(len(panels), 1), 3.9), layout="constrained")
     for place, (name, values) in enumerate(panels.items()):
         axes = figure.add_subplot(1, len(panels), place + 1)
         shown = table.assign(value=values)
-        for (fold, _), run in shown.sort_values("epoch").groupby(["fold", "seed"]):
-            axes.plot(run["epoch"], run["value"], color=colours[fold], linewidth=0.9, alpha=0.6)
+        for who, run in shown.sort_values("epoch").groupby(["fold", *runs]):
+            axes.plot(run["epoch"], run["value"], color=colours[who[0]], linewidth=0.9, alpha=0.6)
         epochs = shown.groupby("epoch")["value"]
         # Runs that stopped early would let the mean jump; it ends when half of them have.
         mean = epochs.mean()[epochs.count() * 2 > epochs.count().max()]
@@ -71,13 +72,13 @@ def draw_training_curves(history: Sequence[Mapping[str, Any]], path: Path, *, se
         axes.xaxis.set_major_locator(MaxNLocator(integer=True))
         if name != "val_auc":
             axes.set_ylim(bottom=0)
-        _tidy(axes)
+        tidy(axes)
     _legend_below(
         figure, {f"fold {fold}": colours[fold] for fold in folds} if len(folds) <= len(COLOURS) else {"runs": _GREY}
     )
     if selected_on_test:
         figure.suptitle(f"Training{_SELECTED_ON_TEST}", fontsize=11)
-    _save(figure, path)
+    save(figure, path)
 
 
 def draw_roc_curves(task: Classification, test: pd.DataFrame, path: Path, *, selected_on_test: bool = False) -> None:
@@ -105,8 +106,34 @@ def draw_roc_curves(task: Classification, test: pd.DataFrame, path: Path, *, sel
     )
     axes.set(xlabel="false positive rate", ylabel="true positive rate")
     axes.legend(loc="lower right", frameon=False, fontsize=9)
-    _tidy(axes)
-    _save(figure, path)
+    tidy(axes)
+    save(figure, path)
+
+
+def draw_targets(summaries: Mapping[str, Mapping[str, Any]], path: Path, *, selected_on_test: bool = False) -> None:
+    """The pooled test AUC of each target with its interval, the highest on top. summaries: by label column, of `summarize`."""
+    auc = {name: one["metrics"]["auc"] for name, one in summaries.items()}
+    names = sorted((name for name in auc if not np.isnan(auc[name]["pooled"])), key=lambda name: auc[name]["pooled"])
+    figure = Figure(figsize=(6.4, 1.4 + 0.24 * len(names)), layout="constrained")
+    axes = figure.add_subplot()
+    axes.axvline(0.5, color=_GREY, linewidth=1, linestyle=(0, (4, 4)))
+    for place, name in enumerate(names):
+        one = auc[name]
+        axes.plot([one["low"], one["high"]], [place, place], color=COLOURS[0], linewidth=1.6, alpha=0.6)
+        axes.plot(one["pooled"], place, marker="o", markersize=4.5, color=COLOURS[0])
+    axes.set(
+        yticks=range(len(names)),
+        yticklabels=names,
+        ylim=(-0.7, len(names) - 0.3),
+        xlim=(min(axes.get_xlim()[0], 0.4), 1.01),
+    )
+    axes.set(
+        xlabel="AUC, folds pooled, and 95 % interval",
+        title=f"Test AUC by label column{_SELECTED_ON_TEST * selected_on_test}",
+    )
+    axes.tick_params(axis="y", labelsize=9, length=0)
+    tidy(axes)
+    save(figure, path)
 
 
 def _curve(task: Classification, rows: pd.DataFrame, c: int) -> tuple[np.ndarray, np.ndarray] | None:
@@ -136,12 +163,14 @@ def _legend_below(figure: Figure, colours: Mapping[str, str]) -> None:
     figure.legend(handles=lines, loc="outside lower center", ncols=min(len(lines), 9), frameon=False, fontsize=9)
 
 
-def _tidy(axes: Axes) -> None:
+def tidy(axes: Axes) -> None:
+    """Few lines, and a grid behind them."""
     axes.spines[["top", "right"]].set_visible(False)
     axes.grid(color="#E4E4E4", linewidth=0.6)
     axes.set_axisbelow(True)
 
 
-def _save(figure: Figure, path: Path) -> None:
+def save(figure: Figure, path: Path) -> None:
+    """Writes a PNG, whole or not at all."""
     with written_whole(path) as temporary:
         FigureCanvasAgg(figure).print_png(str(temporary))

@@ -105,7 +105,9 @@ def _imported(package: str, *, setting: str, extra: str) -> ModuleType:
 
 
 def _run(row: Mapping[str, Any]) -> str:
-    return f"fold_{row['fold']}_seed_{row['seed']}"
+    names = [str(row["label_column"])] if "label_column" in row else []
+    names += [f"{name}={value:g}" for name, value in row.get("settings", {}).items()]
+    return "_".join([*names, f"fold_{row['fold']}_seed_{row['seed']}"])
 
 
 def _numbers(row: Mapping[str, Any]) -> Iterator[tuple[str, float]]:

@@ -11,7 +11,7 @@ from typing import Any
 
 from mil_jax.reports.statistics import RESAMPLES
 
-_SUSPICIOUS_BAG_SIZE_AUC = 0.65
+SUSPICIOUS_BAG_SIZE_AUC = 0.65
 _MONITORS = {"val_loss": "validation loss", "val_auc": "validation AUC"}
 
 
@@ -35,7 +35,7 @@ class Conduct:
 def statements(conduct: Conduct, summary: Mapping[str, Any]) -> list[str]:
     """The sentences, the gravest first. `summary`: the content of summary.json so far."""
     return [
-        _selection(conduct),
+        selection(conduct),
         *conduct.notes,
         *_leak_free(summary),
         *_diverged(summary),
@@ -48,7 +48,8 @@ def statements(conduct: Conduct, summary: Mapping[str, Any]) -> list[str]:
     ]
 
 
-def _selection(conduct: Conduct) -> str:
+def selection(conduct: Conduct) -> str:
+    """What chose the epoch of each run."""
     protocol = f"Protocol {conduct.protocol}: "
     if conduct.select == "last":
         return f"{protocol}the last epoch of each run was taken; its test part was used once, after training."
@@ -84,7 +85,7 @@ def _undefined_folds(summary: Mapping[str, Any]) -> list[str]:
 
 def _bag_size(summary: Mapping[str, Any]) -> list[str]:
     value = summary["controls"]["bag size"]["auc"]
-    if math.isnan(value) or value < _SUSPICIOUS_BAG_SIZE_AUC:
+    if math.isnan(value) or value < SUSPICIOUS_BAG_SIZE_AUC:
         return []
     return [f"The number of instances alone reaches AUC {value:.3f}: part of the result may be bag size."]
 

@@ -44,28 +44,34 @@ def console_report(summary: Mapping[str, Any]) -> Group:
     """
     tables = []
     if len(_folds(summary)) <= _MOST_CONSOLE_ROWS:
-        tables.append(_rich(run_grid(summary, few=True), title=_title(summary, "Test part of each run")))
+        tables.append(rich_table(run_grid(summary, few=True), title=titled(summary, "Test part of each run")))
     metrics = [name for name in metric_names(summary) if name in HEADLINE or name == "accuracy_at_threshold"]
-    tables.append(_rich(statistics_grid(summary, metrics), title=_title(summary, "Result")))
+    tables.append(rich_table(statistics_grid(summary, metrics), title=titled(summary, "Result")))
     sentences = [Padding(Text(line, overflow="fold", no_wrap=False), (0, 2)) for line in summary["statements"]]
     return Group(*tables, *sentences)
 
 
 def markdown(summary: Mapping[str, Any]) -> str:
     """The content of summary.md."""
-    parts = [f"# {_title(summary, summary['title'])}", ""]
-    parts += [_markdown_table(statistics_grid(summary, metric_names(summary))), ""]
+    parts = [f"# {titled(summary, summary['title'])}", ""]
+    parts += [markdown_table(statistics_grid(summary, metric_names(summary))), ""]
     if f"{MAIN_METRIC}_{summary['classes'][0]}" in summary["metrics"]:
-        parts += ["## Each label, mean of folds", "", _markdown_table(label_grid(summary)), ""]
+        parts += ["## Each label, mean of folds", "", markdown_table(label_grid(summary)), ""]
     parts += ["## How it was done", "", *(f"- {line}" for line in summary["statements"]), ""]
-    parts += [f"## {_title(summary, 'Test part of each run')}", "", _markdown_table(run_grid(summary)), ""]
+    parts += [f"## {titled(summary, 'Test part of each run')}", "", markdown_table(run_grid(summary)), ""]
+    return "\n".join([*parts, *closing_sections(summary)])
+
+
+def closing_sections(summary: Mapping[str, Any]) -> list[str]:
+    """What every summary.md ends with: figures, notes on the data, cost."""
+    parts: list[str] = []
     if summary["figures"]:
         parts += ["## Figures", "", *(f"![{_stem(name)}](figures/{name})" for name in summary["figures"]), ""]
     if summary["notes"]:
         parts += ["## Data", "", *(f"- {line}" for line in summary["notes"]), ""]
     if summary["facts"]:
-        parts += ["## Cost", "", _markdown_table((["what", "value"], _facts(summary["facts"]))), ""]
-    return "\n".join(parts)
+        parts += ["## Cost", "", markdown_table((["what", "value"], _facts(summary["facts"]))), ""]
+    return parts
 
 
 def metric_names(summary: Mapping[str, Any]) -> list[str]:
@@ -85,19 +91,19 @@ def run_grid(summary: Mapping[str, Any], *, few: bool = False) -> Grid:
     if len(seeds) == 1:
         metrics = [name for name in metric_names(summary) if not few or name in HEADLINE]
         rows = [
-            [_fold_name(summary, fold), *(_number(value[fold, seeds[0]].get(name)) for name in metrics)]
+            [_fold_name(summary, fold), *(number(value[fold, seeds[0]].get(name)) for name in metrics)]
             for fold in folds
         ]
-        return ["", *(_label(name) for name in metrics)], rows
-    label = _label(MAIN_METRIC)
+        return ["", *(label_of(name) for name in metrics)], rows
+    label = label_of(MAIN_METRIC)
     shown = [] if few and len(seeds) > _MOST_CONSOLE_SEEDS else seeds
     rows = []
     for fold in folds:
         values = {seed: value.get((fold, seed), {}).get(MAIN_METRIC) for seed in seeds}
         defined = [one for one in values.values() if not _undefined(one)]
         mean = sum(defined) / len(defined) if defined else None
-        spread = [_number(min(defined, default=None)), _number(max(defined, default=None))]
-        rows.append([_fold_name(summary, fold), *(_number(values[seed]) for seed in shown), _number(mean), *spread])
+        spread = [number(min(defined, default=None)), number(max(defined, default=None))]
+        rows.append([_fold_name(summary, fold), *(number(values[seed]) for seed in shown), number(mean), *spread])
     return [label, *(f"seed {seed}" for seed in shown), "mean", "lowest", "highest"], rows
 
 
@@ -109,38 +115,37 @@ def statistics_grid(summary: Mapping[str, Any], metrics: Sequence[str]) -> Grid:
         return [label, *(cell(source[name]) if name in source else DASH for name in metrics)]
 
     rows = [
-        row("mean of folds", lambda s: _number(s["mean"])),
-        row("sd over folds", lambda s: _number(s["sd_folds"])),
-        row("worst fold", lambda s: _number(s["worst"])),
-        row("folds pooled", lambda s: _number(s["pooled"])),
-        row("95 % interval", lambda s: _interval(s.get("low"), s.get("high"))),
-        row("sd over seeds", lambda s: _number(s["sd_seeds"])),
+        row("mean of folds", lambda s: number(s["mean"])),
+        row("sd over folds", lambda s: number(s["sd_folds"])),
+        row("worst fold", lambda s: number(s["worst"])),
+        row("folds pooled", lambda s: number(s["pooled"])),
+        row("95 % interval", lambda s: interval(s.get("low"), s.get("high"))),
+        row("sd over seeds", lambda s: number(s["sd_seeds"])),
     ]
     rows = [cells for cells in rows if set(cells[1:]) != {DASH}]
     for key, label in (("per_patient", "per patient"), ("leak_free", "leak-free")):
         if summary[key]:
-            rows.append(row(f"{label}, mean", lambda s: _number(s["mean"]), summary[key]))
-            rows.append(row(f"{label}, pooled", lambda s: _number(s["pooled"]), summary[key]))
+            rows.append(row(f"{label}, mean", lambda s: number(s["mean"]), summary[key]))
+            rows.append(row(f"{label}, pooled", lambda s: number(s["pooled"]), summary[key]))
     for name, values in summary["controls"].items():
-        rows.append(row(f"control: {name}", _number, values))
-    return ["", *(_label(name) for name in metrics)], rows
+        rows.append(row(f"control: {name}", number, values))
+    return ["", *(label_of(name) for name in metrics)], rows
 
 
 def label_grid(summary: Mapping[str, Any]) -> Grid:
     """Header and rows: the metrics of each label of a multi-label task, the mean of folds."""
     statistics = summary["metrics"]
     names = [name for name in LABELS if f"{name}_{summary['classes'][0]}" in statistics]
-    rows = [
-        [label, *(_number(statistics[f"{name}_{label}"]["mean"]) for name in names)] for label in summary["classes"]
-    ]
-    return ["", *(_label(name) for name in names)], rows
+    rows = [[label, *(number(statistics[f"{name}_{label}"]["mean"]) for name in names)] for label in summary["classes"]]
+    return ["", *(label_of(name) for name in names)], rows
 
 
 def _facts(facts: Mapping[str, Any]) -> list[list[str]]:
     return [[str(name), f"{value:.4g}" if isinstance(value, float) else str(value)] for name, value in facts.items()]
 
 
-def _title(summary: Mapping[str, Any], title: str) -> str:
+def titled(summary: Mapping[str, Any], title: str) -> str:
+    """The title, with a warning where the test part chose."""
     return f"{title} (selected on test)" if summary["selected_on_test"] else title
 
 
@@ -156,7 +161,8 @@ def _fold_name(summary: Mapping[str, Any], fold: int) -> str:
     return summary["fold_names"].get(str(fold), f"fold {fold}")
 
 
-def _label(name: str) -> str:
+def label_of(name: str) -> str:
+    """What people call a metric."""
     if name.endswith("_at_threshold"):
         return f"{LABELS[name.removesuffix('_at_threshold')]}, own threshold"
     return LABELS[name]
@@ -166,15 +172,18 @@ def _undefined(value: Any) -> bool:
     return value is None or (isinstance(value, float) and math.isnan(value))
 
 
-def _number(value: Any) -> str:
+def number(value: Any) -> str:
+    """Three digits, or a dash for what is undefined."""
     return DASH if _undefined(value) else f"{value:.3f}"
 
 
-def _interval(low: Any, high: Any) -> str:
+def interval(low: Any, high: Any) -> str:
+    """Two numbers, or a dash."""
     return DASH if _undefined(low) or _undefined(high) else f"{low:.3f} to {high:.3f}"
 
 
-def _rich(grid: Grid, title: str) -> Table:
+def rich_table(grid: Grid, title: str) -> Table:
+    """A grid for the terminal."""
     header, rows = grid
     table = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD)
     for place, name in enumerate(header):
@@ -189,7 +198,8 @@ def _rich(grid: Grid, title: str) -> Table:
     return table
 
 
-def _markdown_table(grid: Grid) -> str:
+def markdown_table(grid: Grid) -> str:
+    """A grid in Markdown."""
     header, rows = grid
     cells = [[cell.replace("|", "\\|") for cell in row] for row in [header, *rows]]
     rule = ["---", *("---:" for _ in header[1:])]

@@ -27,6 +27,7 @@ from mil_jax.tasks.classification import Classification
 Array = jax.Array
 PyTree = Any
 NORMALIZATIONS = ("none", "l2", "zscore")
+PRECISIONS = ("float32", "bfloat16")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -34,6 +35,8 @@ class Supervised:
     """See the module's docstring.
 
     class_weights: multiply each bag's loss by the inverse frequency of its class in the training part.
+    precision: "float32", or "bfloat16": features and parameters are rounded to it for the forward and backward pass. Parameters,
+        their updates, softmaxes, selections, attention scores, pseudo-inverses and losses stay float32.
     Reads from `hyper`: "optimizer.lr", "optimizer.weight_decay", and where present "task.label_smoothing", "aggregator.*" and
     "reembed.*".
     """
@@ -44,11 +47,14 @@ class Supervised:
     learning_rate: LearningRate
     normalize: str = "none"
     class_weights: bool = False
+    precision: str = "float32"
     name: str = "supervised"
 
     def __post_init__(self) -> None:
         if self.normalize not in NORMALIZATIONS:
             raise ConfigError(f"data.normalize is {self.normalize!r}; choose one of {', '.join(NORMALIZATIONS)}")
+        if self.precision not in PRECISIONS:
+            raise ConfigError(f"train.precision is {self.precision!r}; choose one of {', '.join(PRECISIONS)}")
 
     def constants(self, training: TrainingBags) -> dict[str, np.ndarray]:
         """{"mean", "scale"} [*F] for zscore, {"class_weights"} [C]; float32."""
@@ -113,6 +119,9 @@ class Supervised:
         return {"lr": self.learning_rate(hyper["optimizer.lr"], steps)}
 
     def _apply(self, params: PyTree, hyper: dict[str, Array], bag: Bag, key: Array | None) -> Prediction:
+        if self.precision == "bfloat16":
+            params = jax.tree.map(lambda x: x.astype(jnp.bfloat16), params)
+            bag = bag.replace(features=bag.features.astype(jnp.bfloat16))
         variables: Any = {"params": params}
         groups: dict[str, dict[str, Array]] = {"aggregator": {}, "reembed": {}}
         for name, x in hyper.items():
@@ -122,7 +131,7 @@ class Supervised:
         variables["hyper"] = groups if isinstance(self.module, Reembedded) else groups["aggregator"]
         rngs = None if key is None else {"dropout": key}
         prediction: Any = self.module.apply(variables, bag, train=key is not None, rngs=rngs)
-        return prediction
+        return prediction.replace(logits=prediction.logits.astype(jnp.float32))
 
     def _normalized(self, bag: Bag, constants: PyTree) -> Bag:
         if self.normalize == "none":

@@ -7,9 +7,10 @@ drawn on the host from the plan alone (`training/order.py`), so a run is the sam
 
 from __future__ import annotations
 
-import collections
+import contextlib
 import copy
 import functools
+import itertools
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -18,34 +19,37 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from mil_jax.data.residency import ResidentBags, moments
+from mil_jax.data.residency import Piece, ResidentBags, moments
+from mil_jax.data.streaming import StreamedBags, open_feed
+from mil_jax.data.windows import Run
 from mil_jax.strategies.base import Steps, Strategy, TrainingBags, TrainState
 from mil_jax.tasks.classification import Classification
 from mil_jax.training import nonfinite
 from mil_jax.training import programs as compiled
 from mil_jax.training.checkpoints import Checkpoints
+from mil_jax.training.compilation import Programs
 from mil_jax.training.devices import Placement, sharing
 from mil_jax.training.listener import Listener, Stopped
 from mil_jax.training.memory import device_limit
 from mil_jax.training.order import BagOrder, EpochOrder
-from mil_jax.training.plan import Plan
+from mil_jax.training.plan import Plan, Replica
 from mil_jax.training.processes import Agreement
 from mil_jax.training.stopping import Progress, Selection
 
 PyTree = Any
-IN_FLIGHT = 2  # dispatches the host may be ahead of the device: enough to keep it busy, few enough to stop soon
 
 
 @dataclass(frozen=True)
 class EngineData:
-    """The cohort and its split, on the host.
+    """The cohort and its split, on the host; the features may stay in their shards.
 
-    targets: [num_targets, num_bags, ...]. training, selection, test: bool [folds, num_bags]; `selection` is what chooses epochs.
+    targets: [num_targets, num_bags, ...]. training, selection, test: bool [rows, num_bags], a row for each fold of each target;
+    `selection` is what chooses epochs. first_row: of each target; its folds follow one another.
     lengths: the bucket ladder, ascending; bucket: int [num_bags], the bucket each bag fits in.
-    sampling: weights to draw training bags by, float [folds, num_bags], or None for each bag once an epoch.
+    sampling: weights to draw training bags by, float [rows, num_bags], or None for each bag once an epoch.
     """
 
-    bags: ResidentBags
+    bags: ResidentBags | StreamedBags
     targets: np.ndarray
     training: np.ndarray
     selection: np.ndarray
@@ -53,6 +57,11 @@ class EngineData:
     lengths: tuple[int, ...]
     bucket: np.ndarray
     sampling: np.ndarray | None = None
+    first_row: tuple[int, ...] = (0,)
+
+    def row(self, replica: Replica) -> int:
+        """The row of a run's target and fold in `training`, `selection`, `test` and `sampling`."""
+        return self.first_row[replica.target] + replica.fold
 
 
 @dataclass(frozen=True)
@@ -117,15 +126,16 @@ def fit(
         engine.keep_choices = keep_choices
     state: TrainState | None = None
     progress = Progress.start(len(plan.replicas), phases[-1].selection)
-    for phase in phases:
-        checkpoints = open_checkpoints(phase.strategy.name) if open_checkpoints else None
-        try:
-            state, progress = engine.run(phase, state, checkpoints)
-        finally:
-            if checkpoints:
-                checkpoints.close()
-    assert state is not None
-    return engine.result(state, progress)
+    with engine.exits:
+        for phase in phases:
+            checkpoints = open_checkpoints(phase.strategy.name) if open_checkpoints else None
+            try:
+                state, progress = engine.run(phase, state, checkpoints)
+            finally:
+                if checkpoints:
+                    checkpoints.close()
+        assert state is not None
+        return engine.result(state, progress)
 
 
 class _Engine:
@@ -152,32 +162,51 @@ class _Engine:
             data_seed=settings.data_seed,
             slots_per_dispatch=settings.slots_per_dispatch,
             sampling=data.sampling,
+            row=data.row,
         )
-        self.cohort = self.placement.shared(compiled.Cohort(bags=data.bags, targets=data.targets))
+        everyone = np.ones(self.num_replicas, bool)
+        first = functools.partial(self.order.epoch, plan.replicas, everyone, 0)
+        self.feed = open_feed(data.bags, data.lengths, self.placement.shared, first)
+        self.exits = contextlib.ExitStack()  # what ends the work in the background
+        self.exits.callback(self.feed.close)
+        self.targets = self.placement.shared(data.targets)
         target = np.array([replica.target for replica in plan.replicas], np.int32)
         keys = jax.random.wrap_key_data(self.spread(np.asarray(jax.random.key_data(plan.keys()))))
         self.who = compiled.Who(key=keys, target=self.spread(target))
-        self.folds = np.array([replica.fold for replica in plan.replicas])
+        self.rows = [data.row(replica) for replica in plan.replicas]
         self.longest_part = int(max(data.selection.sum(axis=1).max(), data.test.sum(axis=1).max(), 1))
-        self._keep_improved = jax.jit(_keep_improved, donate_argnums=0)
+        self._keep_improved = jax.jit(compiled.keep_improved, donate_argnums=0)
         self._copy = jax.jit(lambda tree: jax.tree.map(jnp.copy, tree))
 
+    def _cohort(self, piece: Piece) -> compiled.Cohort:
+        return compiled.Cohort(bags=piece.bags, targets=self.targets)
+
     def _fitted(self, strategy: Strategy) -> PyTree:
-        """(hyper, constants) of every replica; what is fitted to a training part is computed once for all replicas of a fold."""
-        constants: dict[tuple[int, int], PyTree] = {}
-        for replica in self.plan.replicas:
-            who = (replica.target, replica.fold)
-            if who not in constants:
-                part = self.data.training[replica.fold]
-                constants[who] = strategy.constants(
-                    TrainingBags(
-                        targets=self.data.targets[replica.target][part],
-                        moments=functools.partial(moments, self.data.bags, part),
-                    )
-                )
-        per_replica = [constants[replica.target, replica.fold] for replica in self.plan.replicas]
+        """(hyper, constants) of every replica; what is fitted to a training part is computed once for all its replicas."""
+        constants: dict[int, PyTree] = {}
+        for row, replica in zip(self.rows, self.plan.replicas):
+            if row not in constants:
+                targets = self.data.targets[replica.target][self.data.training[row]]
+                constants[row] = strategy.constants(TrainingBags(targets, functools.partial(self._moments_of, row)))
+        per_replica = [constants[row] for row in self.rows]
         stacked = jax.tree.map(lambda *rows: np.stack(rows), *per_replica)
         return self.spread((self.plan.stacked_hyper(), stacked))
+
+    @functools.cached_property
+    def _moments(self) -> tuple[np.ndarray, np.ndarray]:
+        """Of the training bags of every row of the split table, from one pass over them."""
+        numbers = np.flatnonzero(self.data.training.any(axis=0))
+        return moments(self.feed.instances(numbers), self.data.training)
+
+    def _moments_of(self, row: int) -> tuple[np.ndarray, np.ndarray]:
+        return self._moments[0][row], self._moments[1][row]
+
+    def _initial(self, strategy: Strategy, previous: TrainState | None) -> TrainState:
+        """Initial states; shapes are taken from bag 0."""
+        fitted, run = self._fitted(strategy), (int(self.data.bucket[0]), np.zeros(1, np.int32), np.ones(1, np.int32))
+        for piece in self.feed.pieces(np.zeros((1, 1, 1), np.int32), [run]):
+            state = self.programs.init(self._cohort(piece), self.who, fitted, previous, self.count)
+        return jax.block_until_ready(state)
 
     def run(
         self, phase: Phase, previous: TrainState | None, checkpoints: Checkpoints | None
@@ -186,8 +215,9 @@ class _Engine:
         strategy = phase.strategy
         limit = device_limit(self.settings.memory_gib) if self.vectorised else 0
         chosen = self.side_by_side.setdefault(strategy.name, {})
-        self.programs = compiled.Programs(strategy, self.mesh, self.data.lengths, self.vectorised, limit, chosen)
-        state = self.programs.init(self.cohort, self.who, self._fitted(strategy), previous, self.count)
+        self.programs = Programs(strategy, self.mesh, self.data.lengths, self.vectorised, limit, chosen)
+        self.exits.callback(self.programs.close)
+        state = self._initial(strategy, previous)
         keeps_best = phase.selection.select != "last"
         best = self._copy(state.params) if keeps_best else None
         no_metrics = self._no_metrics(strategy, state)
@@ -216,21 +246,18 @@ class _Engine:
         while epoch < phase.epochs and progress.active.any():
             order = self.order.epoch(self.plan.replicas, progress.active, epoch)
             arrays = self.spread(compiled.Epoch(bags=order.bags, extras=self._extras(phase, order, epoch)))
-            self._reserve(moving, arrays)
-            before = (self._copy(moving), order.runs[dispatch:]) if self.settings.debug_nans else None
-            in_flight: collections.deque[jax.Array] = collections.deque()
-            while dispatch < len(order.runs):
-                moving, done = self._dispatch(moving, arrays, order.runs[dispatch])
-                dispatch += 1
-                in_flight.append(done)
-                if len(in_flight) > IN_FLIGHT:
-                    in_flight.popleft().block_until_ready()
-                runs = order.runs[dispatch - 1]
-                self.listener.steps(int((runs[2] - runs[1]).sum()))
-                if checkpoints and self.agreement.soon(self.listener.stop_requested()):
+            self._compile_ahead(order, moving, arrays)
+            runs = order.runs[dispatch:]
+            before = (self._copy(moving), runs) if self.settings.debug_nans else None
+            for piece in self.feed.pieces(order.bags, runs):
+                moving = self._train(moving, arrays, piece)
+                dispatch += piece.ends_run
+                self.listener.steps(int((piece.hi - piece.lo).sum()))
+                if piece.ends_run and checkpoints and self.agreement.soon(self.listener.stop_requested()):
                     save(wait=True)
                     raise Stopped
             logits = self._evaluate(moving.state, self.data.selection) if keeps_best else None
+            self.feed.verify_rest()
             fetched, sums = self.fetch((logits, moving.metrics))
             if before:
                 self._require_finite(order, epoch, progress.active, moving, arrays, *before)
@@ -253,56 +280,54 @@ class _Engine:
         state = moving.state if best is None else moving.state.replace(params=best)
         return state, progress
 
-    def _dispatch(
-        self, moving: compiled.Moving, arrays: compiled.Epoch, run: nonfinite.Run
-    ) -> tuple[compiled.Moving, jax.Array]:
-        bucket, lo, hi = run
-        lo, hi = self.spread((lo, hi))
-        return self.programs.train(bucket, self.cohort, self.who, moving, arrays, lo, hi, self.count)
+    def _train(self, moving: compiled.Moving, arrays: compiled.Epoch, piece: Piece) -> compiled.Moving:
+        lo, hi = self.spread((piece.lo, piece.hi))
+        moving, piece.done = self.programs.train(
+            piece.bucket, self._cohort(piece), self.who, moving, arrays, lo, hi, self.count
+        )
+        return moving
 
-    def _require_finite(
-        self, order: EpochOrder, epoch: int, active: np.ndarray, moving: compiled.Moving, arrays: compiled.Epoch,
-        before: compiled.Moving, runs: Sequence[nonfinite.Run],
-    ) -> None:  # fmt: skip
-        """Raises NotFinite where the epoch's `runs`, which began with `before`, left an active replica not finite."""
-        finite = self.fetch(nonfinite.finite_replicas((moving.metrics, moving.state.params)))
-        suspects = active & ~self.unfilled(finite)
-        if suspects.any():
-            raise nonfinite.find(
-                suspects,
-                order.bags,
-                epoch,
-                runs,
-                before,
-                lambda moving, run: self._dispatch(moving, arrays, run)[0],
-                self.fetch,
-            )
-
-    def _reserve(self, moving: compiled.Moving, arrays: compiled.Epoch) -> None:
-        """Finds out how many replicas fit side by side, in all buckets that are trained on."""
-        if not self.vectorised:
-            return
-        rows = self.spread(np.zeros(self.num_replicas, np.int32))
-        for bucket in np.flatnonzero(self.order.slot_counts).tolist():
-            self.programs.reserve(bucket, self.cohort, self.who, moving, arrays, rows, rows, self.count)
+    def _compile_ahead(self, order: EpochOrder, moving: compiled.Moving, epoch: compiled.Epoch) -> None:
+        """Of all buckets, beside the first reading of bags; those that are trained on first come first."""
+        seen = self.data.selection.any(axis=0) | self.data.test.any(axis=0)
+        train, evaluate = dict.fromkeys(run[0] for run in order.runs), np.unique(self.data.bucket[seen])
+        logits = self.longest_part, self.task.num_outputs
+        cohorts = [compiled.Cohort(self.feed.shapes(bucket), self.targets) for bucket in range(len(self.data.lengths))]
+        self.programs.compile_ahead([*train], evaluate.tolist(), cohorts, self.who, moving, epoch, logits, self.count)
         if self.side_by_side != self.kept:
             self.keep_choices({"runs_side_by_side": self.side_by_side})
             self.kept = copy.deepcopy(self.side_by_side)
 
+    def _require_finite(
+        self, order: EpochOrder, epoch: int, active: np.ndarray, moving: compiled.Moving, arrays: compiled.Epoch,
+        before: compiled.Moving, runs: Sequence[Run],
+    ) -> None:  # fmt: skip
+        """Raises NotFinite where the epoch's `runs`, which began with `before`, left an active replica not finite."""
+
+        def again(moving: compiled.Moving, run: Run) -> compiled.Moving:
+            for piece in self.feed.pieces(order.bags, [run]):
+                moving = self._train(moving, arrays, piece)
+            return moving
+
+        finite = self.fetch(nonfinite.finite_replicas((moving.metrics, moving.state.params)))
+        suspects = active & ~self.unfilled(finite)
+        if suspects.any():
+            raise nonfinite.find(suspects, order.bags, epoch, runs, before, again, self.fetch)
+
     def _no_metrics(self, strategy: Strategy, state: TrainState) -> dict[str, np.ndarray]:
         """Zeros for the sums of the strategy's step metrics."""
 
-        def names(state: TrainState) -> dict[str, jax.Array]:
+        def names(state: TrainState, cohort: compiled.Cohort) -> dict[str, jax.Array]:
             one = jax.tree.map(lambda x: x[0], state)
             numbers = jnp.zeros(self.settings.batch_size, jnp.int32)
-            batch = compiled.read_batch(self.cohort, numbers, jnp.int32(0), self.data.lengths[0])
+            batch = compiled.read_batch(cohort, numbers, jnp.int32(0), self.data.lengths[0])
             hyper = self.plan.replica_hyper(self.plan.replicas[0])
             sizes = np.ones((1, self.settings.batch_size), np.int64)
             rows = strategy.schedule(hyper, sizes, Steps(epoch=0, epochs=1, count=1))
             extras = {name: jnp.asarray(values[0], _narrow(values)) for name, values in rows.items()}
             return strategy.step(one, batch, extras, jax.random.key(0))[1]
 
-        shapes = jax.eval_shape(names, state)
+        shapes = jax.eval_shape(names, state, compiled.Cohort(self.feed.shapes(0), self.targets))
         return {name: np.zeros((self.num_replicas, *x.shape), x.dtype) for name, x in shapes.items()}
 
     def _extras(self, phase: Phase, order: EpochOrder, epoch: int) -> dict[str, np.ndarray]:
@@ -322,11 +347,11 @@ class _Engine:
         return stacked
 
     def _part(self, part: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """(bags [R, V], sizes [R]): each replica's bags of a part [folds, num_bags], in order of their bucket."""
+        """(bags [R, V], sizes [R]): each replica's bags of a part [rows, num_bags], in order of their bucket."""
         bags = np.full((self.num_replicas, self.longest_part), -1, np.int32)
         counts = np.zeros(self.num_replicas, np.int64)
-        for r, fold in enumerate(self.folds):
-            numbers = np.flatnonzero(part[fold])
+        for r, row in enumerate(self.rows):
+            numbers = np.flatnonzero(part[row])
             numbers = numbers[np.argsort(self.data.bucket[numbers], kind="stable")]
             bags[r, : len(numbers)], counts[r] = numbers, len(numbers)
         return bags, counts
@@ -338,12 +363,13 @@ class _Engine:
         logits = self.spread(np.zeros(shape, np.float32))
         spread_bags = self.spread(bags)
         buckets = np.where(bags >= 0, self.data.bucket[np.maximum(bags, 0)], len(self.data.lengths))
-        for bucket in range(len(self.data.lengths)):
-            lo = (buckets < bucket).sum(axis=1).astype(np.int32)
-            hi = (buckets <= bucket).sum(axis=1).astype(np.int32)
-            if (hi > lo).any():
-                lo, hi = self.spread((lo, hi))
-                logits = self.programs.evaluate(bucket, self.cohort, state, spread_bags, logits, lo, hi, self.count)
+        edges = [(buckets < bucket).sum(axis=1).astype(np.int32) for bucket in range(len(self.data.lengths) + 1)]
+        runs = [(bucket, lo, hi) for bucket, (lo, hi) in enumerate(itertools.pairwise(edges)) if (hi > lo).any()]
+        for piece in self.feed.pieces(bags[..., None], runs):
+            lo, hi = self.spread((piece.lo, piece.hi))
+            logits, piece.done = self.programs.evaluate(
+                piece.bucket, self._cohort(piece), state, spread_bags, logits, lo, hi, self.count
+            )
         return logits
 
     def _judge(
@@ -382,16 +408,8 @@ class _Engine:
             per_replica.append(mine)
             numbers.append(mine_bags)
         facts = {"compilations": self.programs.compilations, "fetches": self.placement.fetches}
+        facts["feature_bytes"] = self.feed.host_bytes
         return FitResult(per_replica, numbers, self.unfilled(chosen), progress, facts)
-
-
-def _keep_improved(best: PyTree, now: PyTree, improved: jax.Array) -> PyTree:
-    """`now` where a replica improved, else `best`."""
-
-    def choose(old: jax.Array, new: jax.Array) -> jax.Array:
-        return jnp.where(improved.reshape(-1, *(1,) * (old.ndim - 1)), new, old)
-
-    return jax.tree.map(choose, best, now)
 
 
 def _narrow(values: np.ndarray) -> np.dtype:

@@ -6,9 +6,11 @@ and report; nothing here prints.
 
 from __future__ import annotations
 
+import dataclasses
+import math
 import os
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field, replace
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -18,16 +20,18 @@ import numpy as np
 import pandas as pd
 from ml_collections import ConfigDict
 
-from mil_jax import aggregators, tasks
-from mil_jax.aggregators.reembedding import reembedded
+from mil_jax import aggregators
+from mil_jax.aggregators import reembedding
 from mil_jax.bags import Bag
 from mil_jax.data.buckets import Ladder, fit_ladder
-from mil_jax.data.cohort import Cohort, CohortSettings, build_cohort, resolve_classes
+from mil_jax.data.cohort import Cohort, build_cohort
 from mil_jax.data.conversion import Progress, shards_for_features
 from mil_jax.data.digits import digits_cohort
-from mil_jax.data.residency import load_bags
+from mil_jax.data.residency import COORDINATE_BYTES, load_bags
+from mil_jax.data.room import AUTO, STREAMED, choose_residency
 from mil_jax.data.shards import Shards
-from mil_jax.data.splits import TEST, TRAIN, VALIDATION, Splits, SplitSettings, make_splits
+from mil_jax.data.splits import TEST, TRAIN, VALIDATION
+from mil_jax.data.streaming import StreamedBags
 from mil_jax.errors import ConfigError
 from mil_jax.strategies.supervised import Supervised
 from mil_jax.tasks.classification import Classification
@@ -35,15 +39,16 @@ from mil_jax.training import optimizers
 from mil_jax.training.checkpoints import Checkpoints
 from mil_jax.training.engine import EngineData, EngineSettings, FitResult, Listener, Phase, fit
 from mil_jax.training.memory import side_by_side
-from mil_jax.training.plan import Plan, Replica
+from mil_jax.training.plan import Overrides, Plan, Replica, make_plan
 from mil_jax.training.processes import is_first
 from mil_jax.training.run_folder import RunFolder, fingerprint
 from mil_jax.training.schedule import Schedule
 from mil_jax.training.stopping import Selection
+from mil_jax.training.targets import Target, cohort_settings, make_targets, split_settings
 
 PROTOCOLS = ("clean", "reference")
 FREE_ON_RESUME = (
-    *("run", "distributed", "data.cache"),
+    *("run", "distributed", "data.cache", "data.residency", "data.stream_gib"),
     *("train.checkpoint_seconds", "train.debug_nans", "train.tensorboard", "train.wandb"),
 )
 
@@ -52,7 +57,9 @@ FREE_ON_RESUME = (
 class Experiment:
     """All that is known before training.
 
-    targets: [M] or [M, C], of every bag of the cohort. ladder: bucket lengths fitted to the bags in use.
+    targets: what is predicted, usually one label column. left_out: label_column, reason, of those that cannot be trained.
+    ladder: bucket lengths fitted to the bags in use.
+    residency: "resident" or "streamed". residency_note: which, why and the bytes, in a sentence.
     selection_part: the part that chooses epochs: VALIDATION, or TEST where protocol "reference" has no validation part.
     fallback: the monitor used instead of the one asked for, "" where it is the one.
     side_by_side: of a run that is resumed, how many runs go side by side in each phase and bucket length.
@@ -61,12 +68,13 @@ class Experiment:
     config: ConfigDict
     shards: Shards
     cohort: Cohort
-    task: Classification
-    targets: np.ndarray
-    splits: Splits
+    targets: tuple[Target, ...]
+    left_out: pd.DataFrame
     plan: Plan
     ladder: Ladder
     selection: Selection
+    residency: str
+    residency_note: str
     selection_part: int = VALIDATION
     fallback: str = ""
     side_by_side: dict[str, dict[int, int]] = field(default_factory=dict)
@@ -77,10 +85,44 @@ class Experiment:
         return not (self.config.data.features or self.config.data.shards)
 
     @property
+    def task(self) -> Classification:
+        """The task that the runs share; targets differ in the names of their classes only."""
+        return self.targets[0].task
+
+    @property
+    def several(self) -> bool:
+        """Whether there is more than one target."""
+        return len(self.targets) > 1
+
+    @cached_property
+    def parts(self) -> np.ndarray:
+        """int8 [rows, M]: the parts of all folds of all targets, one after another."""
+        return np.concatenate([target.splits.parts for target in self.targets])
+
+    @property
+    def first_row(self) -> tuple[int, ...]:
+        """The first row of each target in `parts`."""
+        folds = [len(target.splits.parts) for target in self.targets]
+        return tuple(np.cumsum([0, *folds[:-1]]).tolist())
+
+    def row(self, replica: Replica) -> int:
+        """The row of a run in `parts`."""
+        return self.first_row[replica.target] + replica.fold
+
+    def run_name(self, replica: Replica) -> str:
+        """ "fold 2, seed 0", after the label column where there are several."""
+        target = self.targets[replica.target]
+        run = f"fold {target.splits.names[replica.fold]}, seed {replica.seed}"
+        return f"{target.name}, {run}" if self.several else run
+
+    @property
     def excluded(self) -> pd.DataFrame:
         """slide, reason: of all that was left out at conversion, at the join with the labels, and by the splits."""
         converted = pd.DataFrame(self.shards.excluded, columns=["slide", "reason"], dtype=object)
-        return pd.concat([converted, self.cohort.excluded, self.splits.excluded], ignore_index=True)
+        by_splits = [target.splits.excluded for target in self.targets]
+        return pd.concat([converted, self.cohort.excluded, *by_splits], ignore_index=True).drop_duplicates(
+            ignore_index=True
+        )
 
     @property
     def bucket(self) -> np.ndarray:
@@ -93,12 +135,12 @@ class Experiment:
         return {
             "features": self.shards.fingerprint,
             "labels": fingerprint(self.cohort.bags[["bag_id", "patient_id"]], self.cohort.labels),
-            "splits": fingerprint(self.splits.parts),
+            "splits": fingerprint(self.parts),
         }
 
     @cached_property
     def data(self) -> EngineData:
-        """The bags in memory and their parts; read once. Raises ShardError for a torn or altered record."""
+        """The bags and their parts; those held in memory are read once. Raises ShardError for a torn or altered record."""
         return engine_data(self)
 
 
@@ -117,45 +159,70 @@ def prepare(
     strict: bool = False,
     choices: Mapping[str, Any] | None = None,
     progress: Progress | None = None,
+    overrides: Sequence[Overrides] = ((),),
 ) -> Experiment:
-    """Reads tables and index, joins them, makes task, splits, plan and ladder. Raises UserError for whatever does not fit.
+    """Reads tables and index, joins them, makes targets, splits, plan and ladder. Raises UserError for whatever does not fit.
 
-    choices: those of the run folder, when resuming. progress: hears of each slide that is converted.
+    choices: those of the run folder, when resuming. progress: hears of each slide that is converted. overrides: numeric settings
+    that are tried side by side, each with every fold and seed.
     """
     if config.train.protocol not in PROTOCOLS:
         raise ConfigError(f"train.protocol is {config.train.protocol!r}; choose one of {', '.join(PROTOCOLS)}")
     config = ConfigDict(config.to_dict())
     shards = _open_shards(config, progress)
-    settings = _cohort_settings(config, strict)
+    settings, found = cohort_settings(config, strict)
     cohort = build_cohort(
         shards.slide_ids,
         shards.num_instances,
         settings,
         modified=shards.provenance["source_mtime"].to_numpy(np.float64),
     )
-    task = tasks.create(config.task.name, resolve_classes(cohort.labels, settings), _task_settings(config, settings))
-    targets = task.targets(cohort.labels.set_index(cohort.bags["bag_id"]))
-    if config.train.permute_labels:
-        targets = np.random.default_rng([config.splits.seed, 2]).permutation(targets)
-    splits = make_splits(cohort, stratum(task, targets), _split_settings(config, strict), task.classes)
+    targets, left_out = make_targets(config, cohort, settings, split_settings(config, strict), found)
+    sizes = cohort.bags["num_instances"].to_numpy()
+    ladder = _ladder(config, sizes, (choices or {}).get("ladder"))
+    residency, residency_note = _residency(config, shards, int(sizes.sum()) + ladder.lengths[-1], choices)
     experiment = Experiment(
         config=config,
         shards=shards,
         cohort=cohort,
-        task=task,
         targets=targets,
-        splits=splits,
-        plan=_plan(config, len(splits.parts)),
-        ladder=_ladder(config, cohort.bags["num_instances"].to_numpy(), (choices or {}).get("ladder")),
+        left_out=left_out,
+        plan=make_plan(config, [len(target.splits.parts) for target in targets], overrides),
+        ladder=ladder,
         selection=Selection(config.train.select, config.train.patience, config.train.min_epochs),
+        residency=residency,
+        residency_note=residency_note,
         side_by_side=side_by_side(choices or {}),
     )
-    _choose_selection(experiment)
-    # Impossible settings are found before anything is written.
-    parameter_shapes(experiment)
-    if config.train.class_weights or config.train.balanced:
-        task.class_weights(targets)
+    _check(experiment)
     return experiment
+
+
+def derived(experiment: Experiment, config: ConfigDict, overrides: Sequence[Overrides]) -> Experiment:
+    """The same data, targets and splits under other settings of method and training; bags that were read are shared.
+
+    Raises UserError for settings that do not fit.
+    """
+    folds = [len(target.splits.parts) for target in experiment.targets]
+    selection = Selection(config.train.select, config.train.patience, config.train.min_epochs)
+    plan = make_plan(config, folds, overrides)
+    other = dataclasses.replace(experiment, config=config, plan=plan, selection=selection, fallback="")
+    _check(other)
+    return other
+
+
+def share_bags(experiment: Experiment, other: Experiment) -> None:
+    """Gives the bags that `experiment` has read to `other`, which was derived from it."""
+    other.__dict__["data"] = dataclasses.replace(experiment.data, sampling=_sampling(other))
+
+
+def _check(experiment: Experiment) -> None:
+    """Finds impossible settings before anything is written, and what chooses epochs."""
+    _choose_selection(experiment)
+    parameter_shapes(experiment)
+    if experiment.config.train.class_weights or experiment.config.train.balanced:
+        for target in experiment.targets:
+            target.task.class_weights(target.values)
 
 
 def strategy(experiment: Experiment) -> Supervised:
@@ -165,12 +232,13 @@ def strategy(experiment: Experiment) -> Supervised:
     fields = {key: value for key, value in config.aggregator.items() if key != "name"}
     aggregator = aggregators.create(config.aggregator.name, experiment.task.num_outputs, **fields)
     return Supervised(
-        module=reembedded(aggregator, config.reembed),
+        module=reembedding.reembedded(aggregator, config.reembed),
         task=experiment.task,
         optimizer=optimizers.make(optimizers.OptimizerSettings(**optimizer)),
         learning_rate=Schedule(**config.optimizer.schedule),
         normalize=config.data.normalize,
         class_weights=config.train.class_weights,
+        precision=config.train.precision,
     )
 
 
@@ -188,14 +256,18 @@ def parameter_shapes(experiment: Experiment) -> Any:
 
 
 def train(experiment: Experiment, folder: RunFolder, listener: Listener) -> FitResult:
-    """Runs the experiment; raises Stopped when the listener asks to stop. Choices made before are reused when resuming."""
-    if is_first() and not folder.choices:
-        folder.write_choices({"residency": "resident", "ladder": list(experiment.ladder.lengths)})
-    seconds = experiment.config.train.checkpoint_seconds
-    keep = folder.write_choices if is_first() else None
-    result = run(experiment, listener, lambda name: Checkpoints(folder.checkpoints / name, seconds), keep)
+    """Runs the experiment and saves what it chose. As `train_in`."""
+    result = train_in(experiment, folder, listener)
     _save_final(experiment, folder, result)
     return result
+
+
+def train_in(experiment: Experiment, folder: RunFolder, listener: Listener) -> FitResult:
+    """Runs the experiment; raises Stopped when the listener asks to stop. Choices made before are reused when resuming."""
+    keep = folder.write_choices if is_first() else lambda choices: None
+    keep({"residency": experiment.residency, "ladder": list(experiment.ladder.lengths)})
+    seconds = experiment.config.train.checkpoint_seconds
+    return run(experiment, listener, lambda name: Checkpoints(folder.checkpoints / name, seconds), keep)
 
 
 def run(
@@ -210,7 +282,7 @@ def run(
         experiment.data,
         experiment.task,
         experiment.plan,
-        replace(engine_settings(experiment.config), side_by_side=experiment.side_by_side),
+        dataclasses.replace(engine_settings(experiment.config), side_by_side=experiment.side_by_side),
         listener,
         open_checkpoints,
         keep_choices,
@@ -218,25 +290,36 @@ def run(
 
 
 def engine_data(experiment: Experiment) -> EngineData:
-    """Reads all bags, and lays out the parts for the engine."""
-    parts = experiment.splits.parts
+    """Reads all bags, unless they are streamed, and lays out the parts for the engine."""
+    parts = experiment.parts
     training = parts == TRAIN
-    sampling = None
-    if experiment.config.train.balanced:
-        sampling = np.zeros(parts.shape)
-        for fold, part in enumerate(training):
-            sampling[fold, part] = experiment.task.sampling_weights(experiment.targets[part])
-    lengths = experiment.ladder.lengths
+    lengths, shards, slides = experiment.ladder.lengths, experiment.shards, experiment.cohort.slides
+    streamed = experiment.residency == STREAMED
     return EngineData(
-        bags=load_bags(experiment.shards, experiment.cohort.slides, lengths[-1]),
-        targets=experiment.targets[None],
+        bags=StreamedBags(shards, slides, _stream_bytes(experiment.config))
+        if streamed
+        else load_bags(shards, slides, lengths[-1]),
+        targets=np.stack([target.values for target in experiment.targets]),
         training=training,
         selection=parts == experiment.selection_part,
         test=parts == TEST,
         lengths=lengths,
         bucket=experiment.bucket,
-        sampling=sampling,
+        sampling=_sampling(experiment),
+        first_row=experiment.first_row,
     )
+
+
+def _sampling(experiment: Experiment) -> np.ndarray | None:
+    """Weights to draw training bags by, [rows, M], so that all classes come equally often; None where each comes once."""
+    if not experiment.config.train.balanced:
+        return None
+    training = experiment.parts == TRAIN
+    sampling = np.zeros(training.shape)
+    for first, target in zip(experiment.first_row, experiment.targets):
+        for row in range(first, first + len(target.splits.parts)):
+            sampling[row, training[row]] = target.task.sampling_weights(target.values[training[row]])
+    return sampling
 
 
 def engine_settings(config: ConfigDict) -> EngineSettings:
@@ -258,6 +341,19 @@ def _ladder(config: ConfigDict, sizes: np.ndarray, chosen: list[int] | None) -> 
         padded = np.asarray(chosen)[Ladder(tuple(chosen), 0.0).bucket(sizes)].sum()
         return Ladder(tuple(chosen), 1.0 - sizes.sum() / padded)
     return fit_ladder(sizes, max_waste=config.data.max_waste, max_shapes=config.data.max_shapes)
+
+
+def _stream_bytes(config: ConfigDict) -> int:
+    return int(config.data.stream_gib * 2**30)
+
+
+def _residency(config: ConfigDict, shards: Shards, rows: int, choices: Mapping[str, Any] | None) -> tuple[str, str]:
+    """Where the features are to be, and why; what was chosen before is chosen again unless the config names another."""
+    asked = config.data.residency
+    if asked == AUTO and choices:
+        asked = choices.get("residency", AUTO)
+    row_bytes = math.prod(shards.feature_shape) * shards.dtype.itemsize + COORDINATE_BYTES
+    return choose_residency(asked, rows, row_bytes, _stream_bytes(config))
 
 
 def _open_shards(config: ConfigDict, progress: Progress | None) -> Shards:
@@ -289,89 +385,27 @@ def _open_shards(config: ConfigDict, progress: Progress | None) -> Shards:
     return Shards.open(digits.shards)
 
 
-def _cohort_settings(config: ConfigDict, strict: bool) -> CohortSettings:
-    data = config.data
-    columns = [name for name in (config.splits.group, config.splits.test) if name and name != "site"]
-    return CohortSettings(
-        labels=data.labels,
-        target=listed(data.target) if "," in data.target else data.target,
-        slides_table=data.slides_table or None,
-        id_column=data.id_column or None,
-        patient=data.patient or None,
-        unit=data.unit,
-        filter=data.filter or None,
-        classes=listed(data.classes) or None,
-        positive=data.positive or None,
-        site=data.site or None,
-        columns=[name for name in columns if "." not in name],
-        duplicates=data.duplicates,
-        min_matched=data.min_matched,
-        strict=strict,
-    )
-
-
-def _task_settings(config: ConfigDict, settings: CohortSettings) -> Mapping[str, Any]:
-    chosen = {key: value for key, value in config.task.items() if key != "name"}
-    if len(settings.targets) == 1 and config.task.multi_label:
-        raise ConfigError(
-            "task.multi_label is for several label columns of 0 and 1: name them in data.target, with commas"
-        )
-    if len(settings.targets) > 1 and config.task.loss_name != "binary_cross_entropy":
-        raise ConfigError(
-            f"data.target names {len(settings.targets)} columns, each a label of its own, and task.loss_name="
-            f"{config.task.loss_name!r} is for one: set task.loss_name=binary_cross_entropy"
-        )
-    return chosen | {"multi_label": config.task.multi_label or len(settings.targets) > 1}
-
-
-def _split_settings(config: ConfigDict, strict: bool) -> SplitSettings:
-    splits = config.splits
-    # The reference protocol takes splits as they are: no validation part is carved from the training patients.
-    carve = splits.val_fraction if config.train.protocol == "clean" else 0.0
-    return SplitSettings(
-        kind="file" if splits.file else splits.kind,
-        folds=splits.folds,
-        repeats=splits.repeats,
-        group=splits.group,
-        test=splits.test,
-        test_fraction=splits.test_fraction,
-        val_fraction=carve,
-        file=splits.file,
-        seed=splits.seed,
-        min_matched=config.data.min_matched,
-        strict=strict,
-    )
-
-
-def stratum(task: Classification, targets: np.ndarray) -> np.ndarray:
-    """What splits are stratified by: class numbers, or 0/1 columns."""
-    return targets if task.multi_label else task.class_index(targets)
-
-
-def _plan(config: ConfigDict, num_folds: int) -> Plan:
-    if config.train.num_seeds < 1:
-        raise ConfigError(f"train.num_seeds is {config.train.num_seeds}; at least one seed is needed")
-    hyper = {"optimizer.lr": config.optimizer.lr, "optimizer.weight_decay": config.optimizer.weight_decay}
-    seeds = range(config.train.seed, config.train.seed + config.train.num_seeds)
-    return Plan(tuple(Replica(fold, seed) for seed in seeds for fold in range(num_folds)), hyper)
-
-
 def _choose_selection(experiment: Experiment) -> None:
     """Decides which part and which monitor choose epochs."""
     select, config = experiment.selection.select, experiment.config
     if select == "last":
         return
-    parts = experiment.splits.parts
+    parts = experiment.parts
     bare = ~(parts == VALIDATION).any(axis=1)
     if bare.any() and config.train.protocol == "reference":
         experiment.selection_part = TEST
     elif bare.any():
+        names = [name for target in experiment.targets for name in target.splits.names]
         raise ConfigError(
-            f"train.select={select} needs a validation part, but fold {np.array(experiment.splits.names)[bare][0]} has none: "
+            f"train.select={select} needs a validation part, but fold {np.array(names)[bare][0]} has none: "
             "set splits.val_fraction above 0, or train.select=last"
         )
-    held_out = [experiment.targets[fold == experiment.selection_part] for fold in parts]
-    if select == "val_auc" and not all(map(experiment.task.enough_cases, held_out)):
+    enough = (
+        target.task.enough_cases(target.values[part == experiment.selection_part])
+        for target in experiment.targets
+        for part in target.splits.parts
+    )
+    if select == "val_auc" and not all(enough):
         # With few cases the AUC takes few values, and the best of many epochs is an accident.
         experiment.fallback = "val_loss"
         experiment.selection = Selection("val_loss", config.train.patience, config.train.min_epochs)
@@ -380,23 +414,19 @@ def _choose_selection(experiment: Experiment) -> None:
 def _save_final(experiment: Experiment, folder: RunFolder, result: FitResult) -> None:
     """The chosen parameters of every run, with the ids they were trained and selected on."""
     ids = experiment.cohort.bags["bag_id"].to_numpy()
-    parts = experiment.splits.parts
     runs = [
         {
-            "fold": experiment.splits.names[replica.fold],
+            **({"label_column": experiment.targets[replica.target].name} if experiment.several else {}),
+            "fold": experiment.targets[replica.target].splits.names[replica.fold],
             "seed": replica.seed,
             "epoch": int(result.progress.best_epoch[r]),
-            "training": ids[parts[replica.fold] == TRAIN].tolist(),
-            "validation": ids[parts[replica.fold] == experiment.selection_part].tolist(),
+            "training": ids[experiment.parts[row] == TRAIN].tolist(),
+            "validation": ids[experiment.parts[row] == experiment.selection_part].tolist(),
         }
         for r, replica in enumerate(experiment.plan.replicas)
+        for row in [experiment.row(replica)]
     ]
     checkpoints = Checkpoints(folder.checkpoints / "final", seconds=0)
     params, constants = result.state
     checkpoints.save(0, {"params": params, "constants": constants}, {"runs": runs}, wait=True)
     checkpoints.close()
-
-
-def listed(text: str) -> tuple[str, ...]:
-    """ "a, b" -> ("a", "b")."""
-    return tuple(part.strip() for part in text.split(",") if part.strip())

@@ -6,12 +6,12 @@ the largest k that the line through both allows. Trials are compilations, and co
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
 
+from mil_jax.machine import memory_bytes
 from mil_jax.training.processes import least
 
 # Of a device's memory; the rest is for what lies beside a program: best parameters, outputs of an evaluation.
@@ -35,7 +35,7 @@ def device_limit(gib: float) -> int:
         return int(gib * 2**30)
     devices = jax.local_devices()
     stats = [device.memory_stats() or {} for device in devices]
-    host = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") // len(devices)
+    host = memory_bytes() // len(devices)
     return int(SHARE * least(min(one.get("bytes_limit", host) for one in stats)))
 
 

@@ -12,8 +12,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from mil_jax.data.windows import Run
+
 PyTree = Any
-Run = tuple[int, np.ndarray, np.ndarray]
 
 
 class NotFinite(Exception):

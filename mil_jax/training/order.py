@@ -9,8 +9,9 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from operator import attrgetter
 
 import numpy as np
 
@@ -34,8 +35,9 @@ class EpochOrder:
 class BagOrder:
     """Draws the order of every epoch.
 
-    training: bool [folds, num_bags]. bucket: int [num_bags], the bucket each bag fits in, in ascending order of length.
-    sampling: None (each bag once an epoch), or float [folds, num_bags]: weights to draw bags by, with replacement.
+    training: bool [rows, num_bags]. bucket: int [num_bags], the bucket each bag fits in, in ascending order of length.
+    sampling: None (each bag once an epoch), or float [rows, num_bags]: weights to draw bags by, with replacement.
+    row: the row of a replica; its fold, where there is one target.
     """
 
     def __init__(
@@ -48,7 +50,9 @@ class BagOrder:
         data_seed: int = 0,
         slots_per_dispatch: int = 64,
         sampling: np.ndarray | None = None,
+        row: Callable[[Replica], int] = attrgetter("fold"),
     ) -> None:
+        self.row = row
         self.training = training
         self.bucket = bucket
         self.num_buckets = num_buckets
@@ -60,35 +64,35 @@ class BagOrder:
         self.max_steps = int(self.slot_counts.sum())
 
     def _slot_counts(self) -> np.ndarray:
-        """[num_buckets]: per bucket the largest number of batches of any fold."""
-        per_fold = np.zeros((len(self.training), self.num_buckets))
-        for fold, part in enumerate(self.training):
+        """[num_buckets]: per bucket the largest number of batches of any row."""
+        per_row = np.zeros((len(self.training), self.num_buckets))
+        for row, part in enumerate(self.training):
             if self.sampling is None:
-                per_fold[fold] = np.bincount(self.bucket[part], minlength=self.num_buckets)
+                per_row[row] = np.bincount(self.bucket[part], minlength=self.num_buckets)
             else:
-                share = np.bincount(self.bucket[part], self.sampling[fold, part], self.num_buckets)
+                share = np.bincount(self.bucket[part], self.sampling[row, part], self.num_buckets)
                 expected = part.sum() * share / share.sum()
                 # Draws vary from epoch to epoch: four standard deviations of room, so that hardly a draw finds no slot.
-                per_fold[fold] = np.minimum(np.ceil(expected + 4 * np.sqrt(expected)) * (expected > 0), part.sum())
-        return np.ceil(per_fold / self.batch_size).astype(np.int64).max(axis=0)
+                per_row[row] = np.minimum(np.ceil(expected + 4 * np.sqrt(expected)) * (expected > 0), part.sum())
+        return np.ceil(per_row / self.batch_size).astype(np.int64).max(axis=0)
 
     def epoch(self, replicas: Sequence[Replica], active: np.ndarray, epoch: int) -> EpochOrder:
         """The order of epoch `epoch`; replicas that are not `active` [R] have no steps."""
         slots = np.repeat(np.arange(self.num_buckets), self.slot_counts)
         np.random.default_rng([self.data_seed, epoch]).shuffle(slots)
-        filled: dict[tuple[int, int], np.ndarray] = {}
+        filled: dict[tuple[int, int], np.ndarray] = {}  # replicas that differ only in their overrides share theirs
         bags = np.full((len(replicas), self.max_steps, self.batch_size), -1, np.int32)
         busy = np.zeros((len(replicas), len(slots)), bool)
-        for row, replica in enumerate(replicas):
-            if not active[row]:
+        for r, replica in enumerate(replicas):
+            if not active[r]:
                 continue
-            who = (replica.seed, replica.fold)
+            who = (replica.seed, self.row(replica))
             if who not in filled:
-                filled[who] = self._fill(slots, replica.seed, replica.fold, epoch)
+                filled[who] = self._fill(slots, replica, epoch)
             mine = filled[who]
-            busy[row] = mine[:, 0] >= 0
-            steps = mine[busy[row]]
-            bags[row, : len(steps)] = steps
+            busy[r] = mine[:, 0] >= 0
+            steps = mine[busy[r]]
+            bags[r, : len(steps)] = steps
         done = np.concatenate([np.zeros((len(replicas), 1), np.int64), np.cumsum(busy, axis=1)], axis=1)
         runs = []
         for start, stop in _runs(slots, self.slots_per_dispatch):
@@ -96,14 +100,15 @@ class BagOrder:
                 runs.append((int(slots[start]), done[:, start].astype(np.int32), done[:, stop].astype(np.int32)))
         return EpochOrder(bags, tuple(runs), done[:, -1])
 
-    def _fill(self, slots: np.ndarray, seed: int, fold: int, epoch: int) -> np.ndarray:
+    def _fill(self, slots: np.ndarray, replica: Replica, epoch: int) -> np.ndarray:
         """[num_slots, B] bag numbers, -1 for none: one replica's bags, shuffled into the slots they fit."""
-        rng = np.random.default_rng([self.data_seed, seed, fold, epoch, 1])
-        part = np.flatnonzero(self.training[fold])
+        rng = np.random.default_rng([self.data_seed, replica.seed, replica.fold, epoch, 1])
+        row = self.row(replica)
+        part = np.flatnonzero(self.training[row])
         if self.sampling is None:
             drawn = rng.permutation(part)
         else:
-            weights = self.sampling[fold, part]
+            weights = self.sampling[row, part]
             drawn = rng.choice(part, size=len(part), p=weights / weights.sum())
         filled = np.full((len(slots), self.batch_size), -1, np.int32)
         waiting = np.empty(0, np.int64)

@@ -1,4 +1,4 @@
-"""The compiled programs of the engine: two per bucket (train, evaluate) and one for initial states, each over all replicas.
+"""What the engine's programs compute: steps of training, predictions and initial states, each over all replicas.
 
 On a CPU replicas run one after another on each device (`map`), each making all its steps of a dispatch while its state is in the
 cache; on a GPU they run side by side (`vmap`), as many as the memory takes in that bucket, and a replica without a bag keeps its
@@ -18,9 +18,7 @@ from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from mil_jax.data.residency import ResidentBags
-from mil_jax.errors import ConfigError
 from mil_jax.strategies.base import Batch, Strategy, TrainState
-from mil_jax.training.memory import DoesNotFit, largest_that_fits
 
 PyTree = Any
 Array = jax.Array
@@ -111,7 +109,7 @@ def _one_step(
     return Moving(state=state, metrics=jax.tree.map(jnp.add, moving.metrics, metrics))
 
 
-def _train_map(
+def train_in_turn(
     strategy: Strategy,
     length: int,
     axis: str | None,
@@ -123,6 +121,8 @@ def _train_map(
     hi: Array,
     count: Array,
 ) -> tuple[Moving, Array]:
+    """The steps lo..hi of each replica, one replica after another; and how many steps were made. axis: of a shared batch."""
+
     def replica(r: Array, moving: Moving) -> Moving:
         mine, my_who, order = _take(moving, r), _take(who, r), _take(epoch, r)
         step = partial(_one_step, strategy, length, axis, cohort, my_who)
@@ -150,10 +150,10 @@ def _in_chunks(chunk: int, body: Callable[..., PyTree], moving: PyTree, *rest: P
     return jax.lax.fori_loop(0, -(-rows // chunk), one, moving)
 
 
-def _train_vmap(
-    axis: str | None,
+def train_side_by_side(
     strategy: Strategy,
     length: int,
+    axis: str | None,
     chunk: int,
     cohort: Cohort,
     who: Who,
@@ -163,6 +163,7 @@ def _train_vmap(
     hi: Array,
     count: Array,
 ) -> tuple[Moving, Array]:
+    """As `train_in_turn`, with `chunk` replicas at a time."""
     del count  # replicas that only fill the mesh have no steps: lo = hi
 
     def replica(mine: Moving, my_who: Who, order: Epoch, at: Array, busy: Array) -> Moving:
@@ -178,7 +179,7 @@ def _train_vmap(
     return _in_chunks(chunk, steps, moving, who, epoch, lo=lo, hi=hi), jnp.sum(hi - lo)[None]
 
 
-def _evaluate(
+def evaluate(
     strategy: Strategy,
     length: int,
     chunk: int | None,
@@ -189,8 +190,9 @@ def _evaluate(
     lo: Array,
     hi: Array,
     count: Array,
-) -> Array:
-    """chunk: replicas side by side; None: one after another."""
+) -> tuple[Array, Array]:
+    """Logits [R, V, C] with those of bags[r, lo[r]:hi[r]] filled in, and how many. chunk: replicas at a time; None: in turn."""
+    done = jnp.sum(hi - lo)[None]
 
     def one(state: TrainState, numbers: Array, logits: Array, at: Array) -> Array:
         bag = cohort.bags.bag(jnp.maximum(numbers[at], 0), length)
@@ -205,7 +207,7 @@ def _evaluate(
 
             return jax.lax.fori_loop(0, jnp.max(hi - lo), step, logits)
 
-        return _in_chunks(chunk, steps, logits, state, bags, lo=lo, hi=hi)
+        return _in_chunks(chunk, steps, logits, state, bags, lo=lo, hi=hi), done
 
     def replica(r: Array, logits: Array) -> Array:
         mine, numbers = _take(state, r), bags[r]
@@ -213,12 +215,13 @@ def _evaluate(
             logits, jax.lax.fori_loop(lo[r], hi[r], lambda at, out: one(mine, numbers, out, at), _take(logits, r)), r
         )
 
-    return _over_replicas(count, replica, logits)
+    return _over_replicas(count, replica, logits), done
 
 
-def _init(
+def initial(
     strategy: Strategy, length: int, cohort: Cohort, who: Who, fitted: PyTree, previous: TrainState | None, count: Array
 ) -> TrainState:
+    """The initial states; fitted: (hyper, constants) with the leading axis [R]. count [devices]: replicas on each."""
     bag = cohort.bags.bag(jnp.int32(0), length)
 
     def fresh(r: Array) -> TrainState:
@@ -233,118 +236,10 @@ def _init(
     return _over_replicas(count, lambda r, states: _put(states, fresh(r), r), empty)
 
 
-class Programs:
-    """Compiles each program once, ahead of time, and counts them: a shape that was not planned raises instead of recompiling.
+def keep_improved(best: PyTree, now: PyTree, improved: jax.Array) -> PyTree:
+    """`now` where a replica improved, else `best`."""
 
-    vectorised: whether replicas go side by side; then `limit` is the memory of a device in bytes, and `chunks` says how many replicas
-    of a device at once by bucket length: what was chosen before, to which is added what is chosen.
-    """
+    def choose(old: jax.Array, new: jax.Array) -> jax.Array:
+        return jnp.where(improved.reshape(-1, *(1,) * (old.ndim - 1)), new, old)
 
-    def __init__(
-        self,
-        strategy: Strategy,
-        mesh: Mesh,
-        lengths: tuple[int, ...],
-        vectorised: bool,
-        limit: int = 0,
-        chunks: dict[int, int] | None = None,
-    ) -> None:
-        self.strategy, self.mesh, self.lengths, self.vectorised, self.limit = strategy, mesh, lengths, vectorised, limit
-        self.chunks = {} if chunks is None else chunks
-        self._compiled: dict[tuple[str, int], Any] = {}
-        self._trials = 0
-        self.axis = DATA_AXIS if DATA_AXIS in mesh.axis_names else None
-
-    @property
-    def compilations(self) -> int:
-        """How many programs were compiled so far, those included that were compiled to see what they need."""
-        return len(self._compiled) + self._trials
-
-    def _call(
-        self,
-        name: str,
-        bucket: int,
-        function: Callable[..., Any],
-        donate: tuple[int, ...],
-        *arguments: PyTree,
-    ) -> Any:
-        if (name, bucket) not in self._compiled:
-            self._compiled[name, bucket] = self._compile(function, donate, *arguments)
-        return self._compiled[name, bucket](*arguments)
-
-    def _compile(
-        self, function: Callable[..., Any], donate: tuple[int, ...], cohort: Cohort, *rest: PyTree
-    ) -> jax.stages.Compiled:
-        specs = (P(), *(P(AXIS) for _ in rest))
-        mapped = jax.shard_map(function, mesh=self.mesh, in_specs=specs, out_specs=P(AXIS), check_vma=False)
-        return jax.jit(mapped, donate_argnums=donate).lower(cohort, *rest).compile()
-
-    def _reserve(
-        self, name: str, bucket: int, body: Callable[..., Any], donate: tuple[int, ...], *arguments: PyTree
-    ) -> None:
-        """Compiles a program over replicas side by side, `body(strategy, length, chunk, ...)`, with as many as fit.
-
-        Raises ConfigError where not one does.
-        """
-        length = self.lengths[bucket]
-
-        def compile_for(chunk: int) -> jax.stages.Compiled:
-            return self._compile(partial(body, self.strategy, length, chunk), donate, *arguments)
-
-        if length in self.chunks:
-            self._compiled[name, bucket] = compile_for(self.chunks[length])
-            return
-        *_, hi, count = arguments
-        rows = hi.shape[0] // count.shape[0]
-        try:
-            chunk, program, trials = largest_that_fits(rows, self.limit, compile_for)
-        except DoesNotFit as error:
-            raise ConfigError(
-                f"bags of up to {length} instances need {error.needed / 2**30:.3g} GiB of a device for one run alone, and "
-                f"{error.limit / 2**30:.3g} GiB may be used: leave the largest bags out with data.filter, or lower "
-                "train.batch_size or the widths of the aggregator, or raise train.memory_gib where it is set"
-            ) from error
-        self.chunks[length], self._compiled[name, bucket] = chunk, program
-        self._trials += trials
-
-    def init(self, cohort: Cohort, who: Who, fitted: PyTree, previous: TrainState | None, count: Array) -> TrainState:
-        """The initial states; `fitted`: (hyper, constants) with the leading axis [R]. `count` [devices]: replicas on each."""
-        return self._call(
-            "init", 0, partial(_init, self.strategy, self.lengths[0]), (), cohort, who, fitted, previous, count
-        )
-
-    def reserve(
-        self, bucket: int, cohort: Cohort, who: Who, moving: Moving, epoch: Epoch, lo: Array, hi: Array, count: Array
-    ) -> None:
-        """Compiles what `train` will run with these arguments, which may be shapes; where replicas go side by side, decides how
-        many fit. Raises ConfigError where not one does.
-        """
-        if self.vectorised and ("train", bucket) not in self._compiled:
-            body = partial(_train_vmap, self.axis)
-            self._reserve("train", bucket, body, (2,), cohort, who, moving, epoch, lo, hi, count)
-
-    def train(
-        self, bucket: int, cohort: Cohort, who: Who, moving: Moving, epoch: Epoch, lo: Array, hi: Array, count: Array
-    ) -> tuple[Moving, Array]:
-        """The steps lo..hi of each replica, all in bucket number `bucket`. `moving` is donated. Also says how many steps were made."""
-        self.reserve(bucket, cohort, who, moving, epoch, lo, hi, count)
-        function = partial(_train_map, self.strategy, self.lengths[bucket], self.axis)
-        return self._call("train", bucket, function, (2,), cohort, who, moving, epoch, lo, hi, count)
-
-    def evaluate(
-        self,
-        bucket: int,
-        cohort: Cohort,
-        state: TrainState,
-        bags: Array,
-        logits: Array,
-        lo: Array,
-        hi: Array,
-        count: Array,
-    ) -> Array:
-        """Fills logits [R, V, C] for bags[r, lo[r]:hi[r]], all in bucket number `bucket`. `logits` is donated."""
-        arguments = (cohort, state, bags, logits, lo, hi, count)
-        if self.vectorised and ("evaluate", bucket) not in self._compiled:
-            self._reserve("evaluate", bucket, _evaluate, (3,), *arguments)
-        function = partial(_evaluate, self.strategy, self.lengths[bucket], None)
-        return self._call("evaluate", bucket, function, (3,), *arguments)
+    return jax.tree.map(choose, best, now)

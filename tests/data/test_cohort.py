@@ -237,7 +237,8 @@ def test_class_order(cohort_of, tmp_path, values, options, expected):
 def test_several_target_columns_are_classes_and_may_have_gaps(cohort_of, tmp_path):
     cohort = cohort_of("case_id,slide_id,TP53,RAS\np1,s1,1,0\np2,s2,,1\n", ["s1", "s2"], target=["TP53", "RAS"])
     assert cohort.labels.isna().to_numpy().tolist() == [[False, False], [True, False]]
-    assert resolve_classes(cohort.labels, CohortSettings(tmp_path / "t", target=["TP53", "RAS"])) == ("TP53", "RAS")
+    settings = CohortSettings(tmp_path / "t", target=["TP53", "RAS"], multi_label=True)
+    assert resolve_classes(cohort.labels, settings) == ("TP53", "RAS")
 
 
 def test_hundred_thousand_slides_join_within_seconds(cohort_of):

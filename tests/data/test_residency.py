@@ -6,9 +6,8 @@ import jax
 import numpy as np
 import pytest
 
-from mil_jax.data.residency import load_bags, moments
+from mil_jax.data.residency import ResidentFeed, load_bags, moments
 from mil_jax.data.shards import Shards, SlideBag, write_shards
-from mil_jax.errors import DataError
 from mil_jax.interop.slide_bag import Provenance
 
 
@@ -53,7 +52,8 @@ def test_the_last_bag_is_read_where_it_lies_also_in_the_longest_bucket(shards):
 def test_moments_are_those_of_all_instances_of_the_training_bags(shards):
     opened, slides = shards
     bags = load_bags(opened, [np.array([k]) for k in range(6)], longest=8)
-    mean, deviation = moments(bags, np.array([True, False, True, False, False, True]))
+    parts = np.array([[True, False, True, False, False, True], [False, True, False, True, False, False]])
+    (mean, _), (deviation, _) = moments(ResidentFeed(bags, jax.devices()[0]).instances(np.arange(6)), parts)
     rows = np.concatenate([slides[k].features for k in (0, 2, 5)]).astype(np.float64)
     np.testing.assert_allclose(mean, rows.mean(axis=0), atol=1e-12)
     np.testing.assert_allclose(deviation, rows.std(axis=0), rtol=1e-10)
@@ -65,13 +65,7 @@ def test_a_constant_column_has_deviation_zero_however_large_it_is(tmp_path):
     features[:, 1] = 12345.678
     write_shards([SlideBag(f"s{k}", features[25 * k : 25 * k + 25]) for k in range(2)], tmp_path / "shards")
     bags = load_bags(Shards.open(tmp_path / "shards"), [np.array([0]), np.array([1])], longest=32)
-    mean, deviation = moments(bags, np.ones(2, bool))
+    features = ResidentFeed(bags, jax.devices()[0]).instances(np.arange(2))
+    (mean,), (deviation,) = moments(features, np.ones((1, 2), bool))
     assert deviation[1] == 0.0
     assert mean[1] == pytest.approx(12345.678, rel=1e-6)
-
-
-def test_a_cohort_larger_than_memory_is_refused_with_its_size(shards, monkeypatch):
-    opened, _ = shards
-    monkeypatch.setattr("mil_jax.data.residency.os.sysconf", lambda name: 16)
-    with pytest.raises(DataError, match="GiB of memory"):
-        load_bags(opened, [np.array([0])], longest=8)

@@ -215,7 +215,7 @@ def test_several_targets_that_are_not_zero_or_one(tmp_path):
     options = {"target": ["label", "case_id"], "id_column": "slide_id"}
     cohort = build(tmp_path, **options)
     with pytest.raises(DataError) as error:
-        resolve_classes(cohort.labels, CohortSettings(tmp_path / "labels.csv", **options))
+        resolve_classes(cohort.labels, CohortSettings(tmp_path / "labels.csv", **options, multi_label=True))
     assert_says(error, "'label'", "0 and 1")
 
 

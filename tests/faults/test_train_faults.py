@@ -118,14 +118,30 @@ FAULTS = {
     "another aggregator's setting": Fault("'mean_pooling'", ["--config.aggregator.name=mean_pooling"]),
     "a dropout of more than all": Fault("aggregator.dropout=1.5", ["--config.aggregator.dropout=1.5"]),
     "a loss for two classes of a sort": Fault("task.loss_name", ["--config.task.loss_name=hinge"]),
-    "two label columns, one loss": Fault("set task.loss_name=", ["--config.data.target=mutated,smoker"]),
+    "several labels, one loss": Fault(
+        "needs task.loss_name='binary_cross_entropy'",
+        ["--config.data.target=mutated,smoker", "--config.task.multi_label=true"],
+    ),
+    "label columns of two and of many classes": Fault(
+        "train it in a run of its own", ["--config.data.target=mutated,smoker,age"]
+    ),
+    "one of several label columns without a second class": Fault(
+        "label column 'mutated'", ["--config.data.target=mutated,smoker"], relabel(mutated=1)
+    ),
+    "a pattern that finds nothing": Fault(
+        "no column of the label table matches 'mut_*'", ["--config.data.target=mut_*"]
+    ),
+    "a pattern that finds nothing to train": Fault(
+        "none of its 2 columns can be trained", ["--config.data.target=mut*"], relabel(mutated=1, mutant=0)
+    ),
+    "a column named twice": Fault("names column 'mutated' twice", ["--config.data.target=mutated,smoker,mutated"]),
     "a model for other features": Fault("aggregator.feature_layer", ["--config.aggregator.feature_layer=lenet"]),
     "several labels in one column": Fault("name them in data.target", ["--config.task.multi_label=true"]),
     "weights for several labels": Fault(
         "one class per bag",
         [
             *("--config.data.target=mutated,smoker", "--config.task.loss_name=binary_cross_entropy"),
-            "--config.train.class_weights=true",
+            *("--config.task.multi_label=true", "--config.train.class_weights=true"),
         ],
     ),
     "a cache that is a file": Fault("data.cache", ["--config.data.cache=labels.csv"]),

@@ -1,0 +1,199 @@
+"""One training step (forward, backward, update) of each model that torchmil has too, against torchmil's, on two CPU threads.
+
+    python -m benchmarks.vs_torchmil --machine laptop            needs the extra `torchmil`
+
+One bag of N instances of 1,024 features a step, float32, Adam with L2, the widths in `MODELS`; without dropout and with it (0.25 after
+the feature layer; TransMIL also 0.1 after each attention layer). torchmil takes the feature layer as a module. Where its models
+differ, they do less: ABMIL's and CLAM's last attention layer has no bias; TransMIL's attention has no convolution of the values and
+no output layer. Both have one output and a logistic loss; CLAM's instance loss compares two classes, so ours has two outputs there.
+Each library works in a process of its own; they take turns. Bars: torchmil's time over ours at least 1.0 without dropout, 1.3 with;
+TransMIL 2.
+"""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import statistics
+import time
+from collections.abc import Callable
+from multiprocessing.connection import Connection
+from typing import Any
+
+import numpy as np
+from absl import app, flags
+
+from benchmarks.common import DEFAULT_MACHINE, median_ratio, write_result
+
+_MACHINE = flags.DEFINE_string("machine", DEFAULT_MACHINE, "Name of the machine, for the result's file.")
+_ROUNDS = flags.DEFINE_integer("rounds", 9, "Turns of each library; the median of their ratios counts.")
+_SIZES = flags.DEFINE_list("sizes", ["1000", "4000", "10000"], "Instances of a bag.")
+_MODELS = flags.DEFINE_list("models", [], "Only these; all when empty.")
+
+THREADS, WIDTH, FEATURES = 2, 1024, 512
+DROPOUTS = (0.0, 0.25)
+# So small that the weights hardly move: torchmil's smooth SVM stops with an error once some of its rows are well separated.
+LEARNING_RATE, DECAY = 1e-8, 1e-5
+SECONDS_PER_TURN = 0.6
+BARS = {0.0: 1.0, 0.25: 1.3}
+TRANSMIL_BAR = 2.0
+
+# Ours: the name of the aggregator and its fields beside the feature layer's. Dropout follows the feature layer.
+MODELS: dict[str, tuple[str, dict[str, Any]]] = {
+    "abmil": ("abmil", {"attention_dim": 384, "gated": True, "attention_dropout": 0.0}),
+    "clam_sb": (
+        "clam_sb",
+        {"attention_dim": 256, "gated": True, "attention_dropout": 0.0, "num_sampled": 8, "subtyping": True},
+    ),
+    "dsmil": ("dsmil", {"feature_layer": "linear", "query_dim": 128, "nonlinear_query": True}),
+    "transmil": ("transmil", {"num_heads": 8, "num_landmarks": 256, "pinv_iterations": 6}),
+}
+
+Step = Callable[[], None]
+
+
+def main(_: list[str]) -> None:
+    if hasattr(os, "sched_setaffinity"):
+        os.sched_setaffinity(0, set(sorted(os.sched_getaffinity(0))[:THREADS]))
+    figures, table = {}, []
+    for model in _MODELS.value or MODELS:
+        for size in map(int, _SIZES.value):
+            for dropout in DROPOUTS:
+                seconds = _compare(model, size, dropout, _ROUNDS.value)
+                ratio = median_ratio(seconds["torchmil"], seconds["mil_jax"])
+                medians = {name: statistics.median(values) for name, values in seconds.items()}
+                figures[f"{model}, N={size}, dropout={dropout}"] = {
+                    "ratio": ratio,
+                    "seconds": medians,
+                    "rounds": seconds,
+                }
+                what = f"{model} step, torchmil's time over ours, N = {size:,}, dropout {dropout:g}"
+                shown = f"{ratio:.2f} ({1e3 * medians['torchmil']:.0f} ms / {1e3 * medians['mil_jax']:.0f} ms)"
+                bar = TRANSMIL_BAR if model == "transmil" else BARS[dropout]
+                table.append((what, f"at least {bar:g}", shown))
+                print(*table[-1], flush=True)
+    write_result("vs_torchmil", _MACHINE.value, figures, table)
+
+
+def _compare(model: str, size: int, dropout: float, rounds: int) -> dict[str, list[float]]:
+    """Seconds per step of each library in each round."""
+    context = multiprocessing.get_context("spawn")
+    workers: dict[str, tuple[Any, Connection]] = {}
+    for name in ("mil_jax", "torchmil"):
+        ours, theirs = context.Pipe()
+        process = context.Process(target=_work, args=(name, model, size, dropout, theirs), daemon=True)
+        process.start()
+        theirs.close()
+        workers[name] = process, ours
+        ours.recv()  # compiled and warm
+    seconds: dict[str, list[float]] = {name: [] for name in workers}
+    for number in range(rounds):
+        for name in list(workers) if number % 2 else reversed(workers):
+            workers[name][1].send("run")
+            seconds[name].append(workers[name][1].recv())
+    for process, connection in workers.values():
+        connection.close()
+        process.join()
+    return seconds
+
+
+def _work(name: str, model: str, size: int, dropout: float, connection: Connection) -> None:
+    """A worker: makes its step, then answers every message with the median seconds of a turn's steps."""
+    rng = np.random.default_rng(0)
+    features = rng.standard_normal((size, WIDTH), np.float32)
+    step = (_jax_step if name == "mil_jax" else _torch_step)(model, features, dropout)
+    _timed(step)
+    connection.send("ready")
+    while True:
+        try:
+            connection.recv()
+        except EOFError:
+            return
+        connection.send(_timed(step))
+
+
+def _timed(step: Step) -> float:
+    seconds: list[float] = []
+    while sum(seconds) < SECONDS_PER_TURN:
+        start = time.perf_counter()
+        step()
+        seconds.append(time.perf_counter() - start)
+    return statistics.median(seconds)
+
+
+def _jax_step(model: str, features: np.ndarray, dropout: float) -> Step:
+    import jax
+    import jax.numpy as jnp
+
+    from mil_jax import aggregators
+    from mil_jax.bags import Bag
+    from mil_jax.strategies.base import Batch, TrainState
+    from mil_jax.strategies.supervised import Supervised
+    from mil_jax.tasks.classification import Classification
+    from mil_jax.training import optimizers
+    from mil_jax.training.devices import keep_freed_memory
+    from mil_jax.training.schedule import Schedule
+
+    keep_freed_memory()  # as every command does
+    if model == "clam_sb":
+        task, target = Classification(("0", "1"), "cross_entropy"), jnp.ones(1, jnp.int32)
+    else:  # one output and its logistic loss, written as binary cross entropy by the task's form for one label column
+        task, target = Classification(("positive",), "binary_cross_entropy", multi_label=True), jnp.ones((1, 1))
+    name, fields = MODELS[model]
+    if model == "transmil":
+        fields = fields | {"attention_dropout": 0.1 if dropout else 0.0}
+    module = aggregators.create(name, task.num_outputs, feature_dim=FEATURES, dropout=dropout, **fields)
+    strategy = Supervised(module, task, optimizers.make(optimizers.OptimizerSettings()), Schedule())
+    bag = Bag(features=jnp.asarray(features), mask=jnp.ones(len(features), bool))
+    hyper = {"optimizer.lr": jnp.float32(LEARNING_RATE), "optimizer.weight_decay": jnp.float32(DECAY)}
+    state = jax.jit(lambda key: strategy.init(key, bag, hyper, {}, None))(jax.random.key(0))
+    batch = Batch(bags=jax.tree.map(lambda x: x[None], bag), targets=target, weights=jnp.ones(1))
+    batch = jax.device_put(batch)
+
+    def one(state: TrainState, batch: Batch) -> TrainState:
+        extras = {"lr": state.hyper["optimizer.lr"]}
+        return strategy.step(state, batch, extras, jax.random.fold_in(jax.random.key(1), state.step))[0]
+
+    program = jax.jit(one, donate_argnums=0).lower(state, batch).compile()
+
+    def step() -> None:
+        nonlocal state
+        state = jax.block_until_ready(program(state, batch))
+
+    return step
+
+
+def _torch_step(model: str, features: np.ndarray, dropout: float) -> Step:
+    import torch
+    from torchmil import models
+
+    torch.set_num_threads(THREADS)
+    torch.manual_seed(0)
+    layers = [torch.nn.Linear(WIDTH, FEATURES), torch.nn.ReLU()]
+    if dropout:
+        layers.append(torch.nn.Dropout(dropout))
+    shared = {"in_shape": (WIDTH,), "feat_ext": torch.nn.Sequential(*layers)}
+    takes_mask = model != "transmil"
+    network = {
+        "abmil": lambda: models.ABMIL(att_dim=384, gated=True, **shared),
+        "clam_sb": lambda: models.CLAM_SB(att_dim=256, gated=True, k_sample=8, **shared),
+        "dsmil": lambda: models.DSMIL(att_dim=128, nonlinear_q=True, **shared),
+        "transmil": lambda: models.TransMIL(
+            att_dim=FEATURES, n_heads=8, n_landmarks=256, dropout=0.1 if dropout else 0.0, **shared
+        ),
+    }[model]().train()
+    optimizer = torch.optim.Adam(network.parameters(), lr=LEARNING_RATE, weight_decay=DECAY)
+    bag, label = torch.from_numpy(features)[None], torch.ones(1)
+    mask = (torch.ones(bag.shape[:2]),) if takes_mask else ()
+
+    def step() -> None:
+        optimizer.zero_grad(set_to_none=True)
+        _, losses = network.compute_loss(label, bag, *mask)
+        sum(losses.values()).backward()
+        optimizer.step()
+
+    return step
+
+
+if __name__ == "__main__":
+    app.run(main)

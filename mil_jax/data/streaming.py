@@ -1,0 +1,241 @@
+"""Streamed cohorts: bags stay in their shards and are read window by window, ahead of the computation that needs them.
+
+A window has the arrays of a resident cohort, so the compiled programs do not know the difference. There are WINDOWS of them in host
+memory, and no more: while one is computed on, the next is transferred and the one after it is read. Host memory is
+
+    WINDOWS x (rows of the largest window) x (bytes of an instance's features + 12).
+
+A window is filled again only when the dispatch that read it has ended: a CPU device computes on the host's memory itself.
+"""
+
+from __future__ import annotations
+
+import collections
+import functools
+import math
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import Protocol
+
+import jax
+import numpy as np
+
+from mil_jax.data.residency import (
+    COORDINATE_BYTES,
+    Piece,
+    Put,
+    ResidentBags,
+    ResidentFeed,
+    bag_sizes,
+    new_rows,
+    read_slide,
+    slide_rows,
+)
+from mil_jax.data.shards import Shards
+from mil_jax.data.windows import Load, Run, bags_wanted, split_runs
+from mil_jax.errors import DataError
+from mil_jax.machine import usable_cores
+
+WINDOWS = 3
+THREAD_NAMES = "mil_jax-stream"
+_MOST_READERS = 8
+
+
+@dataclass(frozen=True)
+class StreamedBags:
+    """A cohort in its shards. slides[b]: numbers of the slides of bag b. most_bytes: of host memory, for all windows together."""
+
+    shards: Shards
+    slides: Sequence[np.ndarray]
+    most_bytes: int
+
+    @property
+    def row_bytes(self) -> int:
+        """Bytes of one instance in a window."""
+        return math.prod(self.shards.feature_shape) * self.shards.dtype.itemsize + COORDINATE_BYTES
+
+    @functools.cached_property
+    def sizes(self) -> np.ndarray:
+        """int32 [num_bags], instances of each bag."""
+        return bag_sizes(self.shards, self.slides).astype(np.int32)
+
+
+class Order(Protocol):
+    """Which bags are read in an epoch: bags [R, T, B], -1 for none, and the runs over them."""
+
+    @property
+    def bags(self) -> np.ndarray:
+        """See the class."""
+
+    @property
+    def runs(self) -> Sequence[Run]:
+        """See the class."""
+
+
+class _Window:
+    """Rows in host memory. done: ready when the last dispatch that read them has ended."""
+
+    def __init__(self, shards: Shards, rows: int) -> None:
+        self.features, self.coords, self.slide_index = new_rows(shards, rows)
+        for array in (self.features, self.coords, self.slide_index):
+            array.fill(0)  # what was never read is finite: a place without a bag reads it with weight 0
+        self.done: jax.Array | None = None
+
+
+class StreamedFeed:
+    """Reads windows in the background. Use it from one thread, and close it on every way out.
+
+    put: brings host arrays to every device. first: the order of the first epoch, by which windows are sized.
+    Raises DataError when a window cannot hold one step's bags.
+    """
+
+    def __init__(
+        self,
+        bags: StreamedBags,
+        lengths: tuple[int, ...],
+        put: Put,
+        first: Order,
+    ) -> None:
+        self.bags, self.shards, self.lengths, self.put = bags, bags.shards, lengths, put
+        self.rows = _window_rows(bags, lengths, first.bags, first.runs)
+        self.sizes = bags.sizes
+        self._device_sizes = put(self.sizes)
+        self._windows = collections.deque(_Window(self.shards, max(self.rows)) for _ in range(WINDOWS))
+        self._verified = np.zeros(len(self.shards), bool)
+        readers = min(_MOST_READERS, usable_cores())
+        # Windows are read one after another, each by all readers: the next one needed is complete as early as can be.
+        self._readers = ThreadPoolExecutor(readers, THREAD_NAMES)
+        self._reading = ThreadPoolExecutor(1, THREAD_NAMES)
+        self._placing = ThreadPoolExecutor(1, THREAD_NAMES)
+
+    @property
+    def host_bytes(self) -> int:
+        """Host memory of all windows, as in the module's docstring."""
+        return WINDOWS * max(self.rows) * self.bags.row_bytes
+
+    def shapes(self, bucket: int) -> ResidentBags:
+        """Shapes of what a dispatch of the bucket reads."""
+        rows, num_bags = self.rows[bucket], len(self.sizes)
+
+        def shape(*axes: int, dtype: np.dtype | type = np.int32) -> jax.ShapeDtypeStruct:
+            return jax.ShapeDtypeStruct(axes, dtype, sharding=self._device_sizes.sharding)
+
+        features = shape(rows, *self.shards.feature_shape, dtype=self.shards.dtype)
+        return ResidentBags(features, shape(rows, 2), shape(rows), shape(num_bags), shape(num_bags))
+
+    def pieces(self, bags: np.ndarray, runs: Sequence[Run]) -> Iterator[Piece]:
+        """The dispatches of runs (bucket, lo [R], hi [R]) over bags [R, T, B], split so that each one's bags fit into a window.
+
+        Raises ShardError for a torn or altered record. Go through to the end, or close the feed.
+        """
+        loads = split_runs(bags, runs, self.sizes, self.lengths, self.rows)
+        ahead: collections.deque[tuple[Load, _Window, Future[ResidentBags]]] = collections.deque()
+
+        def load_next() -> None:
+            load = next(loads, None)
+            if load is not None:
+                window = self._windows.popleft()
+                read = self._reading.submit(self._read, window, load.offsets)
+                ahead.append((load, window, self._placing.submit(self._place, window, load, read)))
+
+        for _ in range(WINDOWS):
+            load_next()
+        while ahead:
+            load, window, placed = ahead.popleft()
+            piece = Piece(load.bucket, load.lo, load.hi, placed.result(), load.ends_run)
+            del placed  # the devices' copy of the window goes with the piece
+            yield piece
+            window.done = piece.done
+            self._windows.append(window)
+            load_next()
+
+    def instances(self, numbers: np.ndarray) -> Iterator[tuple[int, np.ndarray]]:
+        """(number, features [n, *F]) of each bag, on the host, in a window: use them before the next. Go through to the end."""
+        ahead: collections.deque[tuple[int, _Window, Future[None]]] = collections.deque()
+        waiting = iter(numbers.tolist())
+
+        def load_next() -> None:
+            number = next(waiting, None)
+            if number is not None:
+                window = self._windows.popleft()
+                ahead.append((number, window, self._reading.submit(self._read, window, {number: 0})))
+
+        for _ in range(WINDOWS):
+            load_next()
+        while ahead:
+            number, window, read = ahead.popleft()
+            read.result()
+            yield number, window.features[: self.sizes[number]]
+            window.done = None
+            self._windows.append(window)
+            load_next()
+
+    def verify_rest(self) -> None:
+        """Checks the records of the cohort that were not read yet. Raises ShardError for a torn or altered one."""
+        numbers = np.concatenate(self.bags.slides)
+        list(self._readers.map(self._verify, numbers[~self._verified[numbers]].tolist()))
+
+    def close(self) -> None:
+        """Stops reading and waits for the threads to end."""
+        for pool in (self._placing, self._reading, self._readers):
+            pool.shutdown(cancel_futures=True)
+
+    def _read(self, window: _Window, offsets: dict[int, int]) -> None:
+        if window.done is not None:
+            window.done.block_until_ready()
+        jobs = [
+            (window, *place, position)
+            for bag, row in offsets.items()
+            for position, place in enumerate(slide_rows(self.shards, self.bags.slides[bag], row))
+        ]
+        list(self._readers.map(self._read_slide, jobs))
+
+    def _read_slide(self, job: tuple[_Window, int, int, int, int]) -> None:
+        window, slide, start, stop, position = job
+        self._verify(slide)
+        read_slide(self.shards, slide, window.features[start:stop], window.coords[start:stop])
+        window.slide_index[start:stop] = position
+
+    def _verify(self, slide: int) -> None:
+        if not self._verified[slide]:
+            self.shards.verify(slide)
+            self._verified[slide] = True
+
+    def _place(self, window: _Window, load: Load, read: Future[None]) -> ResidentBags:
+        read.result()
+        offsets = np.zeros(len(self.sizes), np.int32)
+        offsets[list(load.offsets)] = list(load.offsets.values())
+        rows = slice(self.rows[load.bucket])
+        host = ResidentBags(window.features[rows], window.coords[rows], window.slide_index[rows], offsets, None)
+        return self.put(host).replace(sizes=self._device_sizes)
+
+
+def open_feed(
+    bags: ResidentBags | StreamedBags,
+    lengths: tuple[int, ...],
+    put: Put,
+    first: Callable[[], Order],
+) -> ResidentFeed | StreamedFeed:
+    """What brings the bags to the devices; the two kinds are used alike. put: brings host arrays to every device. first:
+    gives the order of the first epoch.
+    """
+    if isinstance(bags, ResidentBags):
+        return ResidentFeed(bags, put)
+    return StreamedFeed(bags, lengths, put, first())
+
+
+def _window_rows(
+    bags: StreamedBags, lengths: tuple[int, ...], order: np.ndarray, runs: Sequence[Run]
+) -> tuple[int, ...]:
+    """Rows of a window, by bucket: for the bags wanted at once, as far as the memory allows, and at least for one step."""
+    batch_size, row_bytes = order.shape[2], bags.row_bytes
+    most_rows = bags.most_bytes // (WINDOWS * row_bytes)
+    needed = batch_size * lengths[-1]
+    if needed > most_rows:
+        raise DataError(
+            f"data.stream_gib={bags.most_bytes / 2**30:g} is too little to stream this cohort: one step needs up to "
+            f"{needed:,} instances in memory, three times; set it to at least {WINDOWS * needed * row_bytes / 2**30:.3g}"
+        )
+    wanted = np.maximum(bags_wanted(order, runs, len(lengths)), batch_size)
+    return tuple(min(int(count), most_rows // length) * length for count, length in zip(wanted, lengths))

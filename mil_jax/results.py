@@ -1,0 +1,132 @@
+"""From what the engine returns to what the reports need: predictions, frequencies, notes and facts of an experiment."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from mil_jax.data.splits import TEST, TRAIN
+from mil_jax.reports.predictions import predictions_table
+from mil_jax.reports.statements import Conduct
+from mil_jax.training.engine import FitResult
+from mil_jax.training.experiment import Experiment
+from mil_jax.training.run_folder import RunFolder
+from mil_jax.training.targets import Target
+
+
+def predictions(experiment: Experiment, result: FitResult, chosen: Iterable[int] | None = None) -> pd.DataFrame:
+    """One row per bag, run and part; of the runs with the numbers `chosen`, or of all."""
+    bags, tables = experiment.cohort.bags, []
+    # Where the test part chose the epochs, it is the selection part, too: its rows are given once.
+    parts = ("test",) if experiment.selection_part == TEST else ("val", "test")
+    for r in range(len(experiment.plan.replicas)) if chosen is None else chosen:
+        replica = experiment.plan.replicas[r]
+        target = experiment.targets[replica.target]
+        leaky = len(target.splits.leaks) > 0
+        for part in parts:
+            if part not in result.logits[r]:
+                continue
+            logits = result.logits[r][part]
+            numbers = result.bags[r][part]
+            order = np.argsort(numbers)
+            rows = numbers[order]
+            table = predictions_table(
+                target.task,
+                bag_ids=bags["bag_id"].to_numpy()[rows],
+                patient_ids=bags["patient_id"].to_numpy()[rows],
+                num_instances=bags["num_instances"].to_numpy()[rows],
+                fold=replica.fold,
+                seed=replica.seed,
+                part=part,
+                targets=target.values[rows],
+                probabilities=target.task.probabilities(logits[order]),
+                leaked=~target.splits.leak_free[replica.fold, rows] if leaky and part == "test" else None,
+            )
+            table.insert(table.columns.get_loc("fold") + 1, "fold_name", target.splits.names[replica.fold])
+            if experiment.several:
+                table.insert(0, "label_column", target.name)
+            tables.append(table)
+    return pd.concat(tables, ignore_index=True)
+
+
+def training_frequencies(target: Target) -> dict[int, np.ndarray]:
+    """{fold: [C]} share of each class in the fold's training part."""
+    return {
+        fold: target.task.frequencies(target.values[parts == TRAIN]) for fold, parts in enumerate(target.splits.parts)
+    }
+
+
+def fold_names(target: Target) -> dict[int, str]:
+    """Of each fold, as tables show it."""
+    return {fold: f"fold {name}" for fold, name in enumerate(target.splits.names)}
+
+
+def title(experiment: Experiment) -> str:
+    """The recipe and what it predicts."""
+    return f"{experiment.config.name}: {'embedded digits' if experiment.embedded else experiment.config.data.target}"
+
+
+def failures(experiment: Experiment, result: FitResult) -> list[str]:
+    """A sentence for each run whose loss was no longer finite."""
+    failed, best = result.progress.failed.tolist(), result.progress.best_epoch.tolist()
+    sentences = []
+    for replica, epoch, best_epoch in zip(experiment.plan.replicas, failed, best):
+        if epoch >= 0:
+            kept = f"epoch {best_epoch + 1}, its best, counts" if best_epoch >= 0 else "it has no usable prediction"
+            sentences.append(
+                f"Run {experiment.run_name(replica)}: the loss was no longer finite in epoch {epoch + 1}; "
+                f"it was stopped there, and {kept}."
+            )
+    return sentences
+
+
+def conduct(experiment: Experiment, failed: Sequence[str] = ()) -> Conduct:
+    """How the runs were carried out, with what does not follow from the predictions and has to stand under the result."""
+    config, notes = experiment.config, []
+    for target in experiment.targets:
+        leaks = [line for line in target.splits.report if line.startswith("leak")]
+        notes += [f"{target.name}: {line}" if experiment.several else line for line in leaks]
+    if config.train.permute_labels:
+        notes.append("A control: the labels were permuted among the bags; every metric should be at chance.")
+    notes += failed
+    if experiment.fallback:
+        notes.append(
+            "The validation loss chose the epoch, not the AUC: a fold has fewer than 10 validation cases of a class."
+        )
+    if experiment.embedded:
+        notes.append(
+            "Embedded digits with the config's demo part (small widths, few epochs); name data to train in earnest."
+        )
+    return Conduct(
+        protocol=config.train.protocol,
+        select=experiment.selection.select,
+        selected_on_test=experiment.selection_part == TEST,
+        notes=tuple(notes),
+    )
+
+
+def facts(
+    experiment: Experiment,
+    folder: RunFolder,
+    history: Sequence[Mapping[str, Any]],
+    result: FitResult,
+    seconds: float,
+) -> dict[str, Any]:
+    """What the runs cost, for the summary."""
+    bags = sum(row["steps"] for row in history) * experiment.config.train.batch_size
+    training_seconds = history[-1]["seconds"]
+    sessions = len(folder.read_json("environment.json")["sessions"])
+    return {
+        "runs": len(experiment.plan.replicas),
+        "bucket lengths": ", ".join(map(str, experiment.ladder.lengths)),
+        "padding": f"{experiment.ladder.waste:.1%}",
+        "features": f"{experiment.residency}, {result.facts['feature_bytes'] / 2**30:.3g} GiB of host memory",
+        "compilations": result.facts["compilations"],
+        "sessions": sessions,
+        "seconds of training, compilation included": training_seconds,
+        "bags per second": bags / max(training_seconds, 1e-9),
+        "seconds in all" if sessions == 1 else "seconds of the last session": seconds,
+    }

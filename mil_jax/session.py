@@ -1,0 +1,107 @@
+"""What the training commands share around their runs: flags, preparation, and the run folder that they write into."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import jax
+from absl import flags
+
+from mil_jax.config import ConfigDict
+from mil_jax.console import console, say
+from mil_jax.errors import TrainingError
+from mil_jax.progress import StopOnSignal, TrainingProgress, conversion_progress
+from mil_jax.reports.loggers import require_packages
+from mil_jax.training import processes
+from mil_jax.training.devices import use_one_device_per_core
+from mil_jax.training.experiment import FREE_ON_RESUME, Experiment, prepare
+from mil_jax.training.nonfinite import NotFinite
+from mil_jax.training.run_folder import RunFolder, is_run_folder, require_usable
+from mil_jax.training.targets import splits_table
+
+
+def define_flags(values: flags.FlagValues) -> None:
+    """The flags that are no settings; settings are `--config.*`."""
+    flags.DEFINE_bool(
+        "check",
+        False,
+        "stop before training: show what matched, what was excluded, leaks, the plan",
+        flag_values=values,
+    )
+    flags.DEFINE_bool("resume", False, "go on with the run that is in the run folder", flag_values=values)
+    flags.DEFINE_bool("overwrite", False, "move the run that is in the run folder aside (PATH.old)", flag_values=values)
+    flags.DEFINE_bool("strict", False, "make every exclusion of a slide or label an error", flag_values=values)
+
+
+def prepared(config: ConfigDict, values: flags.FlagValues, name: str) -> Experiment:
+    """The experiment, checked; `name`: the run folder to be, which nothing touches yet."""
+    if values.check and (values.resume or values.overwrite):
+        say("--check trains nothing: --resume and --overwrite have no effect")
+    require_packages(tensorboard=config.train.tensorboard, wandb=config.train.wandb)
+    processes.start(**config.distributed)
+    use_one_device_per_core()
+    console.quiet = not processes.is_first()
+    if config.train.matmul_precision != "default":
+        jax.config.update("jax_default_matmul_precision", config.train.matmul_precision)
+    with processes.first_before_others(), conversion_progress() as progress:
+        if not values.check:
+            require_usable(name, resume=values.resume, overwrite=values.overwrite)
+        choices = RunFolder.open(name).choices if _resuming(values, name) else None
+        return prepare(config, strict=values.strict, choices=choices, progress=progress)
+
+
+def open_folder(
+    experiment: Experiment, values: flags.FlagValues, name: str, settings: Mapping[str, Any]
+) -> RunFolder | None:
+    """The run folder, with splits.csv and excluded.csv in it, after the bags were read; None when its run has ended.
+
+    settings: what config.json holds, and a resumed run must equal.
+    """
+    if not _resuming(values, name):
+        read(experiment)  # a damaged shard is found before there is a run folder
+    folder = RunFolder(Path(name))
+    with processes.first_before_others():
+        if processes.is_first():
+            folder = RunFolder.create(
+                name,
+                settings,
+                experiment.fingerprints,
+                resume=values.resume,
+                overwrite=values.overwrite,
+                free=FREE_ON_RESUME,
+            )
+    if folder.moved:
+        say(f"The run that was in {folder.path} is now in {folder.moved}.")
+    if folder.is_complete:
+        say(f"The run in {folder.path} has ended; nothing is left to do. Its results: {folder.path / 'summary.md'}")
+        return None
+    if processes.is_first():
+        folder.write_table("splits.csv", splits_table(experiment.targets, experiment.cohort))
+        folder.write_table("excluded.csv", experiment.excluded)
+    if _resuming(values, name):
+        say(f"Going on with the run in {folder.path}.")
+        read(experiment)
+    return folder
+
+
+def read(experiment: Experiment) -> None:
+    """Reads the bags into memory."""
+    with console.status(f"reading {len(experiment.cohort.bags)} bags"):
+        _ = experiment.data
+
+
+def progress_of(experiment: Experiment, folder: RunFolder, title: str = "") -> StopOnSignal:
+    """What listens to a training; of several processes the first alone shows progress and writes it down."""
+    return TrainingProgress(experiment, folder, title) if processes.is_first() else StopOnSignal()
+
+
+def training_error(experiment: Experiment, found: NotFinite) -> TrainingError:
+    """What the user reads where train.debug_nans stopped a run."""
+    run = experiment.run_name(experiment.plan.replicas[found.replica])
+    return TrainingError(found.sentence(run, experiment.cohort.bags["bag_id"].to_numpy()))
+
+
+def _resuming(values: flags.FlagValues, name: str) -> bool:
+    return values.resume and not values.check and is_run_folder(name)

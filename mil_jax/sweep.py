@@ -1,0 +1,231 @@
+"""Tries settings: `python -m mil_jax.sweep --config configs/abmil.py --sweep optimizer.lr=1e-4,3e-4`.
+
+Settings that are numbers are trained side by side in one program; each combination of the others is a group, one after another, with
+a folder of its own below the sweep's. Each fold takes the setting with the best score on its own validation part, and only that one
+is tested: the test parts choose nothing, and no figure here tempts anybody to let them.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+from absl import flags
+
+from mil_jax import results, session
+from mil_jax.config import ConfigDict, help_text, parse, source_of
+from mil_jax.console import STOPPED_BY_SIGTERM, console, run_command, say
+from mil_jax.data.splits import TEST
+from mil_jax.errors import ConfigError
+from mil_jax.interop.feature_files import counted
+from mil_jax.overview import describe_experiment, notes_on_data
+from mil_jax.reports import sweep as report
+from mil_jax.sweep_points import Axis, Group, Point, draw_points, grouped, read_axes, shown, with_point
+from mil_jax.training.engine import FitResult, Stopped
+from mil_jax.training.experiment import FREE_ON_RESUME, Experiment, derived, share_bags, strategy, train_in
+from mil_jax.training.nonfinite import NotFinite
+from mil_jax.training.run_folder import RunFolder
+
+ABOUT = """Tries settings, chooses by validation (each fold for itself), and tests the chosen ones.
+
+usage: python -m mil_jax.sweep --config FILE --sweep SETTING=VALUE,VALUE [--sweep ...] [--random N] [--config.SETTING=VALUE ...]
+
+examples:
+  python -m mil_jax.sweep --config configs/abmil.py --sweep optimizer.lr=1e-3,3e-3 --sweep aggregator.dropout=0,0.25
+  python -m mil_jax.sweep --config configs/abmil.py --random 20 --sweep optimizer.lr=1e-5:1e-3:log \\
+      --sweep optimizer.weight_decay=1e-6:1e-2:log --sweep aggregator.feature_dim=256,512 \\
+      --config.data.features=FEATURES --config.data.labels=labels.csv --config.data.target=subtype"""
+
+
+def define_flags(values: flags.FlagValues) -> None:
+    """The command's own flags; settings are `--config.*`."""
+    session.define_flags(values)
+    flags.DEFINE_multi_string(
+        "sweep",
+        [],
+        "a setting and its values, NAME=VALUE,VALUE; may be given several times. With --random also a range, "
+        "NAME=LOW:HIGH or NAME=LOW:HIGH:log",
+        flag_values=values,
+    )
+    flags.DEFINE_integer("random", 0, "draw so many settings instead of trying the whole grid", flag_values=values)
+
+
+def main(arguments: list[str]) -> int:
+    """Runs the command; returns its exit code."""
+    help_asked_for = help_text(arguments, define_flags, ABOUT)
+    if help_asked_for:
+        say(help_asked_for)
+        return 0
+    config, values, demo = parse(arguments, define_flags)
+    if config.distributed.coordinator:
+        raise ConfigError(
+            "a sweep runs in one process, on all devices of its machine: leave distributed.coordinator out"
+        )
+    axes = read_axes(values.sweep, config, random=values.random)
+    points = draw_points(axes, config, values.random)
+    if config.train.select == "last":
+        raise ConfigError("train.select=last leaves no score to choose settings by: set it to val_loss or val_auc")
+    started = time.monotonic()
+    name = config.run or f"runs/{config.name}_sweep"
+    base = session.prepared(config, values, name)
+    _require_choosable(base)
+    groups = grouped(points, base.config)
+    experiments = [_experiment(base, group, points) for group in groups]
+    describe_experiment(base, demo, everything=values.check)
+    runs = sum(len(experiment.plan.replicas) for experiment in experiments)
+    say(
+        f"sweep of {', '.join(axis.name for axis in axes)}: {counted(len(points), 'setting')} in "
+        f"{counted(len(groups), 'group')} of one program each, {runs} runs in all"
+    )
+    if values.check:
+        return 0
+    settings = {**config.to_dict(), "sweep": list(values.sweep), "random": values.random}
+    folder = session.open_folder(base, values, name, settings)
+    if folder is None:
+        return 0
+    folder.write_choices({"ladder": list(base.ladder.lengths)})
+    fits = []
+    for number, (group, experiment) in enumerate(zip(groups, experiments)):
+        share_bags(base, experiment)
+        fit = _train(folder, experiment, number, group, len(groups))
+        if fit is None:
+            say(f"Stopped; the state is saved. Go on with --resume --config.run={folder.path}")
+            return STOPPED_BY_SIGTERM
+        fits.append(fit)
+    _report(folder, config, base, axes, points, list(zip(groups, experiments, fits)), time.monotonic() - started)
+    for empty in (folder.checkpoints, *(folder.path / "groups").glob("*/figures")):
+        empty.rmdir()  # what a run folder usually has, and a sweep fills elsewhere
+    say(f"Everything is in {folder.path}: summary.md, settings.csv, predictions.csv, best.py, figures/, groups/.")
+    return 0
+
+
+def _require_choosable(experiment: Experiment) -> None:
+    if experiment.several:
+        raise ConfigError("a sweep is for one label column, as each has its own best setting: name one in data.target")
+    if experiment.selection_part == TEST:
+        raise ConfigError(
+            "settings are not chosen on test parts, and train.protocol=reference has no validation part here: use "
+            "train.protocol=clean"
+        )
+
+
+def _experiment(base: Experiment, group: Group, points: Sequence[Point]) -> Experiment:
+    """The runs of a group; every point of it is checked before anything is trained."""
+    for number in group.numbers:
+        config = with_point(base.config, points[number])
+        strategy(dataclasses.replace(base, config=config))
+        dataclasses.replace(base.task, label_smoothing=config.task.label_smoothing)
+    return derived(base, group.config, group.overrides)
+
+
+def _train(folder: RunFolder, experiment: Experiment, number: int, group: Group, of: int) -> FitResult | None:
+    """Trains a group in its own folder, or goes on with it; None when asked to stop."""
+    title = f"group {number + 1} of {of}" if of > 1 else ""
+    if title:
+        say(f"{title}: {group.name or 'the config as it is'}, {counted(len(experiment.plan.replicas), 'run')}")
+    own = RunFolder.create(
+        _group_folder(folder, number),
+        experiment.config.to_dict(),
+        experiment.fingerprints,
+        resume=folder.resumed,
+        free=FREE_ON_RESUME,
+    )
+    with session.progress_of(experiment, own, title) as listener:
+        try:
+            return dataclasses.replace(train_in(experiment, own, listener), state=None)  # no parameters are kept
+        except Stopped:
+            return None
+        except NotFinite as found:
+            raise session.training_error(experiment, found) from found
+
+
+def _report(
+    folder: RunFolder,
+    config: ConfigDict,
+    base: Experiment,
+    axes: Sequence[Axis],
+    points: Sequence[Point],
+    trained: Sequence[tuple[Group, Experiment, FitResult]],
+    seconds: float,
+) -> None:
+    """Chooses, writes what was found, and shows it."""
+    target, fold_names = base.targets[0], results.fold_names(base.targets[0])
+    scores = pd.concat([_scores(*one) for one in trained], ignore_index=True)
+    choice = report.choose(scores, trained[0][1].selection.select, fold_names)
+    config = with_point(config, points[choice.best])
+    config.name, config.run = f"{config.name}_best", ""
+    about = (
+        f"The settings with the best mean {report.MONITORS[choice.select]} of a sweep: {shown(points[choice.best])}.\n\n"
+        f"    python -m mil_jax.train --config {folder.path / 'best.py'}\n\n"
+        "Chosen on the validation parts of all folds. No test part had a say, and these settings have no test score of their own.\n"
+    )
+    folder.write_text("best.py", source_of(config, about))
+    own = [RunFolder.open(_group_folder(folder, number)).read_metrics() for number in range(len(trained))]
+    with console.status("predictions, intervals and figures"):
+        summary = report.write_sweep_summary(
+            folder,
+            target.task,
+            pd.concat([_chosen_predictions(*one, choice, points) for one in trained], ignore_index=True),
+            [{axis.name: point[axis.name] for axis in axes} for point in points],
+            scores,
+            choice,
+            training_frequencies=results.training_frequencies(target),
+            conduct=results.conduct(trained[0][1]),
+            title=f"{results.title(base)}, sweep",
+            fold_names=fold_names,
+            notes=notes_on_data(base),
+            facts={
+                "settings": len(points),
+                "groups": len(trained),
+                "runs": len(scores),
+                "compilations": sum(fit.facts["compilations"] for _, _, fit in trained),
+                "seconds of training, compilation included": sum(rows[-1]["seconds"] for rows in own),
+                "seconds of the last session": seconds,
+            },
+        )
+    console.print(report.console_report(summary), soft_wrap=False)
+
+
+def _scores(group: Group, experiment: Experiment, fit: FitResult) -> pd.DataFrame:
+    """A row for each run: number (of its setting), fold, seed, score (NaN: none), epoch (the best, from 1), failed."""
+    replicas, progress = experiment.plan.replicas, fit.progress
+    return pd.DataFrame(
+        {
+            "number": _numbers(group, experiment),
+            "fold": [replica.fold for replica in replicas],
+            "seed": [replica.seed for replica in replicas],
+            "score": np.where(progress.best_epoch >= 0, progress.best, np.nan),
+            "epoch": progress.best_epoch + 1,
+            "failed": progress.failed >= 0,
+        }
+    )
+
+
+def _chosen_predictions(
+    group: Group, experiment: Experiment, fit: FitResult, choice: report.Choice, points: Sequence[Point]
+) -> pd.DataFrame | None:
+    """The predictions of the runs of a group whose fold chose their setting; None where no fold chose here."""
+    pairs = zip(experiment.plan.replicas, _numbers(group, experiment))
+    chosen = [r for r, (replica, number) in enumerate(pairs) if choice.of_fold[replica.fold] == number]
+    if not chosen:
+        return None
+    rows = results.predictions(experiment, fit, chosen)
+    return rows.assign(setting=[shown(points[choice.of_fold[fold]]) for fold in rows["fold"]])
+
+
+def _numbers(group: Group, experiment: Experiment) -> list[int]:
+    """The number of the setting of each run."""
+    number = dict(zip(group.overrides, group.numbers))
+    return [number[replica.overrides] for replica in experiment.plan.replicas]
+
+
+def _group_folder(folder: RunFolder, number: int) -> Path:
+    return folder.path / "groups" / str(number)
+
+
+if __name__ == "__main__":
+    run_command(main)

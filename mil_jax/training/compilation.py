@@ -1,0 +1,168 @@
+"""Compiles the engine's programs, once each and ahead of time: two per bucket (train, evaluate) and one for initial states.
+
+Several are compiled at once, in the background. Where replicas go side by side, how many is decided here, bucket by bucket, from what
+the compiler says of the memory that a program needs. Compilations are counted, those in vain included.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from functools import partial
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax.sharding import Mesh
+from jax.sharding import PartitionSpec as P
+
+from mil_jax.errors import ConfigError
+from mil_jax.machine import usable_cores
+from mil_jax.strategies.base import Strategy, TrainState
+from mil_jax.training import programs
+from mil_jax.training.memory import DoesNotFit, largest_that_fits
+from mil_jax.training.programs import AXIS, DATA_AXIS, Array, Cohort, Epoch, Moving, PyTree, Who
+
+
+class Programs:
+    """The programs of one strategy by name and bucket; a shape that was not planned raises instead of recompiling.
+
+    vectorised: whether replicas go side by side; then `limit` is the memory of a device in bytes, and `chunks` says how many replicas
+    of a device at once by bucket length: what was chosen before, to which is added what is chosen.
+    """
+
+    def __init__(
+        self,
+        strategy: Strategy,
+        mesh: Mesh,
+        lengths: tuple[int, ...],
+        vectorised: bool,
+        limit: int = 0,
+        chunks: dict[int, int] | None = None,
+    ) -> None:
+        self.strategy, self.mesh, self.lengths, self.vectorised, self.limit = strategy, mesh, lengths, vectorised, limit
+        self.chunks = {} if chunks is None else chunks
+        self.axis = DATA_AXIS if DATA_AXIS in mesh.axis_names else None
+        self._compiled: dict[tuple[str, int], Future[jax.stages.Compiled]] = {}
+        self._trials = 0
+        self._compiler = ThreadPoolExecutor(usable_cores(), "mil_jax-compile")
+
+    @property
+    def compilations(self) -> int:
+        """How many programs were compiled so far, those included that were compiled to see what they need."""
+        return len(self._compiled) + self._trials
+
+    def compile_ahead(
+        self,
+        train: Sequence[int],
+        evaluate: Sequence[int],
+        cohorts: Sequence[Cohort],
+        who: Who,
+        moving: Moving,
+        epoch: Epoch,
+        logits: tuple[int, ...],
+        count: Array,
+    ) -> None:
+        """Starts to compile the programs of these buckets, several at once, beside whatever the caller does next.
+
+        cohorts: of each bucket, arrays or shapes. logits: their shape (V, C) for each replica. The rest is as in `train`. Where
+        replicas go side by side it waits until it is decided how many. Raises ConfigError where not one fits.
+        """
+        ends = who.target  # of the shape of lo and hi
+
+        def spread(shape: tuple[int, ...], dtype: Any) -> jax.ShapeDtypeStruct:
+            return jax.ShapeDtypeStruct((ends.shape[0], *shape), dtype, sharding=ends.sharding)
+
+        scores = spread(logits[:1], jnp.int32), spread(logits, jnp.float32)
+        for bucket in train:
+            self._start("train", bucket, cohorts[bucket], who, moving, epoch, ends, ends, count)
+        for bucket in evaluate:
+            self._start("evaluate", bucket, cohorts[bucket], moving.state, *scores, ends, ends, count)
+        if self.vectorised:
+            for bucket in train:
+                self._compiled["train", bucket].result()
+
+    def close(self) -> None:
+        """Compilations that have not begun are given up."""
+        self._compiler.shutdown(wait=False, cancel_futures=True)
+
+    def init(self, cohort: Cohort, who: Who, fitted: PyTree, previous: TrainState | None, count: Array) -> TrainState:
+        """The initial states; `fitted`: (hyper, constants) with the leading axis [R]. `count` [devices]: replicas on each."""
+        return self._call("init", 0, cohort, who, fitted, previous, count)
+
+    def train(
+        self, bucket: int, cohort: Cohort, who: Who, moving: Moving, epoch: Epoch, lo: Array, hi: Array, count: Array
+    ) -> tuple[Moving, Array]:
+        """The steps lo..hi of each replica, all in bucket number `bucket`. `moving` is donated. Also says how many steps were made."""
+        return self._call("train", bucket, cohort, who, moving, epoch, lo, hi, count)
+
+    def evaluate(
+        self,
+        bucket: int,
+        cohort: Cohort,
+        state: TrainState,
+        bags: Array,
+        logits: Array,
+        lo: Array,
+        hi: Array,
+        count: Array,
+    ) -> tuple[Array, Array]:
+        """Fills logits [R, V, C] for bags[r, lo[r]:hi[r]], all in bucket number `bucket`. `logits` is donated. Also says how many."""
+        return self._call("evaluate", bucket, cohort, state, bags, logits, lo, hi, count)
+
+    def _call(self, name: str, bucket: int, *arguments: PyTree) -> Any:
+        return self._start(name, bucket, *arguments).result()(*arguments)
+
+    def _start(self, name: str, bucket: int, *arguments: PyTree) -> Future[jax.stages.Compiled]:
+        """The program, being compiled."""
+        if (name, bucket) not in self._compiled:
+            if self.vectorised and name != "init":
+                trained_on = self._compiled.get(("train", bucket)) if name == "evaluate" else None
+                job: Callable[[], Any] = partial(self._compile_side_by_side, name, bucket, trained_on, *arguments)
+            else:
+                # Traced here: settings of JAX may be those of the calling thread.
+                job = self._lowered(name, bucket, None, *arguments).compile
+            self._compiled[name, bucket] = self._compiler.submit(job)
+        return self._compiled[name, bucket]
+
+    def _lowered(self, name: str, bucket: int, chunk: int | None, *arguments: PyTree) -> jax.stages.Lowered:
+        length = self.lengths[bucket]
+        function: Callable[..., Any]
+        donate: tuple[int, ...]
+        if name == "init":
+            function, donate = partial(programs.initial, self.strategy, length), ()
+        elif name == "evaluate":
+            function, donate = partial(programs.evaluate, self.strategy, length, chunk), (3,)
+        elif chunk is None:
+            function, donate = partial(programs.train_in_turn, self.strategy, length, self.axis), (2,)
+        else:
+            function, donate = partial(programs.train_side_by_side, self.strategy, length, self.axis, chunk), (2,)
+        specs = (P(), *(P(AXIS) for _ in arguments[1:]))
+        mapped = jax.shard_map(function, mesh=self.mesh, in_specs=specs, out_specs=P(AXIS), check_vma=False)
+        return jax.jit(mapped, donate_argnums=donate).lower(*arguments)
+
+    def _compile_side_by_side(
+        self, name: str, bucket: int, before: Future[Any] | None, *arguments: PyTree
+    ) -> jax.stages.Compiled:
+        """With as many replicas at a time as fit, or as were chosen; `before` is waited for, since it chooses."""
+        if before:
+            before.result()
+        length = self.lengths[bucket]
+
+        def compile_for(chunk: int) -> jax.stages.Compiled:
+            return self._lowered(name, bucket, chunk, *arguments).compile()
+
+        if length in self.chunks:
+            return compile_for(self.chunks[length])
+        *_, hi, count = arguments
+        try:
+            chunk, program, trials = largest_that_fits(hi.shape[0] // count.shape[0], self.limit, compile_for)
+        except DoesNotFit as error:
+            raise ConfigError(
+                f"bags of up to {length} instances need {error.needed / 2**30:.3g} GiB of a device for one run alone, and "
+                f"{error.limit / 2**30:.3g} GiB may be used: leave the largest bags out with data.filter, or lower "
+                "train.batch_size or the widths of the aggregator, or raise train.memory_gib where it is set"
+            ) from error
+        self.chunks[length] = chunk
+        self._trials += trials
+        return program
