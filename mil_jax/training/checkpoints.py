@@ -69,18 +69,44 @@ class Checkpoints:
             if wait:
                 self._manager.wait_until_finished()
 
-    def place(self) -> dict[str, Any] | None:
-        """Where the newest whole checkpoint stands, or None when there is none."""
+    def place(self, runs: list[str]) -> dict[str, Any] | None:
+        """Where the newest whole checkpoint stands, or None when there is none. runs: those that it must be of, in words.
+
+        Raises RunFolderError when it is of others.
+        """
         number = self._manager.latest_step()
         if number is None:
             return None
-        return self._manager.restore(number, args=ocp.args.Composite(place=ocp.args.JsonRestore()))["place"]
+        place = self._manager.restore(number, args=ocp.args.Composite(place=ocp.args.JsonRestore()))["place"]
+        if place["runs"] != runs:
+            other = next((one for one in place["runs"] if one not in runs), "in another order")
+            raise RunFolderError(
+                f"{self.folder}: the checkpoint is of {len(place['runs'])} runs ({other}, ...), not of the {len(runs)} runs to be "
+                "trained; go on with the settings that it was begun with, or name another folder"
+            )
+        return place
 
     def arrays(self, like: PyTree) -> PyTree:
-        """The arrays of the newest checkpoint, on the host. `like`: the tree of their shapes and dtypes."""
+        """The arrays of the newest checkpoint, on the host. `like`: the tree of their shapes and dtypes.
+
+        Raises RunFolderError when they have others.
+        """
         template = jax.tree.map(lambda x: np.empty(x.shape, x.dtype), like)
         restore = ocp.args.Composite(arrays=ocp.args.StandardRestore(template))
-        return self._manager.restore(self._manager.latest_step(), args=restore)["arrays"]
+        other = RunFolderError(
+            f"{self.folder}: the checkpoint is of another model or optimiser; go on with the settings that it was begun with, or name "
+            "another folder"
+        )
+        try:
+            arrays = self._manager.restore(self._manager.latest_step(), args=restore)["arrays"]
+        except ValueError as error:
+            if "do not match" not in str(error):
+                raise
+            raise other from error
+        # Orbax compares the trees, not the shapes.
+        if jax.tree.map(np.shape, arrays) != jax.tree.map(np.shape, template):
+            raise other
+        return arrays
 
     def close(self) -> None:
         """Waits for what is being written. Raises RunFolderError when the disk is full."""

@@ -27,7 +27,7 @@ _TRIM_THRESHOLD, _MMAP_THRESHOLD, _ARENA_MAX = -1, -3, -8
 def use_one_device_per_core() -> None:
     """On a CPU, one host device per core, so that replicas spread over the cores. Call before JAX is first used.
 
-    Of several processes each has one device: that is how CPU processes are told to share a machine.
+    Of several processes each has one device: it is their number that spreads runs over the cores.
     """
     keep_freed_memory()
     if (
@@ -84,6 +84,14 @@ def sharing(at_most: int, batch_size: int) -> int:
     return max(count for count in range(1, common + 1) if common % count == 0 and count <= max(at_most, 1))
 
 
+def put(array: np.ndarray, sharding: NamedSharding) -> jax.Array:
+    """A host array, which every process has whole, on the devices."""
+    if jax.process_count() == 1:
+        return jax.device_put(array, sharding)
+    # Each process gives its own part; `device_put` would first compare the values of all processes.
+    return jax.make_array_from_callback(array.shape, sharding, lambda index: array[index])
+
+
 class Placement:
     """Where the arrays of R replicas lie: the leading axis in equal parts over the devices, filled up where R does not divide.
 
@@ -97,7 +105,7 @@ class Placement:
         self.places = self.mesh.shape[AXIS]
         self.per_device = -(-num_replicas // self.places)
         before = self.per_device * np.arange(self.places)
-        self.count = self._put(
+        self.count = put(
             np.clip(num_replicas - before, 0, self.per_device).astype(np.int32), replica_sharding(self.mesh)
         )
         self.fetches = 0
@@ -109,19 +117,13 @@ class Placement:
         def place(array: np.ndarray) -> jax.Array:
             full = np.zeros((self.per_device * self.places, *array.shape[1:]), array.dtype)
             full[: len(array)] = array
-            return self._put(full, replica_sharding(self.mesh))
+            return put(full, replica_sharding(self.mesh))
 
         return jax.tree.map(lambda x: place(np.asarray(x)), tree)
 
     def shared(self, tree: PyTree) -> PyTree:
         """Host arrays, whole on every device."""
-        return jax.tree.map(lambda x: self._put(np.asarray(x), shared_sharding(self.mesh)), tree)
-
-    def _put(self, array: np.ndarray, sharding: NamedSharding) -> jax.Array:
-        if jax.process_count() == 1:
-            return jax.device_put(array, sharding)
-        # Each process gives its own part; `device_put` would first compare the values of all processes.
-        return jax.make_array_from_callback(array.shape, sharding, lambda index: array[index])
+        return jax.tree.map(lambda x: put(np.asarray(x), shared_sharding(self.mesh)), tree)
 
     def fetch(self, tree: PyTree) -> PyTree:
         """The same tree of host arrays, with the replicas of all processes. Waits for what is being computed.

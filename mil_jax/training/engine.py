@@ -171,7 +171,8 @@ class _Engine:
         self.exits.callback(self.feed.close)
         self.targets = self.placement.shared(data.targets)
         target = np.array([replica.target for replica in plan.replicas], np.int32)
-        self.who = compiled.Who(key=self._spread_keys(), target=self.spread(target))
+        keys = jax.random.wrap_key_data(self.spread(np.asarray(jax.random.key_data(plan.keys()))))
+        self.who = compiled.Who(key=keys, target=self.spread(target))
         self.rows = [data.row(replica) for replica in plan.replicas]
         self.longest_part = int(max(data.selection.sum(axis=1).max(), data.test.sum(axis=1).max(), 1))
         self._keep_improved = jax.jit(compiled.keep_improved, donate_argnums=0)
@@ -179,10 +180,6 @@ class _Engine:
 
     def _cohort(self, piece: Piece) -> compiled.Cohort:
         return compiled.Cohort(bags=piece.bags, targets=self.targets)
-
-    def _spread_keys(self) -> jax.Array:
-        data = np.asarray(jax.random.key_data(self.plan.keys()))
-        return jax.random.wrap_key_data(self.spread(data))
 
     def _fitted(self, strategy: Strategy) -> PyTree:
         """(hyper, constants) of every replica; what is fitted to a training part is computed once for all its replicas."""
@@ -227,7 +224,7 @@ class _Engine:
         moving = compiled.Moving(state=state, metrics=self.spread(no_metrics))
         progress = Progress.start(self.num_replicas, phase.selection)
         epoch, dispatch = 0, 0
-        place = checkpoints.place() if checkpoints else None
+        place = checkpoints.place(self.plan.described()) if checkpoints else None
         if checkpoints and place:
             epoch, dispatch = place["epoch"], place["dispatch"]
             progress = Progress.from_json(place["progress"])
@@ -236,9 +233,14 @@ class _Engine:
         self.listener.phase(strategy.name, epoch, phase.epochs)
 
         def save(wait: bool) -> None:
-            where = {"epoch": epoch, "dispatch": dispatch, "progress": progress.to_json()}
-            arrays = self.unfilled(self.fetch((moving, best)))
             assert checkpoints is not None
+            where = {
+                "epoch": epoch,
+                "dispatch": dispatch,
+                "progress": progress.to_json(),
+                "runs": self.plan.described(),
+            }
+            arrays = self.unfilled(self.fetch((moving, best)))
             checkpoints.save(epoch * 1_000_000 + dispatch, arrays, where, wait=wait)
 
         while epoch < phase.epochs and progress.active.any():

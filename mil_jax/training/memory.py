@@ -14,9 +14,8 @@ import jax
 from mil_jax.machine import memory_bytes
 from mil_jax.training.processes import least
 
-SHARE = (
-    0.9  # of a device's memory; the rest is for what lies beside a program: best parameters, outputs of an evaluation
-)
+# Of a device's memory; the rest is for what lies beside a program: best parameters, outputs of an evaluation.
+SHARE = 0.9
 
 
 class DoesNotFit(Exception):

@@ -58,6 +58,14 @@ class Plan:
         rows = [self.replica_hyper(replica) for replica in self.replicas]
         return {name: np.array([row[name] for row in rows], np.float32) for name in sorted(self.hyper)}
 
+    def described(self) -> list[str]:
+        """Each run in words, in their order."""
+        return [
+            f"target {replica.target}, fold {replica.fold}, seed {replica.seed}"
+            + "".join(f", {name}={value:g}" for name, value in replica.overrides)
+            for replica in self.replicas
+        ]
+
     def keys(self) -> jax.Array:
         """[R] keys; replicas that differ only in their overrides share theirs."""
         folds = np.array([replica.fold for replica in self.replicas], np.uint32)

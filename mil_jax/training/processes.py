@@ -73,6 +73,8 @@ def start(coordinator: str, num_processes: int, process_id: int) -> None:
             f"distributed.coordinator={coordinator} cannot be used ({reason}): name HOST:PORT of the first process, "
             "distributed.num_processes and distributed.process_id"
         ) from failed[0]
+    # Devices connect at their first collective, and wait half a minute for it only: now, while all are here.
+    least(0.0)
 
 
 def is_first() -> bool:

@@ -52,9 +52,11 @@ def engine_data(num_bags: int = 24, folds: int = 2, width: int = 6, seed: int = 
     )
 
 
-def strategy(optimizer: str = "adam", *, task: Classification = TASK, rates: Any = None, **settings: Any) -> Supervised:
-    """Gated ABMIL, 16 wide, with dropout; rates: other values of its dropouts."""
-    module = aggregators.create("abmil", TASK.num_outputs, feature_dim=16, attention_dim=8, **(rates or {}))
+def strategy(
+    optimizer: str = "adam", *, task: Classification = TASK, rates: Any = None, feature_dim: int = 16, **settings: Any
+) -> Supervised:
+    """Gated ABMIL with dropout; rates: other values of its dropouts."""
+    module = aggregators.create("abmil", TASK.num_outputs, feature_dim=feature_dim, attention_dim=8, **(rates or {}))
     return Supervised(
         module, task, optimizers.make(optimizers.OptimizerSettings(optimizer)), Schedule("cosine"), **settings
     )

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 import mil_jax
+from mil_jax.errors import RunFolderError
 from mil_jax.strategies.base import TrainingBags
 from mil_jax.training.checkpoints import Checkpoints
 from mil_jax.training.engine import EngineSettings, FitResult, Phase, Stopped, fit
@@ -168,6 +169,28 @@ def test_a_run_stopped_at_any_dispatch_and_resumed_ends_bit_identical(tmp_path, 
     _assert_equal(resumed.state, undisturbed.state)
     _assert_equal(resumed.logits, undisturbed.logits)
     _assert_equal(resumed.progress.to_json(), undisturbed.progress.to_json())
+
+
+def test_a_checkpoint_of_other_runs_or_another_model_is_refused_by_name(tmp_path):
+    def resume(the_plan: Plan, the_strategy=None) -> None:
+        phases = [Phase(the_strategy or strategy(), 2, LAST)]
+        fit(
+            phases,
+            engine_data(),
+            TASK,
+            the_plan,
+            EngineSettings(),
+            Silent(),
+            lambda name: Checkpoints(tmp_path / name, 0),
+        )
+
+    resume(plan())
+    with pytest.raises(RunFolderError, match=r"is of 4 runs .target 0, fold 0, seed 1, .* not of the 2 runs"):
+        resume(plan(seeds=1))
+    with pytest.raises(RunFolderError, match="another model or optimiser"):
+        resume(plan(), strategy("sgd"))
+    with pytest.raises(RunFolderError, match="another model or optimiser"):
+        resume(plan(), strategy(feature_dim=8))
 
 
 def test_a_batch_of_bags_trains_on_their_mean_loss():
