@@ -41,11 +41,23 @@ def median_ratio(numerator: Sequence[float], denominator: Sequence[float]) -> fl
     return statistics.median(a / b for a, b in zip(numerator, denominator, strict=True))
 
 
-def write_result(name: str, machine: str, figures: dict[str, Any], table: Sequence[tuple[str, str, str]]) -> None:
-    """Writes results/<name>-<machine>.json and prints it. table: rows (what, bar, result)."""
+def write_result(
+    name: str,
+    machine: str,
+    figures: dict[str, Any],
+    table: Sequence[tuple[str, str, str]],
+    *,
+    part: str = "",
+    arguments: Sequence[str] | None = None,
+    folder: Path = RESULTS,
+) -> None:
+    """Writes <folder>/<name>[-<part>]-<machine>.json and prints it. table: rows (what, bar, result).
+
+    arguments: of the command, where they are not those of this process.
+    """
     environment = describe_environment()
     result = {
-        "command": " ".join([f"python -m benchmarks.{name}", *sys.argv[1:]]),
+        "command": " ".join([f"python -m benchmarks.{name}", *(sys.argv[1:] if arguments is None else arguments)]),
         "date": datetime.date.today().isoformat(),
         "machine": {"name": machine, "cpu": _cpu_model(), "memory_GB": _memory_gb(), "load_average": os.getloadavg()[0]}
         | {key: environment[key] for key in ("system", "cpu_cores", "devices")},
@@ -54,9 +66,9 @@ def write_result(name: str, machine: str, figures: dict[str, Any], table: Sequen
         "table": [dict(zip(("what", "bar", "result"), row, strict=True)) for row in table],
         "figures": figures,
     }
-    RESULTS.mkdir(exist_ok=True)
+    folder.mkdir(exist_ok=True)
     text = json.dumps(result, indent=1)
-    (RESULTS / f"{name}-{machine}.json").write_text(text + "\n", encoding="utf-8")
+    (folder / f"{'-'.join(filter(None, (name, part, machine)))}.json").write_text(text + "\n", encoding="utf-8")
     print(text)
 
 

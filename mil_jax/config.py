@@ -143,7 +143,7 @@ def parse(
     config = load_config(path)
     values = _overridden(config, overrides, define)
     changed = []
-    if not (config.data.features or config.data.shards):
+    if not (config.data.features or config.data.shards or config.data.synthetic.bags):
         config = load_config(path)
         changed = apply_demo(config)
         values = _overridden(config, overrides, define)

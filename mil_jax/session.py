@@ -11,7 +11,7 @@ from absl import flags
 
 from mil_jax.config import ConfigDict
 from mil_jax.console import console, say
-from mil_jax.errors import TrainingError
+from mil_jax.errors import ConfigError, TrainingError
 from mil_jax.progress import StopOnSignal, TrainingProgress, conversion_progress
 from mil_jax.reports.loggers import require_packages
 from mil_jax.training import processes
@@ -35,17 +35,26 @@ def define_flags(values: flags.FlagValues) -> None:
     flags.DEFINE_bool("strict", False, "make every exclusion of a slide or label an error", flag_values=values)
 
 
-def prepared(config: ConfigDict, values: flags.FlagValues, name: str) -> Experiment:
-    """The experiment, checked; `name`: the run folder to be, which nothing touches yet."""
-    if values.check and (values.resume or values.overwrite):
-        say("--check trains nothing: --resume and --overwrite have no effect")
-    require_packages(tensorboard=config.train.tensorboard, wandb=config.train.wandb)
+def set_up(config: ConfigDict) -> None:
+    """Processes, devices and precision, before JAX is first used."""
     processes.start(**config.distributed)
     use_one_device_per_core()
     use_compilation_cache(cache_folder(config))
     console.quiet = not processes.is_first()
     if config.train.matmul_precision != "default":
         jax.config.update("jax_default_matmul_precision", config.train.matmul_precision)
+
+
+def prepared(config: ConfigDict, values: flags.FlagValues, name: str) -> Experiment:
+    """The experiment, checked; `name`: the run folder to be, which nothing touches yet."""
+    if values.check and (values.resume or values.overwrite):
+        say("--check trains nothing: --resume and --overwrite have no effect")
+    if config.data.synthetic.bags:
+        raise ConfigError(
+            "data.synthetic.bags draws sizes only, so there is nothing to train on: name data, or use python -m mil_jax.profile"
+        )
+    require_packages(tensorboard=config.train.tensorboard, wandb=config.train.wandb)
+    set_up(config)
     with processes.first_before_others(), conversion_progress() as progress:
         if not values.check:
             require_usable(name, resume=values.resume, overwrite=values.overwrite)

@@ -42,6 +42,19 @@ SETTINGS: dict[str, Setting] = {
         "Rows with NaN or infinity: `error` (all offenders are listed), `drop_rows` or `drop_slide`.",
         choices=("error", "drop_rows", "drop_slide"),
     ),
+    "data.synthetic.bags": Setting(
+        0,
+        "For `mil_jax.profile` only, instead of data: forecast for so many bags, their sizes drawn, their features invented.",
+        least=0,
+        most=10_000_000,
+    ),
+    "data.synthetic.mean_size": Setting(
+        10_000.0, "Mean number of instances of the bags that are drawn.", least=1.0, most=1e8
+    ),
+    "data.synthetic.sigma": Setting(
+        0.56, "Deviation of the logarithm of their sizes, which are lognormal.", least=0.0, most=3.0
+    ),
+    "data.synthetic.dim": Setting(1024, "Width of their features.", least=1, most=1_000_000),
     "data.labels": Setting("", "The label table: csv, tsv, xlsx or parquet."),
     "data.slides_table": Setting("", "STAMP's second table, from patients to feature files."),
     "data.target": Setting(

@@ -65,12 +65,14 @@ def write_shards(
     overwrite: bool = False,
     excluded: Sequence[tuple[str, str]] = (),
     notes: Sequence[str] = (),
+    for_tensorflow: bool = True,
 ) -> ShardWriteReport:
     """Writes a folder of shards, whole or not at all.
 
     dtype: type to store; None = the source's. nonfinite: what happens to rows that are not finite: "error", "drop_rows"
     or "drop_slide". ladder: lengths to pad to; None = the next multiple of 128 (of 8 below 1,024). shard_bytes: a shard
     that has reached this size is closed. excluded: slides left out already. notes: sentences to record in the index.
+    for_tensorflow: write TensorFlow Datasets' metadata too, which needs that package; this library reads without.
 
     Raises DataError for non-finite rows (every slide and row is named), features of different shape or type, a slide
     that occurs twice, values that a cast would overflow, or nothing to write; UserError for an existing folder
@@ -85,7 +87,10 @@ def write_shards(
                 if checked_slide is not None:
                     writer.write(checked_slide)
         checked.raise_for_offenders()
-        return _finish(temporary, target, checked, writer, tuple(notes))
+        report = _finish(temporary, target, checked, writer, tuple(notes))
+        if for_tensorflow:
+            _write_metadata(temporary, writer)
+        return report
 
 
 class _RecordWriter:
@@ -195,12 +200,11 @@ class _RecordWriter:
 def _finish(
     folder: Path, target: Path, checked: SlideChecks, writer: _RecordWriter, notes: tuple[str, ...]
 ) -> ShardWriteReport:
-    """Names the shards and writes metadata, report and index."""
+    """Names the shards and writes report and index."""
     if not writer.rows:
         reasons = ", ".join(f"{slide}: {reason}" for slide, reason in checked.excluded[:5])
         raise DataError(f"no slide to write to {target}" + (f", all were excluded ({reasons})" if reasons else ""))
     names = writer.name_shards()
-    _write_metadata(folder, writer)
     summary = checked.report.summary()
     (folder / REPORT_FILE).write_text(json.dumps(_strict(summary), indent=1, allow_nan=False) + "\n", encoding="utf-8")
     records = pd.DataFrame(writer.rows)

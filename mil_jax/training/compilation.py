@@ -6,10 +6,11 @@ the compiler says of the memory that a program needs. Compilations are counted, 
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from functools import partial
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -22,6 +23,14 @@ from mil_jax.strategies.base import Strategy, TrainState
 from mil_jax.training import programs
 from mil_jax.training.memory import DoesNotFit, largest_that_fits
 from mil_jax.training.programs import AXIS, DATA_AXIS, Array, Cohort, Epoch, Moving, PyTree, Who
+
+
+class Built(NamedTuple):
+    """A program as compiled, what was compiled, and the seconds that took, tracing included."""
+
+    program: jax.stages.Compiled
+    jaxpr: Any
+    seconds: float
 
 
 class Programs:
@@ -43,7 +52,7 @@ class Programs:
         self.strategy, self.mesh, self.lengths, self.vectorised, self.limit = strategy, mesh, lengths, vectorised, limit
         self.chunks = {} if chunks is None else chunks
         self.axis = DATA_AXIS if DATA_AXIS in mesh.axis_names else None
-        self._compiled: dict[tuple[str, int], Future[jax.stages.Compiled]] = {}
+        self._compiled: dict[tuple[str, int], Future[Built]] = {}
         self._trials = 0
         self._compiler = ThreadPoolExecutor(usable_cores(), "mil_jax-compile")
 
@@ -82,6 +91,10 @@ class Programs:
             for bucket in train:
                 self._compiled["train", bucket].result()
 
+    def built(self, name: str, bucket: int) -> Built:
+        """The program "init", "train" or "evaluate" of a bucket, which was called or compiled ahead."""
+        return self._compiled[name, bucket].result()
+
     def close(self) -> None:
         """Compilations that have not begun are given up."""
         self._compiler.shutdown(wait=False, cancel_futures=True)
@@ -111,9 +124,9 @@ class Programs:
         return self._call("evaluate", bucket, cohort, state, bags, logits, lo, hi, count)
 
     def _call(self, name: str, bucket: int, *arguments: PyTree) -> Any:
-        return self._start(name, bucket, *arguments).result()(*arguments)
+        return self._start(name, bucket, *arguments).result().program(*arguments)
 
-    def _start(self, name: str, bucket: int, *arguments: PyTree) -> Future[jax.stages.Compiled]:
+    def _start(self, name: str, bucket: int, *arguments: PyTree) -> Future[Built]:
         """The program, being compiled."""
         if (name, bucket) not in self._compiled:
             if self.vectorised and name != "init":
@@ -121,11 +134,13 @@ class Programs:
                 job: Callable[[], Any] = partial(self._compile_side_by_side, name, bucket, trained_on, *arguments)
             else:
                 # Traced here: settings of JAX may be those of the calling thread.
-                job = self._lowered(name, bucket, None, *arguments).compile
+                job = self._traced(name, bucket, None, *arguments)
             self._compiled[name, bucket] = self._compiler.submit(job)
         return self._compiled[name, bucket]
 
-    def _lowered(self, name: str, bucket: int, chunk: int | None, *arguments: PyTree) -> jax.stages.Lowered:
+    def _traced(self, name: str, bucket: int, chunk: int | None, *arguments: PyTree) -> Callable[[], Built]:
+        """Traces a program; what compiles it, in any thread."""
+        begun = time.perf_counter()
         length = self.lengths[bucket]
         function: Callable[..., Any]
         donate: tuple[int, ...]
@@ -139,24 +154,34 @@ class Programs:
             function, donate = partial(programs.train_side_by_side, self.strategy, length, self.axis, chunk), (2,)
         specs = (P(), *(P(AXIS) for _ in arguments[1:]))
         mapped = jax.shard_map(function, mesh=self.mesh, in_specs=specs, out_specs=P(AXIS), check_vma=False)
-        return jax.jit(mapped, donate_argnums=donate).lower(*arguments)
+        traced = jax.jit(mapped, donate_argnums=donate).trace(*arguments)
+        lowered = traced.lower()
+        before = time.perf_counter() - begun
 
-    def _compile_side_by_side(
-        self, name: str, bucket: int, before: Future[Any] | None, *arguments: PyTree
-    ) -> jax.stages.Compiled:
+        def compile() -> Built:
+            begun = time.perf_counter()
+            program = lowered.compile()
+            return Built(program, traced.jaxpr, before + time.perf_counter() - begun)
+
+        return compile
+
+    def _compile_side_by_side(self, name: str, bucket: int, before: Future[Any] | None, *arguments: PyTree) -> Built:
         """With as many replicas at a time as fit, or as were chosen; `before` is waited for, since it chooses."""
         if before:
             before.result()
         length = self.lengths[bucket]
+        built: dict[int, Built] = {}
 
         def compile_for(chunk: int) -> jax.stages.Compiled:
-            return self._lowered(name, bucket, chunk, *arguments).compile()
+            built[chunk] = self._traced(name, bucket, chunk, *arguments)()
+            return built[chunk].program
 
         if length in self.chunks:
-            return compile_for(self.chunks[length])
+            compile_for(self.chunks[length])
+            return built[self.chunks[length]]
         *_, hi, count = arguments
         try:
-            chunk, program, trials = largest_that_fits(hi.shape[0] // count.shape[0], self.limit, compile_for)
+            chunk, _, trials = largest_that_fits(hi.shape[0] // count.shape[0], self.limit, compile_for)
         except DoesNotFit as error:
             raise ConfigError(
                 f"bags of up to {length} instances need {error.needed / 2**30:.3g} GiB of a device for one run alone, and "
@@ -165,4 +190,4 @@ class Programs:
             ) from error
         self.chunks[length] = chunk
         self._trials += trials
-        return program
+        return built[chunk]

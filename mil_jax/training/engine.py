@@ -121,7 +121,7 @@ def fit(
     open_checkpoints: gives the checkpoints of a phase by name; training goes on from the newest. keep_choices: is given what was
     chosen automatically, before training begins. Raises Stopped when asked to stop, ConfigError when a run does not fit a device.
     """
-    engine = _Engine(data, task, plan, settings, listener)
+    engine = Engine(data, task, plan, settings, listener)
     if keep_choices:
         engine.keep_choices = keep_choices
     state: TrainState | None = None
@@ -138,7 +138,9 @@ def fit(
         return engine.result(state, progress)
 
 
-class _Engine:
+class Engine:
+    """What `fit` is made of: `begin` a phase, `lay_out` the order of an epoch, `dispatch` its steps, `evaluate` a part."""
+
     def __init__(
         self, data: EngineData, task: Classification, plan: Plan, settings: EngineSettings, listener: Listener
     ) -> None:
@@ -201,27 +203,30 @@ class _Engine:
     def _moments_of(self, row: int) -> tuple[np.ndarray, np.ndarray]:
         return self._moments[0][row], self._moments[1][row]
 
-    def _initial(self, strategy: Strategy, previous: TrainState | None) -> TrainState:
-        """Initial states; shapes are taken from bag 0."""
+    def begin(self, strategy: Strategy, previous: TrainState | None) -> compiled.Moving:
+        """The initial states, whose shapes are taken from bag 0; from here on `programs` are those of this strategy."""
+        limit = device_limit(self.settings.memory_gib) if self.vectorised else 0
+        chosen = self.side_by_side.setdefault(strategy.name, {})
+        self.programs = Programs(strategy, self.mesh, self.data.lengths, self.vectorised, limit, chosen)
+        self.exits.callback(self.programs.close)
         fitted, run = self._fitted(strategy), (int(self.data.bucket[0]), np.zeros(1, np.int32), np.ones(1, np.int32))
         for piece in self.feed.pieces(np.zeros((1, 1, 1), np.int32), [run]):
             state = self.programs.init(self._cohort(piece), self.who, fitted, previous, self.count)
-        return jax.block_until_ready(state)
+        self.no_metrics = self._no_metrics(strategy, jax.block_until_ready(state))
+        return compiled.Moving(state=state, metrics=self.spread(self.no_metrics))
+
+    def lay_out(self, phase: Phase, order: EpochOrder, epoch: int) -> compiled.Epoch:
+        """The order of an epoch and its schedules, on the devices."""
+        return self.spread(compiled.Epoch(bags=order.bags, extras=self._extras(phase, order, epoch)))
 
     def run(
         self, phase: Phase, previous: TrainState | None, checkpoints: Checkpoints | None
     ) -> tuple[TrainState, Progress]:
         """One phase, from its start or from its newest checkpoint. Returns the state with each replica's chosen parameters."""
         strategy = phase.strategy
-        limit = device_limit(self.settings.memory_gib) if self.vectorised else 0
-        chosen = self.side_by_side.setdefault(strategy.name, {})
-        self.programs = Programs(strategy, self.mesh, self.data.lengths, self.vectorised, limit, chosen)
-        self.exits.callback(self.programs.close)
-        state = self._initial(strategy, previous)
+        moving = self.begin(strategy, previous)
         keeps_best = phase.selection.select != "last"
-        best = self._copy(state.params) if keeps_best else None
-        no_metrics = self._no_metrics(strategy, state)
-        moving = compiled.Moving(state=state, metrics=self.spread(no_metrics))
+        best = self._copy(moving.state.params) if keeps_best else None
         progress = Progress.start(self.num_replicas, phase.selection)
         epoch, dispatch = 0, 0
         place = checkpoints.place(self.plan.described()) if checkpoints else None
@@ -245,18 +250,18 @@ class _Engine:
 
         while epoch < phase.epochs and progress.active.any():
             order = self.order.epoch(self.plan.replicas, progress.active, epoch)
-            arrays = self.spread(compiled.Epoch(bags=order.bags, extras=self._extras(phase, order, epoch)))
+            arrays = self.lay_out(phase, order, epoch)
             self._compile_ahead(order, moving, arrays)
             runs = order.runs[dispatch:]
             before = (self._copy(moving), runs) if self.settings.debug_nans else None
             for piece in self.feed.pieces(order.bags, runs):
-                moving = self._train(moving, arrays, piece)
+                moving = self.dispatch(moving, arrays, piece)
                 dispatch += piece.ends_run
                 self.listener.steps(int((piece.hi - piece.lo).sum()))
                 if piece.ends_run and checkpoints and self.agreement.soon(self.listener.stop_requested()):
                     save(wait=True)
                     raise Stopped
-            logits = self._evaluate(moving.state, self.data.selection) if keeps_best else None
+            logits = self.evaluate(moving.state, self.data.selection) if keeps_best else None
             self.feed.verify_rest()
             fetched, sums = self.fetch((logits, moving.metrics))
             if before:
@@ -267,7 +272,7 @@ class _Engine:
                 row["improved"] = bool(improved[row["replica"]])
             if keeps_best and improved.any():
                 best = self._keep_improved(best, moving.state.params, self.spread(improved))
-            moving = moving.replace(metrics=self.spread(no_metrics))
+            moving = moving.replace(metrics=self.spread(self.no_metrics))
             self.listener.epoch(rows)
             epoch, dispatch = epoch + 1, 0
             ended = epoch == phase.epochs or not progress.active.any()
@@ -280,7 +285,8 @@ class _Engine:
         state = moving.state if best is None else moving.state.replace(params=best)
         return state, progress
 
-    def _train(self, moving: compiled.Moving, arrays: compiled.Epoch, piece: Piece) -> compiled.Moving:
+    def dispatch(self, moving: compiled.Moving, arrays: compiled.Epoch, piece: Piece) -> compiled.Moving:
+        """Sends the steps of a piece of the feed to the devices. `moving` is given away."""
         lo, hi = self.spread((piece.lo, piece.hi))
         moving, piece.done = self.programs.train(
             piece.bucket, self._cohort(piece), self.who, moving, arrays, lo, hi, self.count
@@ -306,7 +312,7 @@ class _Engine:
 
         def again(moving: compiled.Moving, run: Run) -> compiled.Moving:
             for piece in self.feed.pieces(order.bags, [run]):
-                moving = self._train(moving, arrays, piece)
+                moving = self.dispatch(moving, arrays, piece)
             return moving
 
         finite = self.fetch(nonfinite.finite_replicas((moving.metrics, moving.state.params)))
@@ -356,7 +362,7 @@ class _Engine:
             bags[r, : len(numbers)], counts[r] = numbers, len(numbers)
         return bags, counts
 
-    def _evaluate(self, state: TrainState, part: np.ndarray) -> jax.Array:
+    def evaluate(self, state: TrainState, part: np.ndarray) -> jax.Array:
         """Logits [R, V, C] of each replica's bags of the part, in the order of `_part`."""
         bags, _ = self._part(part)
         shape = (self.num_replicas, self.longest_part, self.task.num_outputs)
@@ -397,7 +403,7 @@ class _Engine:
     def result(self, state: TrainState, progress: Progress) -> FitResult:
         """Predictions of each replica for its selection and test parts, and its chosen parameters, on the host."""
         parts = {"val": self.data.selection, "test": self.data.test}
-        device = {name: self._evaluate(state, part) for name, part in parts.items() if part.any()}
+        device = {name: self.evaluate(state, part) for name, part in parts.items() if part.any()}
         logits, chosen = self.fetch((device, (state.params, state.constants)))
         per_replica, numbers = [], []
         for r in range(self.num_replicas):

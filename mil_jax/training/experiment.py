@@ -30,6 +30,7 @@ from mil_jax.data.residency import row_bytes
 from mil_jax.data.room import AUTO, Residency, choose_residency, open_bags
 from mil_jax.data.shards import Shards
 from mil_jax.data.splits import TEST, TRAIN, VALIDATION
+from mil_jax.data.synthetic import synthetic_shards
 from mil_jax.errors import ConfigError
 from mil_jax.strategies.supervised import Supervised
 from mil_jax.tasks.classification import Classification
@@ -78,7 +79,8 @@ class Experiment:
     @property
     def embedded(self) -> bool:
         """Whether no data was named, so that the cohort is the one that comes with the library."""
-        return not (self.config.data.features or self.config.data.shards)
+        data = self.config.data
+        return not (data.features or data.shards or data.synthetic.bags)
 
     @property
     def task(self) -> Classification:
@@ -212,7 +214,7 @@ def derived(experiment: Experiment, config: ConfigDict, overrides: Sequence[Over
 
 def share_bags(experiment: Experiment, other: Experiment) -> None:
     """Gives the bags that `experiment` has read to `other`, which was derived from it."""
-    other.__dict__["data"] = dataclasses.replace(experiment.data, sampling=_sampling(other))
+    other.__dict__["data"] = dataclasses.replace(experiment.data, sampling=sampling_weights(other))
 
 
 def _check(experiment: Experiment) -> None:
@@ -301,12 +303,12 @@ def engine_data(experiment: Experiment) -> EngineData:
         test=parts == TEST,
         lengths=lengths,
         bucket=experiment.bucket,
-        sampling=_sampling(experiment),
+        sampling=sampling_weights(experiment),
         first_row=experiment.first_row,
     )
 
 
-def _sampling(experiment: Experiment) -> np.ndarray | None:
+def sampling_weights(experiment: Experiment) -> np.ndarray | None:
     """Weights to draw training bags by, [rows, M], so that all classes come equally often; None where each comes once."""
     if not experiment.config.train.balanced:
         return None
@@ -344,6 +346,8 @@ def _open_shards(config: ConfigDict, progress: Progress | None) -> Shards:
     data = config.data
     if data.shards and data.features:
         raise ConfigError("data.shards and data.features are both set; name the one to train on")
+    if data.synthetic.bags:
+        return synthetic_shards(config, cache_folder(config))
     if data.shards:
         return Shards.open(data.shards)
     if data.features:

@@ -1,0 +1,64 @@
+"""The benchmarks that are run by hand on large machines run from end to end at small sizes."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from benchmarks import h200, scaling
+
+REPRESENTATIVE = "steps-abmil"
+
+
+def result(folder: Path) -> dict:
+    (path,) = folder.glob("*.json")
+    return json.loads(path.read_text())
+
+
+@pytest.mark.parametrize(
+    "part", [part if part == REPRESENTATIVE else pytest.param(part, marks=pytest.mark.full) for part in h200.PARTS]
+)
+def test_each_part_for_a_gpu_machine_runs_small_on_a_cpu(part, tmp_path):
+    h200.main(["--machine=test", "--small", f"--part={part}", f"--results={tmp_path}"])
+    figures = result(tmp_path)
+    assert figures["table"]
+    assert figures["figures"]["ceilings"]["products"]["float32"] > 0
+    assert figures["command"].startswith("python -m benchmarks.h200 --machine=test")
+
+
+SIZES = {"bags": "20,40", "runs": "1,2", "targets": "1,2", "devices": "1,2"}
+
+
+def test_a_step_is_measured_against_instances_with_memory_and_a_picture(tmp_path):
+    scaling.main(
+        [
+            "--machine=test",
+            "--part=instances",
+            "--aggregators=abmil",
+            "--values=64",
+            "--dim=8",
+            "--small",
+            f"--results={tmp_path}",
+        ]
+    )
+    (point,) = result(tmp_path)["figures"]["points"]["abmil"]
+    assert point["seconds"] > 0
+    assert point["temporary_bytes"] > 0
+    assert (tmp_path / "scaling-instances-test.png").stat().st_size > 1000
+
+
+@pytest.mark.full
+@pytest.mark.parametrize("part", SIZES)
+def test_an_epoch_is_measured_against_each_axis(part, tmp_path):
+    scaling.main(["--machine=test", f"--part={part}", f"--values={SIZES[part]}", f"--results={tmp_path}"])
+    points = result(tmp_path)["figures"]["points"]["abmil"]
+    assert [point["value"] for point in points] == [int(value) for value in SIZES[part].split(",")]
+    assert all(point["seconds"] > 0 for point in points)
+
+
+def test_the_slope_of_a_straight_line_is_one():
+    line = scaling._line([{"value": n, "seconds": 3e-3 * n} for n in (1, 2, 5, 10)])
+    assert line["slope"] == pytest.approx(1)
+    assert line["bend"] == pytest.approx(0, abs=1e-9)
