@@ -36,8 +36,12 @@ _REFUSED = {
     "train.seed": "is luck, and choosing the luckiest seed would overstate the result; use train.num_seeds",
     "train.num_seeds": "changes how sure a score is, not the score",
 }
-_NO_RESULT = ("checkpoint_seconds", "slots_per_dispatch", "replica_axis", "matmul_precision", "tensorboard", "wandb")
+_NO_RESULT = (
+    *("checkpoint_seconds", "slots_per_dispatch", "replica_axis", "matmul_precision", "tensorboard", "wandb"),
+    *("batch_devices", "memory_gib", "debug_nans"),
+)
 _REFUSED |= {f"train.{name}": "changes no result" for name in _NO_RESULT}
+_REFUSED |= {f"distributed.{name}": "changes no result" for name in ("coordinator", "num_processes", "process_id")}
 _ALLOWED = ("data.normalize",)
 
 

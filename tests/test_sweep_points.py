@@ -27,6 +27,7 @@ BAD = {
     "another cohort": (["--sweep", "data.filter=a,b"], "changes the cohort"),
     "other splits": (["--sweep", "splits.seed=1,2"], "changes the cohort"),
     "another run folder": (["--sweep", "run=a,b"], "names the run folder"),
+    "what changes no result": (["--sweep", "train.memory_gib=1,2"], "changes no result"),
     "the luckiest seed": (["--sweep", "train.seed=1,2"], "luckiest seed"),
     "another method": (["--sweep", "aggregator.name=abmil,dsmil"], "a config of its own"),
     "no validation": (["--sweep", "optimizer.lr=1,2", "--config.train.select=last"], "leaves no score to choose"),
