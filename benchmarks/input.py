@@ -156,7 +156,7 @@ def main(_: list[str]) -> None:
         before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
         bags = StreamedBags(cohort.shards, list(np.arange(len(cohort.sizes))[:, None]), int(_STREAM_GIB * 2**30))
         device = jax.sharding.SingleDeviceSharding(jax.devices()[0])
-        feed = StreamedFeed(bags, cohort.ladder.lengths, device, order)
+        feed = StreamedFeed(bags, cohort.ladder.lengths, lambda tree: jax.device_put(tree, device), order)
         try:
             _stream(feed, order)
             growth = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before
