@@ -33,7 +33,8 @@ from mil_jax.strategies.supervised import Supervised
 from mil_jax.tasks.classification import Classification
 from mil_jax.training import optimizers
 from mil_jax.training.devices import replica_mesh, use_one_device_per_core
-from mil_jax.training.engine import EngineData, EngineSettings, Phase, fit
+from mil_jax.training.engine import fit
+from mil_jax.training.engine_types import EngineData, EngineSettings, Phase
 from mil_jax.training.plan import Plan, Replica
 from mil_jax.training.programs import AXIS
 from mil_jax.training.schedule import Schedule

@@ -27,7 +27,8 @@ from mil_jax.strategies.supervised import Supervised
 from mil_jax.tasks.classification import Classification
 from mil_jax.training import optimizers
 from mil_jax.training.devices import use_one_device_per_core
-from mil_jax.training.engine import EngineData, EngineSettings, FitResult, Phase, fit
+from mil_jax.training.engine import fit
+from mil_jax.training.engine_types import EngineData, EngineSettings, FitResult, Phase
 from mil_jax.training.plan import Plan, Replica
 from mil_jax.training.schedule import Schedule
 from mil_jax.training.stopping import Selection

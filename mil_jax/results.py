@@ -11,7 +11,7 @@ import pandas as pd
 from mil_jax.data.splits import TEST, TRAIN
 from mil_jax.reports.predictions import predictions_table
 from mil_jax.reports.statements import Conduct
-from mil_jax.training.engine import FitResult
+from mil_jax.training.engine_types import FitResult
 from mil_jax.training.experiment import Experiment
 from mil_jax.training.run_folder import RunFolder
 from mil_jax.training.targets import Target

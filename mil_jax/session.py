@@ -16,9 +16,10 @@ from mil_jax.progress import StopOnSignal, TrainingProgress, conversion_progress
 from mil_jax.reports.loggers import require_packages
 from mil_jax.training import processes
 from mil_jax.training.devices import use_compilation_cache, use_one_device_per_core
-from mil_jax.training.experiment import FREE_ON_RESUME, Experiment, cache_folder, prepare
+from mil_jax.training.experiment import FREE_ON_RESUME, Experiment, prepare
 from mil_jax.training.nonfinite import NotFinite
 from mil_jax.training.run_folder import RunFolder, is_run_folder, require_usable
+from mil_jax.training.sources import cache_folder
 from mil_jax.training.targets import splits_table
 
 

@@ -25,7 +25,8 @@ from mil_jax.interop.feature_files import counted
 from mil_jax.overview import describe_experiment, notes_on_data
 from mil_jax.reports import sweep as report
 from mil_jax.sweep_points import Axis, Group, Point, draw_points, grouped, read_axes, shown, with_point
-from mil_jax.training.engine import FitResult, Stopped
+from mil_jax.training.engine import Stopped
+from mil_jax.training.engine_types import FitResult
 from mil_jax.training.experiment import FREE_ON_RESUME, Experiment, derived, share_bags, strategy, train_in
 from mil_jax.training.nonfinite import NotFinite
 from mil_jax.training.run_folder import RunFolder

@@ -17,7 +17,8 @@ from mil_jax.reports import tables, targets
 from mil_jax.reports.summary import write_summary
 from mil_jax.session import define_flags, open_folder, prepared, progress_of, training_error
 from mil_jax.training import processes
-from mil_jax.training.engine import FitResult, Stopped
+from mil_jax.training.engine import Stopped
+from mil_jax.training.engine_types import FitResult
 from mil_jax.training.experiment import Experiment, train
 from mil_jax.training.nonfinite import NotFinite
 from mil_jax.training.run_folder import RunFolder

@@ -30,7 +30,7 @@ from mil_jax.data.split_makers import k_folds, label_counts
 from mil_jax.errors import ConfigError, DataError
 from mil_jax.interop.slide_bag import Provenance
 from mil_jax.training.devices import use_one_device_per_core
-from mil_jax.training.engine import FitResult
+from mil_jax.training.engine_types import FitResult
 from mil_jax.training.experiment import Experiment, prepare, run
 
 FOLDS, REPEATS = 10, 5  # where a set comes without folds

@@ -29,6 +29,7 @@ LAYERS = (
     "interop",
     "bags",
     "files",
+    "machine",
     "errors",
     "__init__",  # the version
 )

@@ -225,7 +225,7 @@ def _about_steps(
     elif traffic >= NEAR_THE_CEILING:
         said.append(
             f"The steps reach {share:.0%} of the roofline, but by the compiler's count they move {traffic:.0%} of what memory can: "
-            "values between layers are what takes the time; narrower ones (smaller widths) shorten it."
+            "values between layers are what takes the time; narrower ones (smaller widths; on a GPU train.precision) shorten it."
         )
     else:
         longest = figures[-1].length

@@ -21,7 +21,8 @@ from mil_jax.data.residency import ResidentBags
 from mil_jax.strategies.base import Strategy
 from mil_jax.tasks.classification import Classification
 from mil_jax.training.devices import wait
-from mil_jax.training.engine import Engine, EngineData, EngineSettings, Phase
+from mil_jax.training.engine import Engine
+from mil_jax.training.engine_types import EngineData, EngineSettings, Phase
 from mil_jax.training.order import EpochOrder
 from mil_jax.training.plan import Plan
 from mil_jax.training.stopping import Selection

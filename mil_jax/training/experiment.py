@@ -7,11 +7,9 @@ and report; nothing here prints.
 from __future__ import annotations
 
 import dataclasses
-import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
-from pathlib import Path
 from typing import Any
 
 import jax
@@ -24,24 +22,24 @@ from mil_jax.aggregators import reembedding
 from mil_jax.bags import Bag
 from mil_jax.data.buckets import Ladder, fit_ladder
 from mil_jax.data.cohort import Cohort, build_cohort
-from mil_jax.data.conversion import Progress, shards_for_features
-from mil_jax.data.digits import digits_cohort
+from mil_jax.data.conversion import Progress
 from mil_jax.data.residency import row_bytes
 from mil_jax.data.room import AUTO, Residency, choose_residency, open_bags
 from mil_jax.data.shards import Shards
 from mil_jax.data.splits import TEST, TRAIN, VALIDATION
-from mil_jax.data.synthetic import synthetic_shards
 from mil_jax.errors import ConfigError
 from mil_jax.strategies.supervised import Supervised
 from mil_jax.tasks.classification import Classification
 from mil_jax.training import optimizers
 from mil_jax.training.checkpoints import Checkpoints
-from mil_jax.training.engine import EngineData, EngineSettings, FitResult, Listener, Phase, fit
+from mil_jax.training.engine import Listener, fit
+from mil_jax.training.engine_types import EngineData, EngineSettings, FitResult, Phase
 from mil_jax.training.memory import side_by_side
 from mil_jax.training.plan import Overrides, Plan, Replica, make_plan
 from mil_jax.training.processes import is_first
 from mil_jax.training.run_folder import RunFolder, fingerprint
 from mil_jax.training.schedule import Schedule
+from mil_jax.training.sources import open_shards
 from mil_jax.training.stopping import Selection
 from mil_jax.training.targets import Target, cohort_settings, make_targets, split_settings
 
@@ -142,15 +140,6 @@ class Experiment:
         return engine_data(self)
 
 
-def cache_folder(config: ConfigDict) -> Path:
-    """Where converted features and the embedded cohort are kept. Raises ConfigError where that is no folder."""
-    usual = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "mil_jax"
-    folder = Path(config.data.cache) if config.data.cache else usual
-    if folder.exists() and not folder.is_dir():
-        raise ConfigError(f"{folder} is no folder: name one for the converted features with data.cache")
-    return folder
-
-
 def prepare(
     config: ConfigDict,
     *,
@@ -167,7 +156,7 @@ def prepare(
     if config.train.protocol not in PROTOCOLS:
         raise ConfigError(f"train.protocol is {config.train.protocol!r}; choose one of {', '.join(PROTOCOLS)}")
     config = ConfigDict(config.to_dict())
-    shards = _open_shards(config, progress)
+    shards = open_shards(config, progress)
     settings, found = cohort_settings(config, strict)
     cohort = build_cohort(
         shards.slide_ids,
@@ -339,37 +328,6 @@ def _ladder(config: ConfigDict, sizes: np.ndarray, chosen: list[int] | None) -> 
         padded = np.asarray(chosen)[Ladder(tuple(chosen), 0.0).bucket(sizes)].sum()
         return Ladder(tuple(chosen), 1.0 - sizes.sum() / padded)
     return fit_ladder(sizes, max_waste=config.data.max_waste, max_shapes=config.data.max_shapes)
-
-
-def _open_shards(config: ConfigDict, progress: Progress | None) -> Shards:
-    """The shard folder that is named, converted, or embedded; the last also sets the tables it comes with."""
-    data = config.data
-    if data.shards and data.features:
-        raise ConfigError("data.shards and data.features are both set; name the one to train on")
-    if data.synthetic.bags:
-        return synthetic_shards(config, cache_folder(config))
-    if data.shards:
-        return Shards.open(data.shards)
-    if data.features:
-        return shards_for_features(
-            data.features,
-            cache_folder(config),
-            encoder_name=data.encoder_name,
-            nonfinite=data.nonfinite,
-            progress=progress,
-        )
-    for name in ("labels", "target"):
-        if data[name]:
-            raise ConfigError(
-                f"data.{name} is set but no features are: name their folder with data.features or data.shards"
-            )
-    if config.splits.file or config.splits.kind != "k_fold":
-        raise ConfigError("the embedded digits come with their own five folds: leave splits.kind and splits.file out")
-    digits = digits_cohort(cache_folder(config))
-    data.labels, data.target, data.patient = str(digits.labels), "label", "patient_id"
-    data.classes = "no nine,nine"
-    config.splits.kind, config.splits.file = "file", str(digits.splits)
-    return Shards.open(digits.shards)
 
 
 def _choose_selection(experiment: Experiment) -> None:

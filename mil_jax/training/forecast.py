@@ -176,7 +176,9 @@ def forecast(
         "evaluation": epochs * evaluation + final,
         "dispatches": epochs * dispatches,
         "host": epochs * (host + around),
-        "reading": epochs * max(reading - steps - evaluation, 0.0) if experiment.residency.kind == STREAMED else reading,
+        "reading": epochs * max(reading - steps - evaluation, 0.0)
+        if experiment.residency.kind == STREAMED
+        else reading,
         "compilation": sum(bucket.train.compile_seconds + bucket.evaluate.compile_seconds for bucket in figures),
     }
     once = final + seconds["compilation"] + (0.0 if experiment.residency.kind == STREAMED else reading)

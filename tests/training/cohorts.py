@@ -13,7 +13,7 @@ from mil_jax.data.residency import ResidentBags
 from mil_jax.strategies.supervised import Supervised
 from mil_jax.tasks.classification import Classification
 from mil_jax.training import optimizers
-from mil_jax.training.engine import EngineData
+from mil_jax.training.engine_types import EngineData
 from mil_jax.training.plan import Plan, Replica
 from mil_jax.training.schedule import Schedule
 

@@ -20,7 +20,8 @@ import jax
 import numpy as np
 
 from mil_jax.training.checkpoints import Checkpoints
-from mil_jax.training.engine import EngineSettings, Phase, Stopped, fit
+from mil_jax.training.engine import Stopped, fit
+from mil_jax.training.engine_types import EngineSettings, Phase
 from mil_jax.training.plan import Plan
 from mil_jax.training.stopping import Selection
 from tests.training.cohorts import HYPER, TASK, Silent, engine_data, plan, strategy

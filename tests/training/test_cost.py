@@ -12,7 +12,7 @@ import pytest
 from mil_jax.reports.profile import duration, rooflines
 from mil_jax.training.ceilings import Ceilings
 from mil_jax.training.cost import Bench, Measured, ProgramCost, operations
-from mil_jax.training.engine import EngineSettings
+from mil_jax.training.engine_types import EngineSettings
 from mil_jax.training.forecast import BucketFigures, count_steps
 from mil_jax.training.order import BagOrder
 from tests.training import cohorts

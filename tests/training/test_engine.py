@@ -13,7 +13,8 @@ import mil_jax
 from mil_jax.errors import RunFolderError
 from mil_jax.strategies.base import TrainingBags
 from mil_jax.training.checkpoints import Checkpoints
-from mil_jax.training.engine import EngineSettings, FitResult, Phase, Stopped, fit
+from mil_jax.training.engine import Stopped, fit
+from mil_jax.training.engine_types import EngineSettings, FitResult, Phase
 from mil_jax.training.nonfinite import NotFinite
 from mil_jax.training.order import BagOrder
 from mil_jax.training.plan import Plan, Replica

@@ -9,7 +9,8 @@ import pytest
 from mil_jax.errors import ConfigError
 from mil_jax.training import memory
 from mil_jax.training.devices import replica_mesh
-from mil_jax.training.engine import EngineSettings, FitResult, Phase, fit
+from mil_jax.training.engine import fit
+from mil_jax.training.engine_types import EngineSettings, FitResult, Phase
 from mil_jax.training.stopping import Selection
 from tests.training.cohorts import TASK, Silent, engine_data, plan, strategy
 

@@ -17,7 +17,8 @@ from mil_jax.errors import ConfigError
 from mil_jax.strategies.base import Batch, TrainState
 from mil_jax.strategies.supervised import Supervised
 from mil_jax.training import optimizers
-from mil_jax.training.engine import EngineData, EngineSettings, FitResult, Phase, fit
+from mil_jax.training.engine import fit
+from mil_jax.training.engine_types import EngineData, EngineSettings, FitResult, Phase
 from mil_jax.training.plan import Plan, Replica, make_plan, numeric_names
 from mil_jax.training.schedule import Schedule
 from mil_jax.training.stopping import Selection

@@ -21,7 +21,8 @@ from mil_jax.data.shards import Provenance, Shards, SlideBag, write_shards
 from mil_jax.data.streaming import THREAD_NAMES, WINDOWS, StreamedBags, StreamedFeed
 from mil_jax.errors import DataError, ShardError
 from mil_jax.training.checkpoints import Checkpoints
-from mil_jax.training.engine import EngineData, EngineSettings, FitResult, Phase, Stopped, fit
+from mil_jax.training.engine import Stopped, fit
+from mil_jax.training.engine_types import EngineData, EngineSettings, FitResult, Phase
 from mil_jax.training.stopping import Selection
 from tests.training.cohorts import TASK, Silent, plan, strategy
 

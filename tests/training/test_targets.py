@@ -16,7 +16,8 @@ from mil_jax.config import parse
 from mil_jax.data.splits import UNUSED
 from mil_jax.errors import ConfigError
 from mil_jax.reports.targets import common_sentences
-from mil_jax.training.engine import EngineSettings, Phase, fit
+from mil_jax.training.engine import fit
+from mil_jax.training.engine_types import EngineSettings, Phase
 from mil_jax.training.experiment import prepare
 from mil_jax.training.plan import Plan, Replica
 from mil_jax.training.stopping import Selection

@@ -1,0 +1,83 @@
+"""What goes into the engine and what comes out."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+
+from mil_jax.data.residency import ResidentBags
+from mil_jax.data.streaming import StreamedBags
+from mil_jax.strategies.base import Strategy
+from mil_jax.training.plan import Replica
+from mil_jax.training.stopping import Progress, Selection
+
+PyTree = Any
+
+
+@dataclass(frozen=True)
+class EngineData:
+    """The cohort and its split, on the host; the features may stay in their shards.
+
+    targets: [num_targets, num_bags, ...]. training, selection, test: bool [rows, num_bags], a row for each fold of each target;
+    `selection` is what chooses epochs. first_row: of each target; its folds follow one another.
+    lengths: the bucket ladder, ascending; bucket: int [num_bags], the bucket each bag fits in.
+    sampling: weights to draw training bags by, float [rows, num_bags], or None for each bag once an epoch.
+    """
+
+    bags: ResidentBags | StreamedBags
+    targets: np.ndarray
+    training: np.ndarray
+    selection: np.ndarray
+    test: np.ndarray
+    lengths: tuple[int, ...]
+    bucket: np.ndarray
+    sampling: np.ndarray | None = None
+    first_row: tuple[int, ...] = (0,)
+
+    def row(self, replica: Replica) -> int:
+        """The row of a run's target and fold in `training`, `selection`, `test` and `sampling`."""
+        return self.first_row[replica.target] + replica.fold
+
+
+@dataclass(frozen=True)
+class Phase:
+    """One strategy and for how many epochs it runs. A boundary between phases is a barrier over all replicas."""
+
+    strategy: Strategy
+    epochs: int
+    selection: Selection
+
+
+@dataclass(frozen=True)
+class EngineSettings:
+    """replica_axis: "auto" (map on a CPU, vmap elsewhere), "map" or "vmap". batch_size: bags a step and replica.
+    batch_devices: at most so many devices share a batch. slots_per_dispatch: at most so many steps are sent at once.
+    debug_nans: raises NotFinite with the step where a run stops being finite; keeps a copy of the state and fetches more.
+    memory_gib: what may be used of a device under vmap; 0: what it has. side_by_side: by phase and bucket length, how many replicas of
+    a device go side by side: what was chosen earlier. Others are decided on before training.
+    """
+
+    batch_size: int = 1
+    batch_devices: int = 1
+    data_seed: int = 0
+    slots_per_dispatch: int = 64
+    replica_axis: str = "auto"
+    debug_nans: bool = False
+    memory_gib: float = 0.0
+    side_by_side: dict[str, dict[int, int]] = field(default_factory=dict)
+
+
+@dataclass
+class FitResult:
+    """logits: per replica {part: [bags of the part, C]}, with the bag numbers in `bags`. states: of each replica, its best epoch.
+
+    compilations, fetches, overhead: what the engine did, for the summary.
+    """
+
+    logits: list[dict[str, np.ndarray]]
+    bags: list[dict[str, np.ndarray]]
+    state: PyTree
+    progress: Progress
+    facts: dict[str, Any] = field(default_factory=dict)

@@ -1,0 +1,54 @@
+"""Where the bags of an experiment come from: a shard folder, features that are converted once, invented or embedded bags."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+from ml_collections import ConfigDict
+
+from mil_jax.data.conversion import Progress, shards_for_features
+from mil_jax.data.digits import digits_cohort
+from mil_jax.data.shards import Shards
+from mil_jax.data.synthetic import synthetic_shards
+from mil_jax.errors import ConfigError
+
+
+def cache_folder(config: ConfigDict) -> Path:
+    """Where converted features and the embedded cohort are kept. Raises ConfigError where that is no folder."""
+    usual = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "mil_jax"
+    folder = Path(config.data.cache) if config.data.cache else usual
+    if folder.exists() and not folder.is_dir():
+        raise ConfigError(f"{folder} is no folder: name one for the converted features with data.cache")
+    return folder
+
+
+def open_shards(config: ConfigDict, progress: Progress | None) -> Shards:
+    """The shard folder that is named, converted, or embedded; the last also sets the tables it comes with."""
+    data = config.data
+    if data.shards and data.features:
+        raise ConfigError("data.shards and data.features are both set; name the one to train on")
+    if data.synthetic.bags:
+        return synthetic_shards(config, cache_folder(config))
+    if data.shards:
+        return Shards.open(data.shards)
+    if data.features:
+        return shards_for_features(
+            data.features,
+            cache_folder(config),
+            encoder_name=data.encoder_name,
+            nonfinite=data.nonfinite,
+            progress=progress,
+        )
+    for name in ("labels", "target"):
+        if data[name]:
+            raise ConfigError(
+                f"data.{name} is set but no features are: name their folder with data.features or data.shards"
+            )
+    if config.splits.file or config.splits.kind != "k_fold":
+        raise ConfigError("the embedded digits come with their own five folds: leave splits.kind and splits.file out")
+    digits = digits_cohort(cache_folder(config))
+    data.labels, data.target, data.patient = str(digits.labels), "label", "patient_id"
+    data.classes = "no nine,nine"
+    config.splits.kind, config.splits.file = "file", str(digits.splits)
+    return Shards.open(digits.shards)
