@@ -104,6 +104,7 @@ def conduct(experiment: Experiment, failed: Sequence[str] = ()) -> Conduct:
         protocol=config.train.protocol,
         select=experiment.selection.select,
         selected_on_test=experiment.selection_part == TEST,
+        order=config.train.order,
         notes=tuple(notes),
     )
 

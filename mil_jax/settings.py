@@ -176,6 +176,11 @@ SETTINGS: dict[str, Setting] = {
         "and the devices.",
         least=1,
     ),
+    "train.sample_instances": Setting(
+        0,
+        "Most instances drawn from a bag for a training step, anew in each; 0: all. Evaluation reads whole bags.",
+        least=0,
+    ),
     "train.class_weights": Setting(
         False, "Weigh each bag's loss by the inverse frequency of its class in the training part."
     ),
@@ -185,6 +190,11 @@ SETTINGS: dict[str, Setting] = {
     ),
     "train.checkpoint_seconds": Setting(
         60.0, "Least time between two checkpoints, which are written at the end of an epoch.", least=0.0
+    ),
+    "train.order": Setting(
+        "independent",
+        "`independent`: each run shuffles its own bags; `shared`: all runs go through the same bags in the same order.",
+        choices=("independent", "shared"),
     ),
     "train.slots_per_dispatch": Setting(
         64, "Most steps of one bucket length that are sent to the device at once; changes no result.", least=1

@@ -135,7 +135,12 @@ def grouped(points: Sequence[Point], config: ConfigDict) -> list[Group]:
     groups = []
     for shape, of_shape in members.items():
         numbers, overrides_of = zip(*of_shape)
-        groups.append(Group(shown(dict(shape)), with_point(config, points[numbers[0]]), numbers, overrides_of))
+        own = [with_point(config, points[number]) for number in numbers]
+        base = own[0]
+        base.train.sample_instances = max(
+            one.train.sample_instances for one in own
+        )  # runs of one program have one shape
+        groups.append(Group(shown(dict(shape)), base, numbers, overrides_of))
     return groups
 
 

@@ -21,6 +21,7 @@ import optax
 from mil_jax.aggregators.reembedding import Reembedded
 from mil_jax.bags import Bag, Prediction
 from mil_jax.errors import ConfigError
+from mil_jax.layers.topk import random_subset
 from mil_jax.strategies.base import Batch, LearningRate, Steps, TrainingBags, TrainState, map_bags
 from mil_jax.tasks.classification import Classification
 
@@ -28,6 +29,7 @@ Array = jax.Array
 PyTree = Any
 NORMALIZATIONS = ("none", "l2", "zscore")
 PRECISIONS = ("float32", "bfloat16")
+SAMPLE_STREAM = 2**32 - 1  # folded into a bag's key for the instances drawn from it
 
 
 @dataclasses.dataclass(frozen=True)
@@ -35,10 +37,11 @@ class Supervised:
     """See the module's docstring.
 
     class_weights: multiply each bag's loss by the inverse frequency of its class in the training part.
+    sample_instances: most instances of a bag that a step reads, drawn anew in every step; 0 = all. Predictions read whole bags.
     precision: "float32", or "bfloat16": features and parameters are rounded to it for the forward and backward pass. Parameters,
         their updates, softmaxes, selections, attention scores, pseudo-inverses and losses stay float32.
-    Reads from `hyper`: "optimizer.lr", "optimizer.weight_decay", and where present "task.label_smoothing", "aggregator.*" and
-    "reembed.*".
+    Reads from `hyper`: "optimizer.lr", "optimizer.weight_decay", and where present "task.label_smoothing", "aggregator.*",
+    "reembed.*" and "train.sample_instances", which may be less than the field, by which shapes are made.
     """
 
     module: nn.Module
@@ -47,6 +50,7 @@ class Supervised:
     learning_rate: LearningRate
     normalize: str = "none"
     class_weights: bool = False
+    sample_instances: int = 0
     precision: str = "float32"
     name: str = "supervised"
 
@@ -82,7 +86,10 @@ class Supervised:
     ) -> tuple[TrainState, dict[str, Array]]:
         """One update on the mean loss of the batch."""
         keys = jax.vmap(lambda place: jax.random.fold_in(key, place))(batch.places)
-        bags = map_bags(lambda bag: self._normalized(bag, state.constants), batch.bags)
+        bags = batch.bags
+        if self.sample_instances:
+            bags = map_bags(lambda bag, key: self._sampled(bag, state.hyper, key), bags, keys)
+        bags = map_bags(lambda bag: self._normalized(bag, state.constants), bags)
         weights = batch.weights
         if self.class_weights:
             classes = batch.targets if batch.targets.ndim == 1 else jnp.argmax(batch.targets, axis=-1)
@@ -132,6 +139,17 @@ class Supervised:
         rngs = None if key is None else {"dropout": key}
         prediction: Any = self.module.apply(variables, bag, train=key is not None, rngs=rngs)
         return prediction.replace(logits=prediction.logits.astype(jnp.float32))
+
+    def _sampled(self, bag: Bag, hyper: dict[str, Array], key: Array) -> Bag:
+        """The instances that a step reads, in their order: [min(N, sample_instances)]."""
+        if bag.neighbors is not None:
+            raise ConfigError("train.sample_instances draws instances, and this bag is a graph: leave it at 0")
+        most = min(len(bag.mask), self.sample_instances)
+        count = jnp.minimum(hyper.get("train.sample_instances", most), most).astype(jnp.int32)
+        kept = random_subset(jax.random.fold_in(key, SAMPLE_STREAM), bag.mask, count)
+        (rows,) = jnp.nonzero(kept, size=most, fill_value=0)
+        drawn: Bag = jax.tree.map(lambda x: x[rows], bag)
+        return drawn.replace(mask=jnp.arange(most) < jnp.sum(kept))
 
     def _normalized(self, bag: Bag, constants: PyTree) -> Bag:
         if self.normalize == "none":

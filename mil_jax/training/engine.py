@@ -98,6 +98,7 @@ class Engine:
             slots_per_dispatch=settings.slots_per_dispatch,
             sampling=data.sampling,
             row=data.row,
+            shared=settings.order == "shared",
         )
         everyone = np.ones(self.num_replicas, bool)
         first = functools.partial(self.order.epoch, plan.replicas, everyone, 0)

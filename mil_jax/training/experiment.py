@@ -210,6 +210,10 @@ def _check(experiment: Experiment) -> None:
     """Finds impossible settings before anything is written, and what chooses epochs."""
     _choose_selection(experiment)
     parameter_shapes(experiment)
+    if experiment.config.train.order == "shared" and experiment.config.train.balanced:
+        raise ConfigError(
+            "train.order=shared shows all runs the same bags, and train.balanced draws them for each run: leave one of them out"
+        )
     if experiment.config.train.class_weights or experiment.config.train.balanced:
         for target in experiment.targets:
             target.task.class_weights(target.values)
@@ -228,6 +232,7 @@ def strategy(experiment: Experiment) -> Supervised:
         learning_rate=Schedule(**config.optimizer.schedule),
         normalize=config.data.normalize,
         class_weights=config.train.class_weights,
+        sample_instances=config.train.sample_instances,
         precision=config.train.precision,
     )
 
@@ -312,6 +317,7 @@ def sampling_weights(experiment: Experiment) -> np.ndarray | None:
 def engine_settings(config: ConfigDict) -> EngineSettings:
     """The engine's own settings."""
     return EngineSettings(
+        order=config.train.order,
         batch_size=config.train.batch_size,
         batch_devices=config.train.batch_devices,
         data_seed=config.splits.seed,

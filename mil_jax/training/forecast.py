@@ -61,6 +61,7 @@ def plan_epoch(experiment: Experiment) -> EpochPlan:
         slots_per_dispatch=settings.slots_per_dispatch,
         sampling=sampling_weights(experiment),
         row=experiment.row,
+        shared=settings.order == "shared",
     )
     begun = time.perf_counter()
     epoch = order.epoch(replicas, np.ones(len(replicas), bool), 0)

@@ -1,8 +1,9 @@
 """The order in which bags are trained on: an epoch is a shuffled list of slots, each of one bucket.
 
 The number of slots per bucket and their order come from the split table alone, never from which replicas run, so that a replica
-sees the same order alone and in company. Each replica fills the slots with its own shuffle; where it has no bag for a slot it
-idles. Consecutive slots of one bucket are dispatched together, which changes no order.
+sees the same order alone and in company. Each replica fills the slots with its own shuffle (independent), or all see the same bag at
+the same time (shared); where a replica has no bag for a slot it idles. Consecutive slots of one bucket are dispatched together, which
+changes no order.
 """
 
 from __future__ import annotations
@@ -37,7 +38,8 @@ class BagOrder:
 
     training: bool [rows, num_bags]. bucket: int [num_bags], the bucket each bag fits in, in ascending order of length.
     sampling: None (each bag once an epoch), or float [rows, num_bags]: weights to draw bags by, with replacement.
-    row: the row of a replica; its fold, where there is one target.
+    row: the row of a replica; its fold, where there is one target. shared: all replicas go through one shuffle of all training bags, and
+    those that hold a bag out idle; not with `sampling`.
     """
 
     def __init__(
@@ -51,7 +53,10 @@ class BagOrder:
         slots_per_dispatch: int = 64,
         sampling: np.ndarray | None = None,
         row: Callable[[Replica], int] = attrgetter("fold"),
+        shared: bool = False,
     ) -> None:
+        assert not (shared and sampling is not None), "what is drawn for one replica is not shared"
+        self.shared = shared
         self.row = row
         self.training = training
         self.bucket = bucket
@@ -64,7 +69,10 @@ class BagOrder:
         self.max_steps = int(self.slot_counts.sum())
 
     def _slot_counts(self) -> np.ndarray:
-        """[num_buckets]: per bucket the largest number of batches of any row."""
+        """[num_buckets]: per bucket the largest number of batches of any row, or the batches of all training bags together."""
+        if self.shared:
+            in_bucket = np.bincount(self.bucket[self.training.any(axis=0)], minlength=self.num_buckets)
+            return np.ceil(in_bucket / self.batch_size).astype(np.int64)
         per_row = np.zeros((len(self.training), self.num_buckets))
         for row, part in enumerate(self.training):
             if self.sampling is None:
@@ -90,7 +98,7 @@ class BagOrder:
             if who not in filled:
                 filled[who] = self._fill(slots, replica, epoch)
             mine = filled[who]
-            busy[r] = mine[:, 0] >= 0
+            busy[r] = (mine >= 0).any(axis=1)
             steps = mine[busy[r]]
             bags[r, : len(steps)] = steps
         done = np.concatenate([np.zeros((len(replicas), 1), np.int64), np.cumsum(busy, axis=1)], axis=1)
@@ -102,14 +110,22 @@ class BagOrder:
 
     def _fill(self, slots: np.ndarray, replica: Replica, epoch: int) -> np.ndarray:
         """[num_slots, B] bag numbers, -1 for none: one replica's bags, shuffled into the slots they fit."""
-        rng = np.random.default_rng([self.data_seed, replica.seed, replica.fold, epoch, 1])
         row = self.row(replica)
+        if self.shared:
+            rng = np.random.default_rng([self.data_seed, epoch, 2])
+            everyone = self._shuffled(slots, rng.permutation(np.flatnonzero(self.training.any(axis=0))), rng)
+            return np.where((everyone >= 0) & self.training[row][everyone], everyone, -1)
+        rng = np.random.default_rng([self.data_seed, replica.seed, replica.fold, epoch, 1])
         part = np.flatnonzero(self.training[row])
         if self.sampling is None:
             drawn = rng.permutation(part)
         else:
             weights = self.sampling[row, part]
             drawn = rng.choice(part, size=len(part), p=weights / weights.sum())
+        return self._shuffled(slots, drawn, rng)
+
+    def _shuffled(self, slots: np.ndarray, drawn: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+        """The bags `drawn`, each in a slot that it fits, [num_slots, B]."""
         filled = np.full((len(slots), self.batch_size), -1, np.int32)
         waiting = np.empty(0, np.int64)
         for bucket in range(self.num_buckets):

@@ -78,6 +78,8 @@ def numeric_names(config: ConfigDict) -> tuple[str, ...]:
     names = ["optimizer.lr", "optimizer.weight_decay"]
     if config.task.loss_name == "cross_entropy":
         names.append("task.label_smoothing")
+    if config.train.sample_instances:
+        names.append("train.sample_instances")  # up to the config's, by which shapes are made
     names += [f"aggregator.{name}" for name in aggregators.numeric_settings(config.aggregator.name)]
     if config.reembed.name:
         names += [f"reembed.{name}" for name in reembedding.numeric_settings(config.reembed.name)]

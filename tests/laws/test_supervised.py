@@ -7,6 +7,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import pytest
 
 from mil_jax.bags import Bag
@@ -41,7 +42,11 @@ def _step(the_strategy: Supervised, state: TrainState, bag: Bag, key: jax.Array)
     return state.params, metrics, the_strategy.predict(state, bag).logits
 
 
-@pytest.mark.parametrize("settings", [{}, {"normalize": "zscore", "class_weights": True}, {"normalize": "l2"}], ids=str)
+@pytest.mark.parametrize(
+    "settings",
+    [{}, {"normalize": "zscore", "class_weights": True}, {"normalize": "l2"}, {"sample_instances": 3}],
+    ids=str,
+)
 def test_a_step_and_a_prediction_are_exact_under_padding(settings):
     the_strategy = SGD(**settings)
     state = jax.jit(functools.partial(_initial, the_strategy))(jax.random.key(3))
@@ -71,3 +76,27 @@ def test_a_place_without_a_bag_moves_nothing_but_what_others_move():
         step(state, one, extras, key)[0].params,
         "a batch with an empty place",
     )
+
+
+def test_a_step_reads_so_many_instances_of_a_bag_in_their_order_and_others_in_the_next():
+    the_strategy = SGD(sample_instances=5)
+    bag = law.make_bag(0, 11, law.SMALL_BUCKET, FEATURES)
+    draw = jax.jit(the_strategy._sampled)
+    seen = set()
+    for number in range(30):
+        drawn = draw(bag, {"train.sample_instances": jnp.float32(4)}, jax.random.key(number))
+        assert drawn.mask.tolist() == [True] * 4 + [False]
+        rows = [int(np.flatnonzero((np.asarray(bag.features) == row).all(axis=1))[0]) for row in drawn.features[:4]]
+        assert rows == sorted(set(rows))
+        assert max(rows) < 11
+        seen |= set(rows)
+    assert seen == set(range(11))
+    assert draw(bag, {}, jax.random.key(0)).mask.all()
+
+
+def test_a_bag_with_fewer_instances_than_are_drawn_is_read_whole():
+    the_strategy = SGD(sample_instances=12)
+    bag = law.make_bag(0, 3, law.SMALL_BUCKET, FEATURES)
+    drawn = the_strategy._sampled(bag, {}, jax.random.key(0))
+    np.testing.assert_array_equal(drawn.features[:3], bag.features[:3])
+    assert int(drawn.mask.sum()) == 3

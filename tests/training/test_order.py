@@ -100,3 +100,28 @@ def test_balanced_sampling_draws_by_weight_and_finds_slots(batch_size):
         rare, drawn = rare + (bags < 20).sum(), drawn + len(bags)
     assert drawn == 20 * training[0].sum()
     assert abs(rare / drawn - weights[0, :20].sum() / weights[0].sum()) < 0.05
+
+
+@pytest.mark.parametrize("batch_size", [1, 3])
+def test_a_shared_order_shows_all_replicas_the_same_bags_at_the_same_time(batch_size):
+    order, training = _order(batch_size=batch_size, shared=True)
+    replicas = [Replica(fold=k, seed=s) for s in range(2) for k in range(len(training))]
+    epoch = order.epoch(replicas, np.ones(len(replicas), bool), epoch=3)
+    for r, replica in enumerate(replicas):
+        seen = epoch.bags[r][epoch.bags[r] >= 0]
+        assert sorted(seen) == np.flatnonzero(training[replica.fold]).tolist()
+    for _, lo, hi in epoch.runs:
+        together = [set(epoch.bags[r, lo[r] : hi[r]].ravel()) - {-1} for r in range(len(replicas))]
+        everyone = set().union(*together)
+        for r, replica in enumerate(replicas):
+            assert together[r] == {bag for bag in everyone if training[replica.fold][bag]}
+
+
+def test_a_shared_order_is_the_same_alone_and_another_in_the_next_epoch():
+    order, _ = _order(shared=True)
+    company = [Replica(k, s) for s in range(2) for k in range(4)]
+    together = order.epoch(company, np.ones(len(company), bool), epoch=7)
+    alone = order.epoch([company[6]], np.ones(1, bool), epoch=7)
+    np.testing.assert_array_equal(together.bags[6], alone.bags[0])
+    later = order.epoch([company[6]], np.ones(1, bool), epoch=8)
+    assert not np.array_equal(alone.bags, later.bags)
