@@ -38,7 +38,6 @@ from benchmarks.cases import AGGREGATORS, drawn_experiment, published_config, st
 from benchmarks.common import DEFAULT_MACHINE, RESULTS, write_result
 from mil_jax.data.shards import Shards, SlideBag, write_shards
 from mil_jax.interop.slide_bag import Provenance
-from mil_jax.settings import SETTINGS
 from mil_jax.training.ceilings import measure_ceilings
 from mil_jax.training.devices import use_one_device_per_core
 from mil_jax.training.experiment import Experiment, prepare, run

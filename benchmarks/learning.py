@@ -26,11 +26,15 @@ from benchmarks.common import DEFAULT_MACHINE, write_result
 _MACHINE = flags.DEFINE_string("machine", DEFAULT_MACHINE, "Name of the machine, for the result's file.")
 
 ROOT = Path(__file__).parents[1]
-SETS = {
-    "musk1": ("configs/musk.py", "accuracy 0.84, AUC 0.91, 60 s"),
-    "fox": ("configs/musk.py", "accuracy 0.55"),
-    "mnist": ("configs/abmil_ilse.py", "AUC 0.95"),
-}
+SETS = (
+    ("musk1", "configs/musk.py", "accuracy 0.84, AUC 0.91, 60 s"),
+    ("fox", "configs/musk.py", "accuracy 0.55"),
+    ("musk1", "configs/recipes/dsmil_musk.py", ""),
+    ("fox", "configs/recipes/dsmil_musk.py", ""),
+    ("musk1", "configs/recipes/clam_sb_musk.py", ""),
+    ("fox", "configs/recipes/clam_sb_musk.py", ""),
+    ("mnist", "configs/abmil_ilse.py", "AUC 0.95"),
+)
 DIGITS_BARS = {
     "configs/abmil.py": "AUC 0.97, 0.15 above mean pooling, 30 s",
     "configs/max_pooling.py": "AUC 0.97",
@@ -42,8 +46,8 @@ _LAST_LINE = re.compile(r"accuracy (\S+) \+- (\S+), AUC (\S+) \+- (\S+)")
 def main(_: list[str]) -> None:
     figures: dict[str, Any] = {}
     table = []
-    for name, (config, bar) in SETS.items():
-        figures[name] = found = _set(Path(os.environ["MIL_JAX_SHARED"]) / "data" / name, config)
+    for name, config, bar in SETS:
+        figures[f"{name}, {config}"] = found = _set(Path(os.environ["MIL_JAX_SHARED"]) / "data" / name, config)
         shown = f"{found['last line']}; {found['seconds']:.0f} s"
         table.append((f"{name}, {config}: mean +- standard error over repeats", bar, shown))
     for path in sorted((ROOT / "configs").glob("*.py")):
