@@ -66,6 +66,7 @@ def main(arguments: list[str]) -> int:
         return 0
     config, values, demo = parse(arguments, define_flags)
     set_up(config)
+    jax.config.update("jax_enable_compilation_cache", False)  # what is measured is compiling, not reading
     with conversion_progress() as progress:
         experiment = prepare(config, strict=values.strict, progress=progress)
     describe_experiment(experiment, demo)
