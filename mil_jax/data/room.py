@@ -33,11 +33,11 @@ def choose_residency(asked: str, rows: int, row_bytes: int, stream_gib: float) -
     Raises DataError for "resident" where the cohort does not fit.
     """
     needed, memory, kind = rows * row_bytes, *_least_memory()
-    size = f"the cohort's {rows:,} instances are {_gib(needed)}"
+    size = f"the cohort's features take {_shown(needed)}"
     if rows > _MOST_ROWS:
         obstacle = f"more than {_MOST_ROWS:,} instances cannot be held as one array"
     elif needed > MOST_SHARE * memory:
-        obstacle = f"that is more than {MOST_SHARE:.0%} of this machine's {_gib(memory)} of {kind} memory"
+        obstacle = f"that is more than {MOST_SHARE:.0%} of this machine's {_shown(memory)} of {kind} memory"
     else:
         obstacle = ""
     if asked == RESIDENT and obstacle:
@@ -46,7 +46,7 @@ def choose_residency(asked: str, rows: int, row_bytes: int, stream_gib: float) -
         why = obstacle if asked == AUTO else "as asked"
         windows = f"{WINDOWS} windows of host memory, at most {stream_gib:,.3g} GiB together, are read ahead"
         return Residency(STREAMED, f"{size}; streamed ({why}): {windows}")
-    why = f"{'as asked; ' * (asked == RESIDENT)}there are {_gib(memory)} of {kind} memory"
+    why = f"{'as asked; ' * (asked == RESIDENT)}there are {_shown(memory)} of {kind} memory"
     return Residency(RESIDENT, f"{size}; held in memory ({why})")
 
 
@@ -70,5 +70,5 @@ def _least_memory() -> tuple[int, str]:
     return (host, "host") if host <= device else (device, "device")
 
 
-def _gib(num_bytes: int) -> str:
-    return f"{num_bytes / 2**30:,.3g} GiB"
+def _shown(num_bytes: int) -> str:
+    return f"{num_bytes / 2**30:,.3g} GiB" if num_bytes >= 2**30 else f"{num_bytes / 2**20:,.3g} MiB"

@@ -19,8 +19,8 @@ def ten_gib(monkeypatch):
 @pytest.mark.parametrize(
     ("asked", "rows", "chosen", "said"),
     [
-        ("auto", 7 * 2**20, "resident", "are 7 GiB; held in memory (there are 10 GiB of host memory)"),
-        ("auto", 8 * 2**20, "streamed", "are 8 GiB; streamed (that is more than 70% of this machine's 10 GiB of host memory)"),
+        ("auto", 7 * 2**20, "resident", "take 7 GiB; held in memory (there are 10 GiB of host memory)"),
+        ("auto", 8 * 2**20, "streamed", "take 8 GiB; streamed (that is more than 70% of this machine's 10 GiB of host memory)"),
         ("streamed", 7 * 2**20, "streamed", "(as asked): 3 windows of host memory, at most 2 GiB together"),
         ("resident", 7 * 2**20, "resident", "held in memory (as asked; there are 10 GiB"),
     ],
