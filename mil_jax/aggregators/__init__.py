@@ -57,15 +57,13 @@ def default_fields(name: str) -> dict[str, Any]:
     """Fields of the aggregator `name` with their defaults (`num_outputs` is the task's). Raises ConfigError if
     unknown.
     """
-    if name not in _found():
-        raise ConfigError(f"aggregator.name={name!r} is not an aggregator; {_suggestion(name, _found())}")
-    fields = dataclasses.fields(_found()[name][0])
+    fields = dataclasses.fields(_class_of(name))
     return {field.name: field.default for field in fields if field.name not in ("num_outputs", "parent", "name")}
 
 
 def numeric_settings(name: str) -> tuple[str, ...]:
-    """The fields of the aggregator `name` that it also reads from the collection "hyper"."""
-    return tuple(getattr(_found()[name][0], "numeric_settings", ()))
+    """The fields of the aggregator `name` that it also reads from the collection "hyper". Raises ConfigError if unknown."""
+    return tuple(getattr(_class_of(name), "numeric_settings", ()))
 
 
 def create(name: str, num_outputs: int, **fields: Any) -> nn.Module:
@@ -78,7 +76,13 @@ def create(name: str, num_outputs: int, **fields: Any) -> nn.Module:
     for key in fields:
         if key not in known:
             raise ConfigError(f"aggregator.{key} is not a setting of {name!r}; {_suggestion(key, known)}")
-    return _found()[name][0](num_outputs=num_outputs, **fields)
+    return _class_of(name)(num_outputs=num_outputs, **fields)
+
+
+def _class_of(name: str) -> type[nn.Module]:
+    if name not in _found():
+        raise ConfigError(f"aggregator.name={name!r} is not an aggregator; {_suggestion(name, _found())}")
+    return _found()[name][0]
 
 
 def _suggestion(word: str, known: Iterable[str]) -> str:

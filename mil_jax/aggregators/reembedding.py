@@ -41,17 +41,21 @@ class Reembedded(nn.Module):
 
 def default_fields(name: str) -> dict[str, Any]:
     """Fields of the re-embedding `name` with their defaults. Raises ConfigError if unknown."""
-    if name not in REEMBEDDINGS:
-        raise ConfigError(
-            f"reembed.name={name!r} is unknown; choose one of {', '.join(REEMBEDDINGS)}, or leave it empty"
-        )
-    fields = dataclasses.fields(REEMBEDDINGS[name])
+    fields = dataclasses.fields(_class_of(name))
     return {field.name: field.default for field in fields if field.name not in ("parent", "name")}
 
 
 def numeric_settings(name: str) -> tuple[str, ...]:
-    """The fields of the re-embedding `name` that it also reads from the collection "hyper"."""
-    return tuple(getattr(REEMBEDDINGS[name], "numeric_settings", ()))
+    """The fields of the re-embedding `name` that it also reads from the collection "hyper". Raises ConfigError if unknown."""
+    return tuple(getattr(_class_of(name), "numeric_settings", ()))
+
+
+def _class_of(name: str) -> type[nn.Module]:
+    if name not in REEMBEDDINGS:
+        raise ConfigError(
+            f"reembed.name={name!r} is unknown; choose one of {', '.join(REEMBEDDINGS)}, or leave it empty"
+        )
+    return REEMBEDDINGS[name]
 
 
 def reembedded(aggregator: nn.Module, settings: Mapping[str, Any]) -> nn.Module:

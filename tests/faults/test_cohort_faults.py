@@ -230,7 +230,7 @@ def test_several_targets_that_are_not_zero_or_one(tmp_path):
         ({"unit": "patient", "patient": "none"}, "data.patient"),
         ({"classes": ["a", "a"]}, "twice"),
         ({"classes": ["a", "b"], "positive": "c"}, "data.positive"),
-        ({"target": ["a", "b"], "positive": "a"}, "one target column"),
+        ({"target": ["a", "b"], "positive": "a", "multi_label": True}, "each column is a class"),
         ({"slides_table": "s.csv", "patient": "tcga"}, "data.slides_table"),
     ],
 )

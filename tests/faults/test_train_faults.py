@@ -122,8 +122,10 @@ FAULTS = {
         "needs task.loss_name='binary_cross_entropy'",
         ["--config.data.target=mutated,smoker", "--config.task.multi_label=true"],
     ),
-    "label columns of two and of many classes": Fault(
-        "train it in a run of its own", ["--config.data.target=mutated,smoker,age"]
+    "label columns of two and of three classes": Fault(
+        "train it in a run of its own",
+        ["--config.data.target=mutated,smoker,subtype"],
+        relabel(subtype=lambda table: table["age"] % 3),
     ),
     "one of several label columns without a second class": Fault(
         "label column 'mutated'", ["--config.data.target=mutated,smoker"], relabel(mutated=1)
