@@ -2,7 +2,7 @@
 
 The table of names is the aggregator's own (`module.state_dict_map(variant)`); PyTorch's Linear weights are [out,
 in], Conv weights [out, in, height, width]. Wrappers of published files are taken off: a dict under "model" or
-"state_dict", a prefix `module.` or `model.` before every name, and names that a later release of the same code
+"state_dict", one dict per network, a prefix `module.` or `model.` before every name, and names that a later release of the same code
 changed.
 """
 
@@ -136,7 +136,18 @@ def _unwrap(content: Any) -> Any:
     for key in _WRAPPERS:
         if isinstance(content, Mapping) and isinstance(content.get(key), Mapping):
             content = content[key]
+    if isinstance(content, Mapping) and content and all(isinstance(part, Mapping) for part in content.values()):
+        # DTFD saves each of its networks as a state dict of its own; any of them may have been a DataParallel.
+        parts = {entry: _without_prefix(dict(part), "module.") for entry, part in content.items()}
+        content = {f"{entry}.{name}": value for entry, part in parts.items() for name, value in part.items()}
     return content
+
+
+def _without_prefix(arrays: dict[str, Any], prefix: str) -> dict[str, Any]:
+    """Names without `prefix`, where all have it."""
+    if arrays and all(name.startswith(prefix) for name in arrays):
+        return {name.removeprefix(prefix): value for name, value in arrays.items()}
+    return arrays
 
 
 def _unused_entries(module: Importable, variant: str) -> dict[str, tuple[int, ...]]:
@@ -149,8 +160,7 @@ def _canonical(state_dict: Mapping[str, Any], expected: set[str]) -> dict[str, A
     """Names without wrappers' prefixes; old names become new ones only where the new one is expected and absent."""
     arrays = dict(state_dict)
     for prefix in _PREFIXES:
-        if arrays and all(name.startswith(prefix) for name in arrays):
-            arrays = {name.removeprefix(prefix): value for name, value in arrays.items()}
+        arrays = _without_prefix(arrays, prefix)
     arrays = {name: value for name, value in arrays.items() if name not in _BUFFERS}
     for old, new in _INNER_WRAPPERS.items():
         arrays = {new + name.removeprefix(old) if name.startswith(old) else name: x for name, x in arrays.items()}

@@ -26,6 +26,10 @@ def top_k(values: Array, mask: Array, k: int) -> Array:
 
 def random_subset(key: Array, mask: Array, count: Array | int) -> Array:
     """A uniformly drawn subset of `count` real instances, as a mask [N]. Cost: two sorts of N."""
+    return mask & (random_ranks(key, mask) < count)
+
+
+def random_ranks(key: Array, mask: Array) -> Array:
+    """The place of each instance in a uniformly drawn order, padding last: int32 [N]. Cost: two sorts of N."""
     draws = jnp.where(mask, jax.random.uniform(key, mask.shape), jnp.inf)
-    rank = jnp.argsort(jnp.argsort(draws, stable=True), stable=True)
-    return mask & (rank < count)
+    return jnp.argsort(jnp.argsort(draws, stable=True), stable=True).astype(jnp.int32)

@@ -10,7 +10,7 @@ and standard deviation over all instances (a constant column becomes 0), `l2` pe
 from __future__ import annotations
 
 import dataclasses
-from typing import Any
+from typing import Any, NamedTuple
 
 import flax.linen as nn
 import jax
@@ -30,6 +30,15 @@ PyTree = Any
 NORMALIZATIONS = ("none", "l2", "zscore")
 PRECISIONS = ("float32", "bfloat16")
 SAMPLE_STREAM = 2**32 - 1  # folded into a bag's key for the instances drawn from it
+
+
+class Inputs(NamedTuple):
+    """What a step computes its loss from: the bags as the module sees them and a key for each, weights [B] of the losses, the task."""
+
+    bags: Bag
+    keys: Array
+    weights: Array
+    task: Classification
 
 
 @dataclasses.dataclass(frozen=True)
@@ -85,25 +94,13 @@ class Supervised:
         self, state: TrainState, batch: Batch, extras: dict[str, Array], key: Array
     ) -> tuple[TrainState, dict[str, Array]]:
         """One update on the mean loss of the batch."""
-        keys = jax.vmap(lambda place: jax.random.fold_in(key, place))(batch.places)
-        bags = batch.bags
-        if self.sample_instances:
-            bags = map_bags(lambda bag, key: self._sampled(bag, state.hyper, key), bags, keys)
-        bags = map_bags(lambda bag: self._normalized(bag, state.constants), bags)
-        weights = batch.weights
-        if self.class_weights:
-            classes = batch.targets if batch.targets.ndim == 1 else jnp.argmax(batch.targets, axis=-1)
-            weights = weights * state.constants["class_weights"][classes]
-        task = self.task
-        if "task.label_smoothing" in state.hyper:
-            task = dataclasses.replace(task, label_smoothing=state.hyper["task.label_smoothing"])
+        inputs = self._inputs(state, batch, key)
 
         def loss_of(params: PyTree) -> Array:
-            mine = map_bags(lambda bag, key: self._apply(params, state.hyper, bag, key), bags, keys)
-            predictions = batch.gathered(mine)
+            predictions = self._predictions(params, state.hyper, batch, inputs)
             if hasattr(self.module, "training_loss"):
-                return self.module.training_loss(task, predictions, batch.targets, weights)
-            return task.loss(predictions, batch.targets, weights)
+                return self.module.training_loss(inputs.task, predictions, batch.targets, inputs.weights)
+            return inputs.task.loss(predictions, batch.targets, inputs.weights)
 
         loss, gradients = jax.value_and_grad(loss_of)(state.params)
         updates, optimizer = self.optimizer.update(
@@ -124,6 +121,26 @@ class Supervised:
         """{"lr": [count]}."""
         del sizes
         return {"lr": self.learning_rate(hyper["optimizer.lr"], steps)}
+
+    def _inputs(self, state: TrainState, batch: Batch, key: Array) -> Inputs:
+        keys = jax.vmap(lambda place: jax.random.fold_in(key, place))(batch.places)
+        bags = batch.bags
+        if self.sample_instances:
+            bags = map_bags(lambda bag, key: self._sampled(bag, state.hyper, key), bags, keys)
+        bags = map_bags(lambda bag: self._normalized(bag, state.constants), bags)
+        weights = batch.weights
+        if self.class_weights:
+            classes = batch.targets if batch.targets.ndim == 1 else jnp.argmax(batch.targets, axis=-1)
+            weights = weights * state.constants["class_weights"][classes]
+        task = self.task
+        if "task.label_smoothing" in state.hyper:
+            task = dataclasses.replace(task, label_smoothing=state.hyper["task.label_smoothing"])
+        return Inputs(bags, keys, weights, task)
+
+    def _predictions(self, params: PyTree, hyper: dict[str, Array], batch: Batch, inputs: Inputs) -> Prediction:
+        """For all places of the batch, with dropout."""
+        mine = map_bags(lambda bag, key: self._apply(params, hyper, bag, key), inputs.bags, inputs.keys)
+        return batch.gathered(mine)
 
     def _apply(self, params: PyTree, hyper: dict[str, Array], bag: Bag, key: Array | None) -> Prediction:
         if self.precision == "bfloat16":

@@ -28,6 +28,7 @@ from mil_jax.data.room import AUTO, Residency, choose_residency, open_bags
 from mil_jax.data.shards import Shards
 from mil_jax.data.splits import TEST, TRAIN, VALIDATION
 from mil_jax.errors import ConfigError
+from mil_jax.strategies.dtfd import TwoTiers
 from mil_jax.strategies.supervised import Supervised
 from mil_jax.tasks.classification import Classification
 from mil_jax.training import optimizers
@@ -44,6 +45,7 @@ from mil_jax.training.stopping import Selection
 from mil_jax.training.targets import Target, cohort_settings, make_targets, split_settings
 
 PROTOCOLS = ("clean", "reference")
+STRATEGIES = {"supervised": Supervised, "dtfd": TwoTiers}
 FREE_ON_RESUME = (
     *("run", "distributed", "data.cache", "data.residency", "data.stream_gib"),
     *("train.checkpoint_seconds", "train.debug_nans", "train.tensorboard", "train.wandb"),
@@ -220,12 +222,12 @@ def _check(experiment: Experiment) -> None:
 
 
 def strategy(experiment: Experiment) -> Supervised:
-    """The strategy that the config asks for."""
+    """The strategy that the config asks for: the one that its aggregator names, or plain supervised training."""
     config = experiment.config
     optimizer = {key: value for key, value in config.optimizer.items() if key not in ("lr", "weight_decay", "schedule")}
     fields = {key: value for key, value in config.aggregator.items() if key != "name"}
     aggregator = aggregators.create(config.aggregator.name, experiment.task.num_outputs, **fields)
-    return Supervised(
+    return STRATEGIES[getattr(aggregator, "strategy", "supervised")](
         module=reembedding.reembedded(aggregator, config.reembed),
         task=experiment.task,
         optimizer=optimizers.make(optimizers.OptimizerSettings(**optimizer)),

@@ -1,0 +1,97 @@
+"""How DTFD-MIL is trained (Zhang et al. 2022): two tiers with a loss each, in one step.
+
+L1, the mean over a bag's groups of the task's loss on their logits, moves tier 1; L2, that on the bag's logits, moves tier 2, which reads
+what tier 1 distilled BEFORE its update, as a constant. So one forward pass serves both, and the gradient of L1 + L2 is that of each
+tier's own loss. Every network (dimension reduction, attention, classifier, tier 2) has an optimiser of its own, by which
+`optimizer.clip_norm` limits its gradient on its own, as the reference does; its two Adams act on each parameter by itself.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from mil_jax.aggregators.reembedding import Reembedded
+from mil_jax.bags import Bag, Prediction
+from mil_jax.errors import ConfigError
+from mil_jax.strategies.base import Batch, TrainState
+from mil_jax.strategies.supervised import Supervised
+from mil_jax.tasks.classification import Classification
+
+Array = jax.Array
+PyTree = Any
+
+
+@dataclasses.dataclass(frozen=True)
+class TwoTiers(Supervised):
+    """See the module's docstring; settings as for `Supervised`. The task's loss must be the cross entropy."""
+
+    name: str = "dtfd"
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.task.loss_name != "cross_entropy":
+            raise ConfigError(
+                f"task.loss_name={self.task.loss_name!r} does not go with DTFD, which ranks instances by a softmax over the "
+                "classes; use 'cross_entropy'"
+            )
+
+    def init(
+        self, key: Array, bag: Bag, hyper: dict[str, Array], constants: PyTree, previous: TrainState | None
+    ) -> TrainState:
+        """Fresh parameters, whatever came before."""
+        state = super().init(key, bag, hyper, constants, previous)
+        networks = self._networks(state.params)
+        return state.replace(optimizer={name: self.optimizer.init(params) for name, params in networks.items()})
+
+    def step(
+        self, state: TrainState, batch: Batch, extras: dict[str, Array], key: Array
+    ) -> tuple[TrainState, dict[str, Array]]:
+        """One update of both tiers. Metrics: "loss_tier1", "loss_tier2", and their sum "loss"."""
+        inputs = self._inputs(state, batch, key)
+
+        def loss_of(params: PyTree) -> tuple[Array, tuple[Array, Array]]:
+            predictions = self._predictions(params, state.hyper, batch, inputs)
+            tiers = tier_losses(inputs.task, predictions, batch.targets, inputs.weights)
+            return tiers[0] + tiers[1], tiers
+
+        (loss, tiers), gradients = jax.value_and_grad(loss_of, has_aux=True)(state.params)
+        gradients = batch.averaged(gradients)
+        updates, optimizer = {}, {}
+        for name, own in self._networks(gradients).items():
+            updates[name], optimizer[name] = self.optimizer.update(
+                own,
+                state.optimizer[name],
+                self._networks(state.params)[name],
+                lr=extras["lr"],
+                weight_decay=state.hyper["optimizer.weight_decay"],
+            )
+        params = optax.apply_updates(state.params, self._as_params(updates))
+        metrics = {"loss": loss, "loss_tier1": tiers[0], "loss_tier2": tiers[1]}
+        return state.replace(step=state.step + 1, params=params, optimizer=optimizer), metrics
+
+    def _networks(self, tree: PyTree) -> dict[str, PyTree]:
+        """The parts of a tree of parameters that are clipped on their own; a re-embedding is one of them."""
+        if isinstance(self.module, Reembedded):
+            return {"reembed": tree["reembed"], **tree["aggregator"]}
+        return dict(tree)
+
+    def _as_params(self, networks: dict[str, PyTree]) -> PyTree:
+        """The inverse of `_networks`."""
+        if isinstance(self.module, Reembedded):
+            own = dict(networks)
+            return {"reembed": own.pop("reembed"), "aggregator": own}
+        return networks
+
+
+def tier_losses(task: Classification, predictions: Prediction, targets: Array, weights: Array) -> tuple[Array, Array]:
+    """L1 and L2, means over the bags of a batch [B]; in L1 every group has its bag's label, empty groups too."""
+    groups = predictions.aux["group_logits"]  # [B, 1, G, C]
+    count = groups.shape[1] * groups.shape[2]
+    per_group = Prediction(groups.reshape(-1, groups.shape[-1]))
+    tier1 = task.loss(per_group, jnp.repeat(targets, count, axis=0), jnp.repeat(weights, count))
+    return tier1, task.loss(predictions, targets, weights)
