@@ -133,7 +133,7 @@ def _jax_step(model: str, features: np.ndarray, dropout: float) -> Step:
     from mil_jax.tasks.classification import Classification
     from mil_jax.training import optimizers
     from mil_jax.training.devices import keep_freed_memory
-    from mil_jax.training.experiment import STRATEGIES
+    from mil_jax.training.experiment import strategy_class
     from mil_jax.training.schedule import Schedule
 
     keep_freed_memory()  # as every command does
@@ -146,9 +146,7 @@ def _jax_step(model: str, features: np.ndarray, dropout: float) -> Step:
         fields = fields | {"attention_dropout": 0.1 if dropout else 0.0}
     fields = fields | {"feature_dropout" if model == "dtfd" else "dropout": dropout}
     module = aggregators.create(name, task.num_outputs, feature_dim=FEATURES, **fields)
-    strategy = STRATEGIES[getattr(module, "strategy", "supervised")](
-        module, task, optimizers.make(optimizers.OptimizerSettings()), Schedule()
-    )
+    strategy = strategy_class(module)(module, task, optimizers.make(optimizers.OptimizerSettings()), Schedule())
     bag = Bag(features=jnp.asarray(features), mask=jnp.ones(len(features), bool))
     hyper = {"optimizer.lr": jnp.float32(LEARNING_RATE), "optimizer.weight_decay": jnp.float32(DECAY)}
     state = jax.jit(lambda key: strategy.init(key, bag, hyper, {}, None))(jax.random.key(0))
