@@ -5,7 +5,8 @@
 One bag of N instances of 1,024 features a step, float32, Adam with L2, the widths in `MODELS`; without dropout and with it (0.25 after
 the feature layer; TransMIL also 0.1 after each attention layer). torchmil takes the feature layer as a module. Where its models
 differ, they do less: ABMIL's and CLAM's last attention layer has no bias; TransMIL's attention has no convolution of the values and
-no output layer. Both have one output and a logistic loss; CLAM's instance loss compares two classes, so ours has two outputs there.
+no output layer; DTFD-MIL's attentions have no gate (but its tier 2 sends a gradient to tier 1, and ours does not). Both have one
+output and a logistic loss; CLAM's instance loss and DTFD-MIL's activations compare two classes, so ours have two outputs there.
 Each library works in a process of its own; they take turns. Bars: torchmil's time over ours at least 1.0 without dropout, 1.3 with;
 TransMIL 2.
 """
@@ -46,6 +47,7 @@ MODELS: dict[str, tuple[str, dict[str, Any]]] = {
         {"attention_dim": 256, "gated": True, "attention_dropout": 0.0, "num_sampled": 8, "subtyping": True},
     ),
     "dsmil": ("dsmil", {"feature_layer": "linear", "query_dim": 128, "nonlinear_query": True}),
+    "dtfd": ("dtfd", {"attention_dim": 128, "num_groups": 4, "distillation": "pooled"}),
     "transmil": ("transmil", {"num_heads": 8, "num_landmarks": 256, "pinv_iterations": 6}),
 }
 
@@ -128,22 +130,23 @@ def _jax_step(model: str, features: np.ndarray, dropout: float) -> Step:
     from mil_jax import aggregators
     from mil_jax.bags import Bag
     from mil_jax.strategies.base import Batch, TrainState
-    from mil_jax.strategies.supervised import Supervised
     from mil_jax.tasks.classification import Classification
     from mil_jax.training import optimizers
     from mil_jax.training.devices import keep_freed_memory
+    from mil_jax.training.experiment import strategy_class
     from mil_jax.training.schedule import Schedule
 
     keep_freed_memory()  # as every command does
-    if model == "clam_sb":
+    if model in ("clam_sb", "dtfd"):
         task, target = Classification(("0", "1"), "cross_entropy"), jnp.ones(1, jnp.int32)
     else:  # one output and its logistic loss, written as binary cross entropy by the task's form for one label column
         task, target = Classification(("positive",), "binary_cross_entropy", multi_label=True), jnp.ones((1, 1))
     name, fields = MODELS[model]
     if model == "transmil":
         fields = fields | {"attention_dropout": 0.1 if dropout else 0.0}
-    module = aggregators.create(name, task.num_outputs, feature_dim=FEATURES, dropout=dropout, **fields)
-    strategy = Supervised(module, task, optimizers.make(optimizers.OptimizerSettings()), Schedule())
+    fields = fields | {"feature_dropout" if model == "dtfd" else "dropout": dropout}
+    module = aggregators.create(name, task.num_outputs, feature_dim=FEATURES, **fields)
+    strategy = strategy_class(module)(module, task, optimizers.make(optimizers.OptimizerSettings()), Schedule())
     bag = Bag(features=jnp.asarray(features), mask=jnp.ones(len(features), bool))
     hyper = {"optimizer.lr": jnp.float32(LEARNING_RATE), "optimizer.weight_decay": jnp.float32(DECAY)}
     state = jax.jit(lambda key: strategy.init(key, bag, hyper, {}, None))(jax.random.key(0))
@@ -177,6 +180,7 @@ def _torch_step(model: str, features: np.ndarray, dropout: float) -> Step:
     network = {
         "abmil": lambda: models.ABMIL(att_dim=384, gated=True, **shared),
         "clam_sb": lambda: models.CLAM_SB(att_dim=256, gated=True, k_sample=8, **shared),
+        "dtfd": lambda: models.DTFDMIL(att_dim=128, n_groups=4, distill_mode="afs", **shared),
         "dsmil": lambda: models.DSMIL(att_dim=128, nonlinear_q=True, **shared),
         "transmil": lambda: models.TransMIL(
             att_dim=FEATURES, n_heads=8, n_landmarks=256, dropout=0.1 if dropout else 0.0, **shared

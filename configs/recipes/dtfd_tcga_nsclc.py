@@ -3,7 +3,7 @@
     python -m mil_jax.train --config configs/recipes/dtfd_tcga_nsclc.py --config.data.features=FEATURES --config.data.labels=labels.csv \
         --config.data.target=subtype --config.data.patient=tcga
 
-Published, 4-fold cross-validation: AUC 0.961, accuracy 0.894 (MaxMinS). Options of Main_DTFD_MIL.py in hrzhang1123/DTFD-MIL; the number of
+Published: AUC 0.961, accuracy 0.894 (MaxMinS). Options of Main_DTFD_MIL.py in hrzhang1123/DTFD-MIL; the number of
 groups is the paper's. The reference chooses the epoch among the last fifth; here any epoch may be chosen.
 """
 
@@ -33,7 +33,7 @@ def get_config() -> ConfigDict:
     config.optimizer.schedule.update(
         {"name": "step", "every": 100, "gamma": 0.2}
     )  # --epoch_step [100] --lr_decay_ratio 0.2
-    config.splits.update({"folds": 4})  # the paper
+    config.splits.update({"folds": 4})  # not an option of the code: its authors split outside
     config.train.update({"epochs": 200, "select": "val_auc", "seed": 32})  # --EPOCH 200, seed 32
     config.demo = ConfigDict(
         {

@@ -2,8 +2,8 @@
 
 The table of names is the aggregator's own (`module.state_dict_map(variant)`); PyTorch's Linear weights are [out,
 in], Conv weights [out, in, height, width]. Wrappers of published files are taken off: a dict under "model" or
-"state_dict", one dict per network, a prefix `module.` or `model.` before every name, and names that a later release of the same code
-changed.
+"state_dict", a dict per network, a prefix `module.` or `model.` before every name, and names that a later release of the
+same code changed.
 """
 
 from __future__ import annotations

@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
 
+import flax.linen as nn
 import jax
 import numpy as np
 import pandas as pd
@@ -221,13 +222,18 @@ def _check(experiment: Experiment) -> None:
             target.task.class_weights(target.values)
 
 
+def strategy_class(aggregator: nn.Module) -> type[Supervised]:
+    """How an aggregator is trained: by the strategy that it names, or plainly supervised."""
+    return STRATEGIES[getattr(aggregator, "strategy", "supervised")]
+
+
 def strategy(experiment: Experiment) -> Supervised:
-    """The strategy that the config asks for: the one that its aggregator names, or plain supervised training."""
+    """The strategy that the config asks for."""
     config = experiment.config
     optimizer = {key: value for key, value in config.optimizer.items() if key not in ("lr", "weight_decay", "schedule")}
     fields = {key: value for key, value in config.aggregator.items() if key != "name"}
     aggregator = aggregators.create(config.aggregator.name, experiment.task.num_outputs, **fields)
-    return STRATEGIES[getattr(aggregator, "strategy", "supervised")](
+    return strategy_class(aggregator)(
         module=reembedding.reembedded(aggregator, config.reembed),
         task=experiment.task,
         optimizer=optimizers.make(optimizers.OptimizerSettings(**optimizer)),

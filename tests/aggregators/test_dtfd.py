@@ -72,7 +72,8 @@ def test_the_order_is_that_of_the_last_classs_probability_and_has_no_ties_near_e
 
 def test_evaluation_averages_the_probabilities_of_its_partitions_and_repeats_itself():
     module, params = model(num_partitions=4)
-    first, second = (jax.jit(module.apply)({"params": params}, BAG) for _ in range(2))
+    apply = jax.jit(module.apply)
+    first, second = (apply({"params": params}, BAG) for _ in range(2))
     each = jax.nn.softmax(first.aux["partition_logits"])
     assert len(np.unique(np.asarray(each)[:, 0])) == 4
     np.testing.assert_allclose(jax.nn.softmax(first.logits), each.mean(axis=0), rtol=1e-5)

@@ -19,6 +19,7 @@ from mil_jax.strategies.supervised import Supervised
 from mil_jax.training import optimizers
 from mil_jax.training.engine import fit
 from mil_jax.training.engine_types import EngineData, EngineSettings, FitResult, Phase
+from mil_jax.training.experiment import strategy_class
 from mil_jax.training.plan import Plan, Replica, make_plan, numeric_names
 from mil_jax.training.schedule import Schedule
 from mil_jax.training.stopping import Selection
@@ -31,12 +32,13 @@ SMALL: dict[str, dict[str, Any]] = {
     "clam_mb": {"feature_dim": 8, "attention_dim": 4, "num_sampled": 2},
     "clam_sb": {"feature_dim": 8, "attention_dim": 4, "num_sampled": 2},
     "dsmil": {"feature_layer": "linear", "feature_dim": 8, "query_dim": 4, "value": "relu"},
+    "dtfd": {"feature_dim": 8, "attention_dim": 4},
     "max_pooling": {"feature_dim": 8},
     "mean_pooling": {"feature_dim": 8},
     "rrt": {"feature_dim": 8, "attention_dim": 4, "region_num": 2},
     "transmil": {"feature_dim": 16, "num_heads": 2, "num_landmarks": 4},
 }
-SLOW = ("abmil", "clam_mb", "clam_sb", "max_pooling", "rrt", "transmil")
+SLOW = ("abmil", "clam_mb", "clam_sb", "dtfd", "max_pooling", "rrt", "transmil")
 
 
 def one_bucket() -> EngineData:
@@ -98,7 +100,7 @@ def test_every_numeric_setting_of_an_aggregator_is_read_while_the_program_runs(n
 
 def _strategy(name: str, fields: dict[str, Any]) -> Supervised:
     module = aggregators.create(name, TASK.num_outputs, **fields)
-    return Supervised(module, TASK, optimizers.make(optimizers.OptimizerSettings("sgd")), Schedule())
+    return strategy_class(module)(module, TASK, optimizers.make(optimizers.OptimizerSettings("sgd")), Schedule())
 
 
 def _three_steps(of: Supervised, hyper: dict[str, jax.Array]) -> Any:
