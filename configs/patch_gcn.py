@@ -41,9 +41,16 @@ def get_config() -> ConfigDict:
     config.train.epochs = 20  # --max_epochs 20
     config.demo = ConfigDict(
         {
-            "aggregator": {"hidden_dim": 32},
+            "data": {"normalize": "zscore"},
+            "aggregator": {
+                "hidden_dim": 32,
+                "dropout": 0.0,
+                "conv_dropout": 0.0,
+                "context_dropout": 0.0,
+                "attention_dropout": 0.0,
+            },
             "optimizer": {"lr": 2e-3, "accumulate_steps": 1},
-            "train": {"epochs": 20},
+            "train": {"epochs": 20, "batch_size": 8},
         }
     )
     return config
