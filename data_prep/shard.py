@@ -30,6 +30,14 @@ def define_flags(values: flags.FlagValues) -> None:
     flags.DEFINE_string("encoder-name", "", "encoder to record where the files do not name theirs", flag_values=values)
     flags.DEFINE_enum("dtype", "source", ["source", "float16", "float32"], "type to store", flag_values=values)
     flags.DEFINE_enum("nonfinite", "error", NONFINITE, "what to do with rows that are not finite", flag_values=values)
+    flags.DEFINE_integer(
+        "neighbors",
+        0,
+        "store so many nearest tiles of each tile, for methods on graphs (Patch-GCN: 8)",
+        lower_bound=0,
+        upper_bound=64,
+        flag_values=values,
+    )
     flags.DEFINE_bool("overwrite", False, "replace an existing folder of shards", flag_values=values)
     flags.DEFINE_bool("help", False, "show this", short_name="h", flag_values=values)
 
@@ -79,6 +87,7 @@ def _convert(values: flags.FlagValues) -> None:
             encoder_name=str(values["encoder-name"].value),
             ladder=ladder,
             overwrite=values.overwrite,
+            num_neighbors=values.neighbors,
             progress=lambda done, total, slide: bar.update(task, completed=done, description=slide or "Writing shards"),
         )
     _describe(report)

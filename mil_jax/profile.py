@@ -140,6 +140,7 @@ def _bench(experiment: Experiment, plan: EpochPlan) -> Bench:
         np.stack([target.values for target in experiment.targets]),
         plan.order,
         experiment.first_row,
+        experiment.config.data.neighbors,
     )
 
 

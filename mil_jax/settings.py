@@ -42,6 +42,12 @@ SETTINGS: dict[str, Setting] = {
         "Rows with NaN or infinity: `error` (all offenders are listed), `drop_rows` or `drop_slide`.",
         choices=("error", "drop_rows", "drop_slide"),
     ),
+    "data.neighbors": Setting(
+        0,
+        "Neighbours of each tile, for methods on graphs (Patch-GCN: 8); shards must hold as many (`data_prep.shard --neighbors 8`).",
+        least=0,
+        most=64,
+    ),
     "data.synthetic.bags": Setting(
         0,
         "For `mil_jax.profile` only, instead of data: forecast for so many bags, their sizes drawn, their features invented.",

@@ -38,9 +38,11 @@ def convert(
     encoder_name: str = "",
     ladder: Ladder | None = None,
     overwrite: bool = False,
+    num_neighbors: int = 0,
     progress: Progress | None = None,
 ) -> ShardWriteReport:
     """Writes the shards of a recognised folder. encoder_name: what to record where the files do not name their encoder.
+    num_neighbors: nearest tiles to store of each tile, 0 = none.
 
     Raises DataError for unusable features and for files that name another encoder than `encoder_name`; UserError as
     `write_shards`.
@@ -54,6 +56,7 @@ def convert(
         overwrite=overwrite,
         excluded=layout.excluded,
         notes=[layout.sentence],
+        num_neighbors=num_neighbors,
     )
 
 
@@ -64,6 +67,7 @@ def shards_for_features(
     dtype: DTypeLike | None = None,
     nonfinite: str = "error",
     encoder_name: str = "",
+    num_neighbors: int = 0,
     progress: Progress | None = None,
 ) -> Shards:
     """The shards of a folder of feature files, from `cache_dir` where the files are as they were at conversion.
@@ -72,6 +76,8 @@ def shards_for_features(
     """
     layout = recognise(features_dir)
     settings = [None if dtype is None else np.dtype(dtype).name, nonfinite, encoder_name]
+    if num_neighbors:
+        settings.append(f"neighbors {num_neighbors}")
     source = Path(features_dir).absolute()
     folder = Path(cache_dir) / f"{source.name}-{_digest(layout, settings)}"
     if not folder.exists():
@@ -84,6 +90,7 @@ def shards_for_features(
                 nonfinite=nonfinite,
                 encoder_name=encoder_name,
                 ladder=ladder,
+                num_neighbors=num_neighbors,
                 progress=progress,
             )
         except UserError:

@@ -23,8 +23,9 @@ from mil_jax.interop.slide_bag import Provenance
 DIGIT = 9
 FOLDS = 5
 BAGS_PER_FOLD = 120
+NUM_NEIGHBORS = 8  # of the images on their grid, for methods on graphs
 MEAN_SIZE, SIZE_DEVIATION, MIN_SIZE = 25, 5, 8
-_VERSION = 1  # part of the folder's name: a changed recipe gets a new folder
+_VERSION = 2  # part of the folder's name: a changed recipe gets a new folder
 
 
 @dataclass(frozen=True)
@@ -42,7 +43,7 @@ def digits_cohort(cache: Path) -> DigitsCohort:
     cohort = DigitsCohort(folder / "shards", folder / "labels.csv", folder / "splits.csv")
     if not all(path.exists() for path in (cohort.shards, cohort.labels, cohort.splits)) or not _readable(cohort.shards):
         bags, table, splits = draw_bags(np.random.default_rng(0))
-        write_shards(bags, cohort.shards, overwrite=True)
+        write_shards(bags, cohort.shards, overwrite=True, num_neighbors=NUM_NEIGHBORS)
         for path, rows in ((cohort.labels, table), (cohort.splits, splits)):
             with written_whole(path) as temporary:
                 rows.to_csv(temporary, index=False)

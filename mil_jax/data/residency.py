@@ -32,6 +32,7 @@ class ResidentBags(flax.struct.PyTreeNode):
 
     features: [rows, *F]. coords: [rows, 2] int32. slide_index: [rows] int32.
     offsets, sizes: int32 [num_bags], first row and number of rows of each bag; in a window the offsets of its own bags hold.
+    neighbors: [rows, K] int32, instance numbers in the row's own bag, -1 for none; None where the method reads no graph.
     """
 
     features: Array
@@ -39,17 +40,20 @@ class ResidentBags(flax.struct.PyTreeNode):
     slide_index: Array
     offsets: Array
     sizes: Array
+    neighbors: Array | None = None
 
     def bag(self, number: jax.Array, length: int) -> Bag:
         """Bag `number`, padded to the static `length`."""
         start = self.offsets[number]
         mask = jnp.arange(length) < self.sizes[number]
         features = jax.lax.dynamic_slice_in_dim(self.features, start, length)
+        graph = self.neighbors
         return Bag(
             features=features.astype(jnp.float32),
             mask=mask,
             coords=jax.lax.dynamic_slice_in_dim(self.coords, start, length),
             slide_index=jax.lax.dynamic_slice_in_dim(self.slide_index, start, length),
+            neighbors=None if graph is None else jax.lax.dynamic_slice_in_dim(graph, start, length),
         )
 
 
@@ -116,34 +120,71 @@ def bag_sizes(shards: Shards, slides: Sequence[np.ndarray]) -> np.ndarray:
     return np.array([sum(int(shards.num_instances[i]) for i in numbers) for numbers in slides], np.int64)
 
 
-def load_bags(shards: Shards, slides: Sequence[np.ndarray], longest: int) -> ResidentBags:
+def load_bags(shards: Shards, slides: Sequence[np.ndarray], longest: int, num_neighbors: int = 0) -> ResidentBags:
     """Reads all bags into host memory. `slides[b]`: numbers of the slides of bag b, whose instances are laid end to end.
+    num_neighbors: of each instance; 0 = no graph.
 
     Every record's checksum is verified. Raises ShardError for a torn or altered record.
     """
     sizes = bag_sizes(shards, slides)
     offsets = np.concatenate([[0], np.cumsum(sizes)[:-1]])
     total = int(sizes.sum()) + longest
-    features, coords, slide_index = new_rows(shards, total)
+    rows = new_rows(shards, total, num_neighbors)
     for bag, numbers in enumerate(slides):
         for position, (number, start, stop) in enumerate(slide_rows(shards, numbers, int(offsets[bag]))):
             shards.verify(number)
-            read_slide(shards, number, features[start:stop], coords[start:stop])
-            slide_index[start:stop] = position
-    for array in (features, coords, slide_index):
+            rows.read_slide(shards, number, slice(start, stop), position, int(offsets[bag]))
+    for array in rows.arrays:
         array[total - longest :] = 0
-    return ResidentBags(features, coords, slide_index, offsets.astype(np.int32), sizes.astype(np.int32))
+    return rows.bags(slice(None), offsets.astype(np.int32), sizes.astype(np.int32))
 
 
-def row_bytes(shards: Shards) -> int:
-    """Bytes of one instance: its features, two coordinates and the number of its slide."""
-    return math.prod(shards.feature_shape) * shards.dtype.itemsize + 12
+def row_bytes(shards: Shards, num_neighbors: int = 0) -> int:
+    """Bytes of one instance: its features, two coordinates, the number of its slide, and its neighbours."""
+    return math.prod(shards.feature_shape) * shards.dtype.itemsize + 12 + 4 * num_neighbors
 
 
-def new_rows(shards: Shards, rows: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Aligned, not yet filled: features [rows, *F], coordinates [rows, 2] and slide numbers [rows]."""
+@dataclass(frozen=True)
+class Rows:
+    """Aligned host memory for instances.
+
+    features: [rows, *F]. coords: [rows, 2]. slide_index: [rows]. neighbors: [rows, K], or None. The last three are int32.
+    """
+
+    features: np.ndarray
+    coords: np.ndarray
+    slide_index: np.ndarray
+    neighbors: np.ndarray | None
+
+    @property
+    def arrays(self) -> list[np.ndarray]:
+        """Those that there are."""
+        return [x for x in (self.features, self.coords, self.slide_index, self.neighbors) if x is not None]
+
+    def read_slide(self, shards: Shards, number: int, rows: slice, position: int, first_row: int) -> None:
+        """Reads a slide into its `rows`. position: which of its bag's slides it is. first_row: of the bag, from which neighbours are
+        counted. Coordinates are -1 where the features came without.
+        """
+        shards.read_features(number, self.features[rows])
+        xy = shards.read_coords(number)
+        self.coords[rows] = -1 if xy is None else xy
+        self.slide_index[rows] = position
+        if self.neighbors is not None:
+            nearest = shards.read_neighbors(number)[:, : self.neighbors.shape[1]]
+            self.neighbors[rows] = np.where(nearest >= 0, nearest + (rows.start - first_row), -1)
+
+    def bags(self, rows: slice, offsets: np.ndarray, sizes: Array) -> ResidentBags:
+        """Bags that lie in `rows`."""
+        neighbors = None if self.neighbors is None else self.neighbors[rows]
+        return ResidentBags(self.features[rows], self.coords[rows], self.slide_index[rows], offsets, sizes, neighbors)
+
+
+def new_rows(shards: Shards, rows: int, num_neighbors: int = 0) -> Rows:
+    """Not yet filled."""
     whole = np.dtype(np.int32)
-    return aligned((rows, *shards.feature_shape), shards.dtype), aligned((rows, 2), whole), aligned((rows,), whole)
+    neighbors = aligned((rows, num_neighbors), whole) if num_neighbors else None
+    features = aligned((rows, *shards.feature_shape), shards.dtype)
+    return Rows(features, aligned((rows, 2), whole), aligned((rows,), whole), neighbors)
 
 
 def slide_rows(shards: Shards, numbers: np.ndarray, row: int) -> Iterator[tuple[int, int, int]]:
@@ -152,13 +193,6 @@ def slide_rows(shards: Shards, numbers: np.ndarray, row: int) -> Iterator[tuple[
         stop = row + int(shards.num_instances[number])
         yield number, row, stop
         row = stop
-
-
-def read_slide(shards: Shards, number: int, features: np.ndarray, coords: np.ndarray) -> None:
-    """Reads a slide into its rows; coordinates are -1 where the features came without."""
-    shards.read_features(number, features)
-    xy = shards.read_coords(number)
-    coords[:] = -1 if xy is None else xy
 
 
 def moments(bags: Iterable[tuple[int, np.ndarray]], parts: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

@@ -51,15 +51,16 @@ def choose_residency(asked: str, rows: int, row_bytes: int, stream_gib: float) -
 
 
 def open_bags(
-    kind: str, shards: Shards, slides: Sequence[np.ndarray], longest: int, stream_gib: float
+    kind: str, shards: Shards, slides: Sequence[np.ndarray], longest: int, stream_gib: float, num_neighbors: int = 0
 ) -> ResidentBags | StreamedBags:
-    """The bags, read now or later. `slides[b]`: numbers of the slides of bag b. longest: the last bucket's length.
+    """The bags, read now or later. `slides[b]`: numbers of the slides of bag b. longest: the last bucket's length. num_neighbors: of
+    each instance; 0 = no graph.
 
     Raises ShardError for a torn or altered record that is read now.
     """
     if kind == STREAMED:
-        return StreamedBags(shards, slides, int(stream_gib * 2**30))
-    return load_bags(shards, slides, longest)
+        return StreamedBags(shards, slides, int(stream_gib * 2**30), num_neighbors)
+    return load_bags(shards, slides, longest, num_neighbors)
 
 
 def _least_memory() -> tuple[int, str]:

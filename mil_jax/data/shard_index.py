@@ -31,6 +31,7 @@ _WHOLE = (
     *("shard", "record", "offset", "message_bytes", "features_offset", "coords_offset"),
     *("length", "num_instances", "checksum", "dropped_rows"),
 )
+_GRAPH = "neighbors_offset"
 _REAL = ("tile_size_level0", "mpp_level0", "source_mtime")
 
 
@@ -49,7 +50,8 @@ class ShardIndex:
     """All that is known about a shard folder without reading the shards.
 
     records: one row per slide in the order of the records. excluded: (slide, reason). notes: sentences for people,
-    written at conversion. largest_relative_error: of a cast to a narrower type, None without a cast.
+    written at conversion. largest_relative_error: of a cast to a narrower type, None without a cast. num_neighbors: the length
+    of each tile's list of neighbours, 0 without such lists; with them `records` has the column `neighbors_offset`.
     """
 
     feature_shape: tuple[int, ...]
@@ -59,6 +61,7 @@ class ShardIndex:
     excluded: tuple[tuple[str, str], ...] = ()
     notes: tuple[str, ...] = ()
     largest_relative_error: float | None = None
+    num_neighbors: int = 0
 
     def fingerprint(self) -> str:
         """Stable identity of the stored data: slides, order, shapes and checksums; not paths and times."""
@@ -69,7 +72,8 @@ class ShardIndex:
 
 def write_index(folder: Path, index: ShardIndex) -> None:
     """Writes both files into a folder that is not yet in its place."""
-    table = index.records[[*_TEXT, *_WHOLE, *_REAL]].to_csv(index=False, na_rep="nan").encode()
+    graph = [_GRAPH] if index.num_neighbors else []
+    table = index.records[[*_TEXT, *_WHOLE, *_REAL, *graph]].to_csv(index=False, na_rep="nan").encode()
     (folder / RECORDS_FILE).write_bytes(table)
     content = {
         "format": FORMAT,
@@ -80,6 +84,7 @@ def write_index(folder: Path, index: ShardIndex) -> None:
         "fingerprint": index.fingerprint(),
         "records_crc32c": google_crc32c.value(table),
         "largest_relative_error": index.largest_relative_error,
+        "num_neighbors": index.num_neighbors,
         "notes": index.notes,
         "excluded": index.excluded,
         "shards": [asdict(shard) for shard in index.shards],
@@ -113,9 +118,17 @@ def read_index(folder: Path) -> ShardIndex:
 
 
 def _parsed(content: dict[str, Any], records: Path) -> ShardIndex:
-    types = dict.fromkeys(_TEXT, str) | dict.fromkeys(_WHOLE, np.int64) | dict.fromkeys(_REAL, np.float64)
+    types = (
+        dict.fromkeys(_TEXT, str)
+        | dict.fromkeys(_WHOLE, np.int64)
+        | dict.fromkeys(_REAL, np.float64)
+        | {_GRAPH: np.int64}
+    )
     missing = {column: ["nan"] for column in _REAL}
     table = pd.read_csv(records, dtype=types, keep_default_na=False, na_values=missing)
+    num_neighbors = content.get("num_neighbors", 0)  # absent from shards that were written before there were graphs
+    if num_neighbors and _GRAPH not in table:
+        raise ValueError(f"no column {_GRAPH}")
     if len(table) != content["num_slides"]:
         raise ValueError(f"{len(table)} records instead of {content['num_slides']}")
     return ShardIndex(
@@ -126,6 +139,7 @@ def _parsed(content: dict[str, Any], records: Path) -> ShardIndex:
         excluded=tuple((slide, reason) for slide, reason in content["excluded"]),
         notes=tuple(content["notes"]),
         largest_relative_error=content["largest_relative_error"],
+        num_neighbors=num_neighbors,
     )
 
 

@@ -23,6 +23,7 @@ from numpy.typing import DTypeLike
 from mil_jax.data import tfrecord
 from mil_jax.data.buckets import Ladder, round_up
 from mil_jax.data.feature_checks import SlideChecks
+from mil_jax.data.graphs import nearest_neighbors
 from mil_jax.data.shard_index import INDEX_FILE, ShardFile, ShardIndex, write_index
 from mil_jax.data.whole_folder import new_folder
 from mil_jax.errors import DataError
@@ -66,6 +67,7 @@ def write_shards(
     excluded: Sequence[tuple[str, str]] = (),
     notes: Sequence[str] = (),
     for_tensorflow: bool = True,
+    num_neighbors: int = 0,
 ) -> ShardWriteReport:
     """Writes a folder of shards, whole or not at all.
 
@@ -73,15 +75,17 @@ def write_shards(
     or "drop_slide". ladder: lengths to pad to; None = the next multiple of 128 (of 8 below 1,024). shard_bytes: a shard
     that has reached this size is closed. excluded: slides left out already. notes: sentences to record in the index.
     for_tensorflow: write TensorFlow Datasets' metadata too, which needs that package; this library reads without.
+    num_neighbors: store so many nearest tiles of each tile, for methods on graphs; 0 = none.
 
     Raises DataError for non-finite rows (every slide and row is named), features of different shape or type, a slide
-    that occurs twice, values that a cast would overflow, or nothing to write; UserError for an existing folder
-    without `overwrite`, or a full disk. The folder is then left as it was.
+    that occurs twice, values that a cast would overflow, neighbours asked of a slide without coordinates or with two
+    tiles at one place, or nothing to write; UserError for an existing folder without `overwrite`, or a full disk. The
+    folder is then left as it was.
     """
     target = Path(folder)
     with new_folder(target, INDEX_FILE, overwrite) as temporary:
         checked = SlideChecks(None if dtype is None else np.dtype(dtype), nonfinite, list(excluded))
-        with _RecordWriter(temporary, ladder, shard_bytes) as writer:
+        with _RecordWriter(temporary, ladder, shard_bytes, num_neighbors) as writer:
             for slide in slides:
                 checked_slide = checked.check(slide)
                 if checked_slide is not None:
@@ -96,8 +100,9 @@ def write_shards(
 class _RecordWriter:
     """Appends records to shards in a folder."""
 
-    def __init__(self, folder: Path, ladder: Ladder | None, shard_bytes: int) -> None:
+    def __init__(self, folder: Path, ladder: Ladder | None, shard_bytes: int, num_neighbors: int) -> None:
         self._folder, self._ladder, self._shard_bytes = folder, ladder, shard_bytes
+        self.num_neighbors = num_neighbors
         self._descriptor = -1
         self._zeros = np.zeros(0, np.uint8)
         self.sizes: list[int] = []  # bytes in each shard
@@ -126,6 +131,10 @@ class _RecordWriter:
         padding = (length - n) * (features.nbytes // n)
         if self._zeros.nbytes < padding:
             self._zeros = np.zeros(padding, np.uint8)
+        neighbors = np.full((length, self.num_neighbors), -1, "<i4")
+        if self.num_neighbors:
+            neighbors[:n] = nearest_neighbors(slide.coords, self.num_neighbors, slide.slide_id)
+        graph = {"neighbors": tfrecord.bytes_feature([neighbors])} if self.num_neighbors else {}
         message = tfrecord.example(
             {
                 "slide_id": tfrecord.bytes_feature([slide.slide_id.encode()]),
@@ -137,6 +146,7 @@ class _RecordWriter:
                 "tile_order": tfrecord.bytes_feature([provenance.tile_order.encode()]),
                 "coords": tfrecord.bytes_feature([coords]),
                 "mask": tfrecord.bytes_feature([np.arange(length) < n]),
+                **graph,
                 "features": tfrecord.bytes_feature([features, self._zeros[:padding]]),
             }
         )
@@ -171,6 +181,7 @@ class _RecordWriter:
                 "source": slide.source.encode(errors="replace").decode(),
                 "source_mtime": slide.source_mtime,
             }
+            | ({"neighbors_offset": offset + tfrecord.offset_of(record, neighbors)} if self.num_neighbors else {})
         )
         self.sizes[-1] += tfrecord.size(record)
         self.counts[-1] += 1
@@ -222,6 +233,7 @@ def _finish(
         excluded=tuple(checked.excluded),
         notes=(*notes, *warnings),
         largest_relative_error=checked.largest_error,
+        num_neighbors=writer.num_neighbors,
     )
     write_index(folder, index)
     return ShardWriteReport(
@@ -273,6 +285,7 @@ def _write_metadata(folder: Path, writer: _RecordWriter) -> None:
         "tile_order": text,
         "coords": array((None, 2), np.int32),
         "mask": array((None,), np.bool_),
+        **({"neighbors": array((None, writer.num_neighbors), np.int32)} if writer.num_neighbors else {}),
         "features": array((None, *writer.feature_shape), writer.dtype),
     }
     split = tfds.core.SplitInfo(

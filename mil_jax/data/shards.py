@@ -35,7 +35,7 @@ class Shards:
     slide_ids: ids in the order of the records. num_instances: int64 [S]. feature_shape: F. dtype: as stored.
     provenance: a table of S rows (tile_size_level0, mpp_level0, coordinate_unit, encoder, tile_order, source,
     source_mtime). excluded: (slide, reason) of slides that were not stored. notes: sentences written at conversion.
-    fingerprint: identity of the stored data.
+    fingerprint: identity of the stored data. num_neighbors: length of each tile's list of neighbours, 0 without such lists.
     """
 
     def __init__(self, folder: Path, index: ShardIndex) -> None:
@@ -48,6 +48,7 @@ class Shards:
         self.excluded = index.excluded
         self.notes = index.notes
         self.largest_relative_error = index.largest_relative_error
+        self.num_neighbors = index.num_neighbors
         self.fingerprint = index.fingerprint()
         self._row_bytes = math.prod(self.feature_shape) * self.dtype.itemsize
         self._records = {name: index.records[name].to_numpy() for name in index.records.columns}
@@ -85,6 +86,12 @@ class Shards:
         coords = np.empty((int(self.num_instances[i]), 2), "<i4")
         self._read(i, int(self._records["coords_offset"][i]), [coords])
         return coords
+
+    def read_neighbors(self, i: int) -> np.ndarray:
+        """Neighbours [n, num_neighbors] int32 of slide i: each tile's nearest, nearest first, by number in the slide, -1 for none."""
+        neighbors = np.empty((int(self.num_instances[i]), self.num_neighbors), "<i4")
+        self._read(i, int(self._records["neighbors_offset"][i]), [neighbors])
+        return neighbors
 
     def verify(self, i: int) -> None:
         """Checks every byte of the record of slide i. Raises ShardError naming shard, record and slide."""

@@ -3,7 +3,7 @@
 A window has the arrays of a resident cohort, so the compiled programs do not know the difference. There are WINDOWS of them in host
 memory, and no more: while one is computed on, the next is transferred and the one after it is read. Host memory is
 
-    WINDOWS x (rows of the largest window) x (bytes of an instance's features + 12).
+    WINDOWS x (rows of the largest window) x (bytes of an instance's features + 12, and 4 for each neighbour in its graph).
 
 A window is filled again only when the dispatch that read it has ended: a CPU device computes on the host's memory itself.
 """
@@ -29,7 +29,6 @@ from mil_jax.data.residency import (
     ResidentFeed,
     bag_sizes,
     new_rows,
-    read_slide,
     row_bytes,
     slide_rows,
 )
@@ -47,16 +46,19 @@ _MOST_READERS = 8
 
 @dataclass(frozen=True)
 class StreamedBags:
-    """A cohort in its shards. slides[b]: numbers of the slides of bag b. most_bytes: of host memory, for all windows together."""
+    """A cohort in its shards. slides[b]: numbers of the slides of bag b. most_bytes: of host memory, for all windows together.
+    num_neighbors: of each instance; 0 = no graph.
+    """
 
     shards: Shards
     slides: Sequence[np.ndarray]
     most_bytes: int
+    num_neighbors: int = 0
 
     @property
     def row_bytes(self) -> int:
         """Bytes of one instance in a window."""
-        return row_bytes(self.shards)
+        return row_bytes(self.shards, self.num_neighbors)
 
     @functools.cached_property
     def sizes(self) -> np.ndarray:
@@ -79,9 +81,9 @@ class Order(Protocol):
 class _Window:
     """Rows in host memory. done: ready when the last dispatch that read them has ended."""
 
-    def __init__(self, shards: Shards, rows: int) -> None:
-        self.features, self.coords, self.slide_index = new_rows(shards, rows)
-        for array in (self.features, self.coords, self.slide_index):
+    def __init__(self, bags: StreamedBags, rows: int) -> None:
+        self.rows = new_rows(bags.shards, rows, bags.num_neighbors)
+        for array in self.rows.arrays:
             array.fill(0)  # what was never read is finite: a place without a bag reads it with weight 0
         self.done: jax.Array | None = None
 
@@ -104,7 +106,7 @@ class StreamedFeed:
         self.rows = _window_rows(bags, lengths, first.bags, first.runs)
         self.sizes = bags.sizes
         self._device_sizes = put(self.sizes)
-        self._windows = collections.deque(_Window(self.shards, max(self.rows)) for _ in range(WINDOWS))
+        self._windows = collections.deque(_Window(bags, max(self.rows)) for _ in range(WINDOWS))
         self._verified = np.zeros(len(self.shards), bool)
         readers = min(_MOST_READERS, usable_cores())
         # Windows are read one after another, each by all readers: the next one needed is complete as early as can be.
@@ -125,7 +127,8 @@ class StreamedFeed:
             return jax.ShapeDtypeStruct(axes, dtype, sharding=self._device_sizes.sharding)
 
         features = shape(rows, *self.shards.feature_shape, dtype=self.shards.dtype)
-        return ResidentBags(features, shape(rows, 2), shape(rows), shape(num_bags), shape(num_bags))
+        neighbors = shape(rows, self.bags.num_neighbors) if self.bags.num_neighbors else None
+        return ResidentBags(features, shape(rows, 2), shape(rows), shape(num_bags), shape(num_bags), neighbors)
 
     def pieces(self, bags: np.ndarray, runs: Sequence[Run]) -> Iterator[Piece]:
         """The dispatches of runs (bucket, lo [R], hi [R]) over bags [R, T, B], split so that each one's bags fit into a window.
@@ -153,7 +156,7 @@ class StreamedFeed:
             return number, lambda window: self._reading.submit(self._read, window, {number: 0})
 
         for number, window, _ in self._in_turn(map(job, numbers.tolist())):
-            yield number, window.features[: self.sizes[number]]
+            yield number, window.rows.features[: self.sizes[number]]
             window.done = None
 
     def _in_turn(
@@ -197,17 +200,16 @@ class StreamedFeed:
         if window.done is not None:
             window.done.block_until_ready()
         jobs = [
-            (window, *place, position)
+            (window, *place, position, row)
             for bag, row in offsets.items()
             for position, place in enumerate(slide_rows(self.shards, self.bags.slides[bag], row))
         ]
         list(self._readers.map(self._read_slide, jobs))
 
-    def _read_slide(self, job: tuple[_Window, int, int, int, int]) -> None:
-        window, slide, start, stop, position = job
+    def _read_slide(self, job: tuple[_Window, int, int, int, int, int]) -> None:
+        window, slide, start, stop, position, first_row = job
         self._verify(slide)
-        read_slide(self.shards, slide, window.features[start:stop], window.coords[start:stop])
-        window.slide_index[start:stop] = position
+        window.rows.read_slide(self.shards, slide, slice(start, stop), position, first_row)
 
     def _verify(self, slide: int) -> None:
         if not self._verified[slide]:
@@ -218,8 +220,7 @@ class StreamedFeed:
         read.result()
         offsets = np.zeros(len(self.sizes), np.int32)
         offsets[list(load.offsets)] = list(load.offsets.values())
-        rows = slice(self.rows[load.bucket])
-        host = ResidentBags(window.features[rows], window.coords[rows], window.slide_index[rows], offsets, None)
+        host = window.rows.bags(slice(self.rows[load.bucket]), offsets, None)
         return self.put(host).replace(sizes=self._device_sizes)
 
 

@@ -48,6 +48,6 @@ def synthetic_shards(config: ConfigDict, folder: Path) -> Shards:
     records = pd.DataFrame({"slide_id": names, "num_instances": sizes, "length": sizes}).assign(
         **numbers, checksum=0, dropped_rows=0, **unknown, **texts
     )
-    index = ShardIndex(feature_shape=(dim,), dtype=np.dtype("<f2"), shards=(), records=records)
+    index = ShardIndex((dim,), np.dtype("<f2"), (), records, num_neighbors=config.data.neighbors)
     config.data.update(labels=str(labels), target="label", patient="patient_id", classes=",".join(CLASSES))
     return Shards(folder, index)

@@ -182,6 +182,7 @@ def _check_shapes(module: Importable, params: PyTree, variant: str) -> None:
     bag = Bag(
         jax.ShapeDtypeStruct((8, *feature_shape), jnp.float32),
         jax.ShapeDtypeStruct((8,), jnp.bool_),
+        neighbors=jax.ShapeDtypeStruct((8, 1), jnp.int32),  # for those that read a graph
     )
     expected = jax.eval_shape(lambda bag: module.init(jax.random.key(0), bag)["params"], bag)
     names = {path: name for name, (path, _) in module.state_dict_map(variant).items()}

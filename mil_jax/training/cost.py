@@ -78,6 +78,7 @@ class Bench:
 
     lengths: the bucket ladder. feature_shape, dtype: of an instance. targets: [num_targets, M, ...], whose first rows are used.
     order: an epoch of the experiment; the programs have its shapes. first_row: of each target's folds in the split table.
+    num_neighbors: of an instance, for methods on graphs.
     """
 
     def __init__(
@@ -92,6 +93,7 @@ class Bench:
         targets: np.ndarray,
         order: EpochOrder,
         first_row: tuple[int, ...] = (0,),
+        num_neighbors: int = 0,
     ) -> None:
         self.plan, self.lengths, self.settings = plan, lengths, settings
         self.row_bytes = math.prod(feature_shape) * dtype.itemsize
@@ -101,7 +103,7 @@ class Bench:
         rows = 1 + max(first_row[replica.target] + replica.fold for replica in plan.replicas)
         everything = np.ones((rows, len(bucket)), bool)
         data = EngineData(
-            bags=_windows(sizes, lengths[-1], feature_shape, dtype),
+            bags=_windows(sizes, lengths[-1], feature_shape, dtype, num_neighbors),
             targets=targets[:, np.arange(len(bucket)) % targets.shape[1]],
             training=everything,
             selection=everything,
@@ -256,8 +258,12 @@ def _median(values: Iterable[float]) -> float:
     return float(np.median(list(values)))
 
 
-def _windows(sizes: np.ndarray, longest: int, feature_shape: tuple[int, ...], dtype: np.dtype) -> ResidentBags:
-    """Bags of full buckets, whose rows overlap: windows of one array of random numbers that is drawn on the device."""
+def _windows(
+    sizes: np.ndarray, longest: int, feature_shape: tuple[int, ...], dtype: np.dtype, num_neighbors: int
+) -> ResidentBags:
+    """Bags of full buckets, whose rows overlap: windows of one array of random numbers that is drawn on the device. Neighbours are
+    drawn, too, so that edges that lead out of a shorter bag are missing there.
+    """
     rows = int(longest + max(0, min(int(sizes.sum()), WINDOW_BYTES // (math.prod(feature_shape) * dtype.itemsize))))
     kind = dtype if np.issubdtype(dtype, np.floating) else np.dtype(np.float32)
     features = jax.random.normal(jax.random.key(0), (rows, *feature_shape), jnp.float32).astype(kind)
@@ -267,4 +273,7 @@ def _windows(sizes: np.ndarray, longest: int, feature_shape: tuple[int, ...], dt
         slide_index=np.zeros(rows, np.int32),
         offsets=np.linspace(0, rows - longest, len(sizes)).astype(np.int32),
         sizes=sizes.astype(np.int32),
+        neighbors=np.random.default_rng(0).integers(0, longest, (rows, num_neighbors), np.int32)
+        if num_neighbors
+        else None,
     )

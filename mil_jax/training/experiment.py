@@ -174,7 +174,8 @@ def prepare(
     if asked == AUTO:  # what was chosen before is chosen again
         asked = (choices or {}).get("residency", AUTO)
     rows = int(sizes.sum()) + ladder.lengths[-1]
-    residency = choose_residency(asked, rows, row_bytes(shards), config.data.stream_gib)
+    instance = row_bytes(shards, config.data.neighbors)
+    residency = choose_residency(asked, rows, instance, config.data.stream_gib)
     experiment = Experiment(
         config=config,
         shards=shards,
@@ -248,11 +249,13 @@ def strategy(experiment: Experiment) -> Supervised:
 def parameter_shapes(experiment: Experiment) -> Any:
     """The tree of the shapes of one run's parameters, without computing any. Raises ConfigError where model and features differ."""
     length, shape = experiment.ladder.lengths[0], experiment.shards.feature_shape
+    neighbors = experiment.config.data.neighbors
     bag = Bag(
         features=jax.ShapeDtypeStruct((length, *shape), np.float32),
         coords=jax.ShapeDtypeStruct((length, 2), np.int32),
         slide_index=jax.ShapeDtypeStruct((length,), np.int32),
         mask=jax.ShapeDtypeStruct((length,), np.bool_),
+        neighbors=jax.ShapeDtypeStruct((length, neighbors), np.int32) if neighbors else None,
     )
     module = strategy(experiment).module
     return jax.eval_shape(lambda bag: module.init({"params": jax.random.key(0)}, bag, train=False)["params"], bag)
@@ -297,8 +300,9 @@ def engine_data(experiment: Experiment) -> EngineData:
     parts = experiment.parts
     training = parts == TRAIN
     lengths, shards, slides = experiment.ladder.lengths, experiment.shards, experiment.cohort.slides
+    data = experiment.config.data
     return EngineData(
-        bags=open_bags(experiment.residency.kind, shards, slides, lengths[-1], experiment.config.data.stream_gib),
+        bags=open_bags(experiment.residency.kind, shards, slides, lengths[-1], data.stream_gib, data.neighbors),
         targets=np.stack([target.values for target in experiment.targets]),
         training=training,
         selection=parts == experiment.selection_part,

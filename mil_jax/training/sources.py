@@ -11,7 +11,7 @@ from mil_jax.data.conversion import Progress, shards_for_features
 from mil_jax.data.digits import digits_cohort
 from mil_jax.data.shards import Shards
 from mil_jax.data.synthetic import synthetic_shards
-from mil_jax.errors import ConfigError
+from mil_jax.errors import ConfigError, DataError
 
 
 def cache_folder(config: ConfigDict) -> Path:
@@ -24,7 +24,21 @@ def cache_folder(config: ConfigDict) -> Path:
 
 
 def open_shards(config: ConfigDict, progress: Progress | None) -> Shards:
-    """The shard folder that is named, converted, or embedded; the last also sets the tables it comes with."""
+    """The shard folder that is named, converted, or embedded; the last also sets the tables it comes with.
+
+    Raises DataError for shards that hold fewer neighbours than data.neighbors asks for.
+    """
+    shards = _open(config, progress)
+    if shards.num_neighbors < config.data.neighbors:
+        held = f"{shards.num_neighbors} neighbours of each tile" if shards.num_neighbors else "no neighbours"
+        raise DataError(
+            f"{shards.folder}: these shards hold {held}, and data.neighbors={config.data.neighbors}; write them again with python -m "
+            f"data_prep.shard --neighbors {config.data.neighbors}"
+        )
+    return shards
+
+
+def _open(config: ConfigDict, progress: Progress | None) -> Shards:
     data = config.data
     if data.shards and data.features:
         raise ConfigError("data.shards and data.features are both set; name the one to train on")
@@ -38,6 +52,7 @@ def open_shards(config: ConfigDict, progress: Progress | None) -> Shards:
             cache_folder(config),
             encoder_name=data.encoder_name,
             nonfinite=data.nonfinite,
+            num_neighbors=data.neighbors,
             progress=progress,
         )
     for name in ("labels", "target"):

@@ -240,3 +240,25 @@ def test_a_cohort_of_more_than_two_billion_instances_is_streamed():
         np.testing.assert_array_equal(bag.features, number / 2**15)
     feed.close()
     assert streaming.THREAD_NAMES not in "".join(streaming_threads())
+
+
+def test_graphs_are_streamed(tmp_path):
+    coords = np.stack([np.arange(7) % 3, np.arange(7) // 3], axis=1).astype(np.int32)
+    slides = [SlideBag(f"s{i}", np.full((i + 2, 1), i, np.float32), coords[: i + 2]) for i in range(6)]
+    write_shards(slides, tmp_path / "shards", num_neighbors=4, for_tensorflow=False)
+    shards = Shards.open(tmp_path / "shards")
+    pairs = [np.array([2 * bag + 1, 2 * bag]) for bag in range(3)]
+    resident = load_bags(shards, pairs, LONGEST, num_neighbors=3)
+    numbers = np.arange(3).reshape(1, 3, 1)
+    runs = [(0, np.zeros(1, int), np.full(1, 3))]
+    order = dataclasses.make_dataclass("Order", ["bags", "runs"])(numbers, runs)
+    bags = StreamedBags(shards, pairs, WINDOWS * LONGEST * (4 + 12 + 3 * 4), num_neighbors=3)
+    seen = []
+    with contextlib.closing(StreamedFeed(bags, (LONGEST,), jax.device_put, order)) as feed:
+        for piece in feed.pieces(numbers, runs):
+            for number in range(int(piece.lo[0]), int(piece.hi[0])):
+                bag, whole = piece.bags.bag(number, LONGEST), resident.bag(number, LONGEST)
+                n = int(whole.num_instances)
+                np.testing.assert_array_equal(bag.neighbors[:n], whole.neighbors[:n])
+                seen.append(number)
+    assert seen == [0, 1, 2]

@@ -1,0 +1,194 @@
+"""Patch-GCN (Chen et al. 2021): the tiles of a slide as nodes of a graph, three graph convolutions, gated attention over all depths.
+
+h0 = relu(W x + b); h1 = GEN_0(h0); h_{l+1} = h_l + relu(LN(GEN_l(h_l))); P = relu(W [h0 | h1 | h2 | h3] + b); z = sum of P by gated
+attention; logits = W relu(W z + b). The graph is `Bag.neighbors`: a tile sends to those that it lists. As in the reference, the
+first convolution stands bare: no norm, no activation, no residual.
+"""
+
+from __future__ import annotations
+
+from typing import Any, ClassVar
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from mil_jax.aggregators import checks
+from mil_jax.bags import Bag, Prediction
+from mil_jax.errors import ConfigError
+from mil_jax.layers import masked
+from mil_jax.layers.attention_pool import attention_pool, attention_scores
+from mil_jax.layers.dropout import draw_key, dropout, hyper
+from mil_jax.layers.graph_conv import GENConv, Graph, make_graph
+from mil_jax.layers.initializers import Affine, AffineParameters
+
+Array = jax.Array
+BLOCKS = ("res", "res+")
+READOUTS = ("attention", "mean", "max")
+
+VARIANTS: dict[str, dict[str, Any]] = {
+    "patch_gcn": {},
+    "patch_gcn_pyg1": {"mlp_bias": True},  # with PyG 1.6.3, as in the published experiments
+}
+_TEMPERATURE = {"patch_gcn": "aggr_module.t", "patch_gcn_pyg1": "t"}
+_PUBLISHED = {
+    "feature": "fc.0",
+    "context": "path_phi.0",
+    "attention_v": "path_attention_head.attention_a.0",
+    "attention_u": "path_attention_head.attention_b.0",
+    "attention_w": "path_attention_head.attention_c",
+    "bag": "path_rho.0",
+    "classifier": "classifier",
+}
+
+
+class PatchGCN(nn.Module):
+    """Graph convolutions and a read-out over all their depths.
+
+    num_outputs: number of logits.
+    hidden_dim: width d of the nodes; the read-out is (num_convolutions + 1) d wide.
+    num_convolutions: graph convolutions, the first of them bare; the reference's `num_layers` - 1.
+    block: "res" (convolution, norm, activation, sum, dropout) or "res+" (norm, activation, dropout, convolution, sum).
+    mlp_bias: biases in the convolutions.
+    readout: "attention" (gated), "mean" or "max" over the tiles.
+    dropout: after the feature layer. conv_dropout: in each block. context_dropout: after the layer over all depths.
+    attention_dropout: of both branches of the attention.
+
+    The rates are numeric: the collection "hyper" may hold other values. The prediction's `embedding` is [(num_convolutions + 1) d].
+    The nodes after the feature layer and each convolution are sown as "nodes" in "intermediates".
+    Raises ConfigError for settings that cannot work, and for a bag without a graph.
+    """
+
+    num_outputs: int
+    hidden_dim: int = 128
+    num_convolutions: int = 3
+    block: str = "res"
+    mlp_bias: bool = False
+    readout: str = "attention"
+    dropout: float = 0.25
+    conv_dropout: float = 0.1
+    context_dropout: float = 0.25
+    attention_dropout: float = 0.25
+
+    numeric_settings: ClassVar[tuple[str, ...]] = ("dropout", "conv_dropout", "context_dropout", "attention_dropout")
+
+    def __post_init__(self) -> None:
+        checks.positive("num_outputs", self.num_outputs)
+        checks.positive("hidden_dim", self.hidden_dim)
+        checks.positive("num_convolutions", self.num_convolutions)
+        checks.one_of("block", self.block, BLOCKS)
+        checks.one_of("readout", self.readout, READOUTS)
+        for name in self.numeric_settings:
+            checks.rate(name, getattr(self, name))
+        super().__post_init__()
+
+    @nn.compact
+    def __call__(self, bag: Bag, train: bool = False) -> Prediction:
+        if bag.features.ndim != 2:
+            raise ConfigError(
+                f"patch_gcn reads feature vectors [N, D], but the bag has the shape {list(bag.features.shape)}"
+            )
+        if bag.neighbors is None:
+            raise ConfigError(
+                "patch_gcn reads a graph, and the bags have none: set data.neighbors=8, for shards that were written with "
+                "python -m data_prep.shard --neighbors 8"
+            )
+        graph = make_graph(bag.neighbors, bag.mask)
+        x = masked.zero_padding(bag.features, bag.mask)
+        h = self._dropped(jax.nn.relu(self._affine("feature", self.hidden_dim, x.shape[-1])(x)), "dropout", 0, train)
+        depths = [h]
+        for number in range(self.num_convolutions):
+            h = self._block(number, h, graph, train)
+            depths.append(h)
+        for nodes in depths:
+            self.sow("intermediates", "nodes", nodes)
+        width = len(depths) * self.hidden_dim
+        context = jax.nn.relu(self._affine("context", width, width)(jnp.concatenate(depths, axis=-1)))  # [N, L]
+        context = self._dropped(context, "context_dropout", 1, train)
+        attention, scores, pooled = self._read_out(context, bag.mask, train)
+        embedding = jax.nn.relu(self._affine("bag", width, width)(pooled))
+        logits = self._affine("classifier", self.num_outputs, width)(embedding)
+        return Prediction(logits, attention, scores, embedding)
+
+    def _block(self, number: int, h: Array, graph: Graph, train: bool) -> Array:
+        convolution = GENConv(self.mlp_bias, name=f"conv_{number}")
+        if number == 0:
+            return convolution(h, graph)
+        norm = nn.LayerNorm(epsilon=1e-5, use_fast_variance=False, name=f"norm_{number}")
+        if self.block == "res":
+            h = h + jax.nn.relu(norm(convolution(h, graph)))
+            return self._dropped(h, "conv_dropout", 2 + number, train)
+        inner = self._dropped(jax.nn.relu(norm(h)), "conv_dropout", 2 + number, train)
+        return h + convolution(inner, graph)
+
+    def _read_out(self, context: Array, mask: Array, train: bool) -> tuple[Array | None, Array | None, Array]:
+        """Attention and scores [N], where the read-out has them, and the nodes' summary [L]."""
+        if self.readout == "mean":
+            return None, None, masked.mean(context, mask)
+        if self.readout == "max":
+            # Activations are not negative, so that a bag without instances gives what its zeros do.
+            return None, None, jnp.max(jnp.where(mask[:, None], context, 0.0), axis=0)
+        width = context.shape[-1]
+        scores = attention_scores(
+            context,
+            self._affine("attention_v", width, width),
+            self._affine("attention_w", 1, width),
+            self._affine("attention_u", width, width),
+            dropout_rate=hyper(self, "attention_dropout", self.attention_dropout),
+            dropout_key=draw_key(self, "attention_dropout", self.attention_dropout, train, 2),
+        )
+        attention = masked.softmax(scores, mask)
+        return attention, masked.hide_padding(scores, mask), attention_pool(attention, context)
+
+    def _dropped(self, x: Array, name: str, number: int, train: bool) -> Array:
+        rate = getattr(self, name)
+        key = draw_key(self, name, rate, train, number)
+        return x if key is None else dropout(x, hyper(self, name, rate), key)
+
+    def _affine(self, name: str, outputs: int, inputs: int) -> Affine:
+        return AffineParameters(outputs, name=name)(inputs)
+
+    @nn.nowrap
+    def state_dict_map(self, variant: str) -> dict[str, tuple[str, str]]:
+        """Published parameter name -> (path of the parameter, transform), for `interop.torch_checkpoints`.
+
+        Raises ConfigError for an unknown variant.
+        """
+        checks.one_of("variant", variant, VARIANTS)
+        mapping = {}
+
+        def linear(published: str, layer: str, bias: bool = True) -> None:
+            mapping[f"{published}.weight"] = (f"{layer}/kernel", "linear")
+            if bias:
+                mapping[f"{published}.bias"] = (f"{layer}/bias", "same")
+
+        def layer_norm(published: str, layer: str) -> None:
+            mapping[f"{published}.weight"] = (f"{layer}/scale", "same")
+            mapping[f"{published}.bias"] = (f"{layer}/bias", "same")
+
+        for layer, published in _PUBLISHED.items():
+            if self.readout == "attention" or not layer.startswith("attention"):
+                linear(published, layer)
+        for number in range(self.num_convolutions):
+            conv, layer = f"layers.{number}.conv", f"conv_{number}"
+            mapping[f"{conv}.{_TEMPERATURE[variant]}"] = (f"{layer}/temperature", "same")
+            linear(f"{conv}.mlp.0", f"{layer}/expand", self.mlp_bias)
+            layer_norm(f"{conv}.mlp.1", f"{layer}/norm")
+            linear(f"{conv}.mlp.4", f"{layer}/contract", self.mlp_bias)
+            if number:
+                layer_norm(f"layers.{number}.norm", f"norm_{number}")
+        return mapping
+
+    @nn.nowrap
+    def unused_entries(self, variant: str) -> dict[str, tuple[int, ...]]:
+        """The norm of the first convolution, which the reference has and never uses."""
+        checks.one_of("variant", variant, VARIANTS)
+        return {f"layers.0.norm.{name}": (self.hidden_dim,) for name in ("weight", "bias")}
+
+    @nn.nowrap
+    def feature_shape(self, params: Any) -> tuple[int, ...]:
+        """Shape F of the instances that `params` were made for."""
+        return (params["feature"]["kernel"].shape[0],)
+
+
+AGGREGATORS = {"patch_gcn": (PatchGCN, VARIANTS)}
