@@ -82,6 +82,6 @@ def test_replicas_together_take_the_steps_of_single_ones(distillation):
     strategy = two_tiers(distillation, "sgd")
     keys = jax.random.split(jax.random.key(0), law.NUM_REPLICAS)
     states = jax.jit(jax.vmap(functools.partial(_initial, strategy)))(keys)
+    step = jax.jit(functools.partial(_step, strategy))
     for n in (1, GROUPS - 1, 9):
-        step = jax.jit(functools.partial(_step, strategy))
         law.check_replicas(step, states, law.make_bag(0, n, law.SMALL_BUCKET, FEATURES))
