@@ -92,6 +92,7 @@ def test_tier_2_does_not_move_tier_1():
         assert any(np.any(leaf) for leaf in jax.tree.leaves(network)) == (name == "tier2")
 
 
+@pytest.mark.full
 def test_each_network_is_clipped_on_its_own_and_the_loss_is_the_sum_of_the_tiers():
     module, params = model()
     (free, metrics), (clipped, _) = (stepped(strategy(module, clip_norm=norm), params) for norm in (0.0, 1e-3))

@@ -63,14 +63,6 @@ def test_a_step_is_exact_under_padding():
     check_step(two_tiers("max_min", "sgd"), bare_sizes=(GROUPS - 1,))
 
 
-def test_replicas_together_take_the_steps_of_single_ones():
-    strategy = two_tiers("pooled", "sgd")
-    keys = jax.random.split(jax.random.key(0), law.NUM_REPLICAS)
-    states = jax.jit(jax.vmap(functools.partial(_initial, strategy)))(keys)
-    step = jax.jit(functools.partial(_step, strategy))
-    law.check_replicas(step, states, law.make_bag(0, 9, law.SMALL_BUCKET, FEATURES))
-
-
 @pytest.mark.full
 @pytest.mark.parametrize("distillation", DISTILLATIONS)
 def test_law_of_every_distillation(distillation):
@@ -86,10 +78,10 @@ def test_a_step_of_every_distillation_is_exact_under_padding(distillation):
 
 @pytest.mark.full
 @pytest.mark.parametrize("distillation", DISTILLATIONS)
-def test_replicas_of_every_distillation(distillation):
+def test_replicas_together_take_the_steps_of_single_ones(distillation):
     strategy = two_tiers(distillation, "sgd")
     keys = jax.random.split(jax.random.key(0), law.NUM_REPLICAS)
     states = jax.jit(jax.vmap(functools.partial(_initial, strategy)))(keys)
+    step = jax.jit(functools.partial(_step, strategy))
     for n in (1, GROUPS - 1, 9):
-        step = jax.jit(functools.partial(_step, strategy))
         law.check_replicas(step, states, law.make_bag(0, n, law.SMALL_BUCKET, FEATURES))
