@@ -200,7 +200,7 @@ def _transfer(feed: StreamedFeed, order: _Order) -> None:
     """As many windows as an epoch has, from host memory that was written before."""
     for bucket, _, _ in order.runs:
         shape = feed.shapes(bucket).features.shape
-        placed = jax.device_put(feed._windows[0].rows.features[: shape[0]], feed.sharding)
+        placed = feed.put(feed._windows[0].rows.features[: shape[0]])
     jax.block_until_ready(placed)
 
 
