@@ -44,8 +44,8 @@ def get_config() -> ConfigDict:
                 "context_dropout": 0.0,
                 "attention_dropout": 0.0,
             },
-            "optimizer": {"lr": 1e-3, "schedule": {"epochs": 20}},
-            "train": {"epochs": 20},
+            "optimizer": {"lr": 2e-3, "schedule": {"epochs": 20}},
+            "train": {"epochs": 20, "batch_size": 8},
         }
     )
     return config
