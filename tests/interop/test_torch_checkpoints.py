@@ -23,7 +23,8 @@ def _model(variant: str) -> tuple[Any, Any]:
     small = {key: value for key, value in SMALL.items() if key in known and fields.get(key, 0) is not None}
     module = aggregators.create(name, 2, **{**fields, **small})
     shape = (28, 28, 1) if fields.get("feature_layer") == "lenet" else (6,)
-    bag = Bag(jnp.zeros((3, *shape)), jnp.ones(3, bool))
+    graph = jnp.zeros((3, 1), jnp.int32)  # for those that read one
+    bag = Bag(jnp.zeros((3, *shape)), jnp.ones(3, bool), neighbors=graph)
     return module, jax.jit(module.init)(jax.random.key(0), bag)["params"]
 
 
