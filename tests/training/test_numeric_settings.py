@@ -38,7 +38,7 @@ SMALL: dict[str, dict[str, Any]] = {
     "rrt": {"feature_dim": 8, "attention_dim": 4, "region_num": 2},
     "transmil": {"feature_dim": 16, "num_heads": 2, "num_landmarks": 4},
 }
-SLOW = ("abmil", "clam_mb", "clam_sb", "dtfd", "max_pooling", "rrt", "transmil")
+SLOW = ("abmil", "clam_mb", "clam_sb", "dtfd", "max_pooling", "patch_gcn", "rrt", "transmil")
 
 
 def one_bucket() -> EngineData:
@@ -104,7 +104,8 @@ def _strategy(name: str, fields: dict[str, Any]) -> Supervised:
 
 
 def _three_steps(of: Supervised, hyper: dict[str, jax.Array]) -> Any:
-    bag = make_bag(0, 11, 16, (WIDTH,))
+    # A chain, for those that read a graph.
+    bag = make_bag(0, 11, 16, (WIDTH,)).replace(neighbors=np.arange(-1, 15, dtype=np.int32)[:, None])
     batch = Batch(jax.tree.map(lambda x: jnp.asarray(x)[None], bag), jnp.ones(1, jnp.int32), jnp.ones(1))
     hyper = {"optimizer.lr": jnp.float32(0.05), "optimizer.weight_decay": jnp.float32(0.01), **hyper}
     state = of.init(jax.random.key(0), bag, hyper, {}, None)
