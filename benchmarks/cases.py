@@ -8,12 +8,9 @@ import time
 from collections.abc import Sequence
 from typing import Any
 
-import numpy as np
-
 from mil_jax.config import ConfigDict, apply_demo, find_config, load_config, set_from_text
-from mil_jax.training.cost import Bench
-from mil_jax.training.experiment import Experiment, engine_settings, prepare, strategy
-from mil_jax.training.forecast import EpochPlan, plan_epoch
+from mil_jax.training.experiment import Experiment, prepare
+from mil_jax.training.forecast import open_bench, plan_epoch
 from mil_jax.training.plan import Plan, Replica
 
 AGGREGATORS = ("abmil", "clam_sb", "clam_mb", "dsmil", "transmil", "rrt")
@@ -53,26 +50,9 @@ def with_runs(experiment: Experiment, runs: int, targets: int = 1) -> Experiment
     return dataclasses.replace(experiment, plan=plan, targets=targets * experiment.targets)
 
 
-def open_bench(experiment: Experiment, plan: EpochPlan | None = None) -> Bench:
-    """The programs of the experiment, on features invented on the device."""
-    order = (plan or plan_epoch(experiment)).order
-    return Bench(
-        strategy(experiment),
-        experiment.task,
-        experiment.plan,
-        experiment.ladder.lengths,
-        engine_settings(experiment.config),
-        experiment.shards.feature_shape,
-        experiment.shards.dtype,
-        np.stack([target.values for target in experiment.targets]),
-        order,
-        experiment.first_row,
-    )
-
-
 def step_figures(experiment: Experiment, seconds: float, most_bytes: float) -> dict[str, Any]:
     """Seconds and memory of a training step of the longest bucket; only the memory where it exceeds `most_bytes`."""
-    bench = open_bench(experiment)
+    bench = open_bench(experiment, plan_epoch(experiment))
     last = len(bench.lengths) - 1
     cost, _ = bench.compile(last)
     figures = {

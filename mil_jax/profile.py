@@ -31,8 +31,17 @@ from mil_jax.session import set_up
 from mil_jax.training.ceilings import Ceilings, measure_ceilings
 from mil_jax.training.cost import Bench, ProgramCost
 from mil_jax.training.environment import describe_environment
-from mil_jax.training.experiment import Experiment, engine_settings, prepare, strategy
-from mil_jax.training.forecast import BucketFigures, EpochPlan, Forecast, forecast, plan_epoch, time_dispatch, time_host
+from mil_jax.training.experiment import Experiment, prepare
+from mil_jax.training.forecast import (
+    BucketFigures,
+    EpochPlan,
+    Forecast,
+    forecast,
+    open_bench,
+    plan_epoch,
+    time_dispatch,
+    time_host,
+)
 
 ABOUT = """Says what an experiment costs before it is trained: plan, compilation, steps, memory, where the time will go, and why.
 
@@ -72,7 +81,7 @@ def main(arguments: list[str]) -> int:
     describe_experiment(experiment, demo)
     with console.status("drawing the order of the bags"):
         plan = plan_epoch(experiment)
-        bench = _bench(experiment, plan)
+        bench = open_bench(experiment, plan)
     costs = _compile(experiment, bench)
     _say_memory(experiment, bench, costs)
     with console.status("measuring what this machine can do"):
@@ -126,22 +135,6 @@ def main(arguments: list[str]) -> int:
     write_text(path, _json(experiment, bench, plan, figures, lines, ceilings, rate, expected, sentences))
     say(f"All figures are in {path}.")
     return 0
-
-
-def _bench(experiment: Experiment, plan: EpochPlan) -> Bench:
-    return Bench(
-        strategy(experiment),
-        experiment.task,
-        experiment.plan,
-        experiment.ladder.lengths,
-        engine_settings(experiment.config),
-        experiment.shards.feature_shape,
-        experiment.shards.dtype,
-        np.stack([target.values for target in experiment.targets]),
-        plan.order,
-        experiment.first_row,
-        experiment.config.data.neighbors,
-    )
 
 
 def _compile(experiment: Experiment, bench: Bench) -> list[tuple[ProgramCost, ProgramCost]]:

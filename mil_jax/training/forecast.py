@@ -15,7 +15,7 @@ import numpy as np
 from mil_jax.data.room import STREAMED
 from mil_jax.data.splits import TEST, TRAIN
 from mil_jax.training.cost import Bench, Measured, ProgramCost
-from mil_jax.training.experiment import Experiment, engine_settings, sampling_weights
+from mil_jax.training.experiment import Experiment, engine_settings, sampling_weights, strategy
 from mil_jax.training.order import BagOrder, EpochOrder
 
 PARTS = ("steps", "evaluation", "dispatches", "host", "reading", "compilation")
@@ -75,6 +75,23 @@ def plan_epoch(experiment: Experiment) -> EpochPlan:
     if experiment.selection.select == "last":
         evaluated = np.zeros_like(evaluated)
     return EpochPlan(steps, slots, evaluated, counts(TEST), seconds, epoch)
+
+
+def open_bench(experiment: Experiment, plan: EpochPlan) -> Bench:
+    """The programs of the experiment, on features invented on the device."""
+    return Bench(
+        strategy(experiment),
+        experiment.task,
+        experiment.plan,
+        experiment.ladder.lengths,
+        engine_settings(experiment.config),
+        experiment.shards.feature_shape,
+        experiment.shards.dtype,
+        np.stack([target.values for target in experiment.targets]),
+        plan.order,
+        experiment.first_row,
+        experiment.config.data.neighbors,
+    )
 
 
 def count_steps(
