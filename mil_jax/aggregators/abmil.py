@@ -60,6 +60,11 @@ VARIANTS: dict[str, dict[str, Any]] = {
 }
 
 _ILSE_CONVOLUTIONS = {"convolution_1": "feature_extractor_part1.0", "convolution_2": "feature_extractor_part1.3"}
+_MHIM_GATED = {  # the attention of MHIM-MIL's published TCGA checkpoints
+    "attention_v": "online_encoder.attention.attention_a.0",
+    "attention_u": "online_encoder.attention.attention_b.0",
+    "attention_w": "online_encoder.attention.attention_c",
+}
 _PUBLISHED_LAYERS: dict[str, dict[str, str]] = {
     "ilse_attention": {
         **_ILSE_CONVOLUTIONS,
@@ -220,8 +225,10 @@ class ABMIL(nn.Module):
         Raises ConfigError for an unknown variant.
         """
         checks.one_of("variant", variant, _PUBLISHED_LAYERS)
-        mapping = {}
-        for layer, published in _PUBLISHED_LAYERS[variant].items():
+        mapping, layers = {}, _PUBLISHED_LAYERS[variant]
+        if variant == "mhim_pure_attn" and self.gated:
+            layers = layers | _MHIM_GATED
+        for layer, published in layers.items():
             mapping[f"{published}.weight"] = (f"{layer}/kernel", "conv" if "convolution" in layer else "linear")
             if self.attention_bias or not layer.startswith("attention"):
                 mapping[f"{published}.bias"] = (f"{layer}/bias", "same")

@@ -80,6 +80,12 @@ class Supervised:
             fitted["class_weights"] = self.task.class_weights(training.targets)
         return fitted
 
+    def parameter_shapes(self, bag: Bag) -> PyTree:
+        """The tree of the shapes of the parameters, without computing any; bag: of shapes. Raises ConfigError where they do not fit."""
+        return jax.eval_shape(
+            lambda bag: self.module.init({"params": jax.random.key(0)}, bag, train=False)["params"], bag
+        )
+
     def init(
         self, key: Array, bag: Bag, hyper: dict[str, Array], constants: PyTree, previous: TrainState | None
     ) -> TrainState:
@@ -97,10 +103,7 @@ class Supervised:
         inputs = self._inputs(state, batch, key)
 
         def loss_of(params: PyTree) -> Array:
-            predictions = self._predictions(params, state.hyper, batch, inputs)
-            if hasattr(self.module, "training_loss"):
-                return self.module.training_loss(inputs.task, predictions, batch.targets, inputs.weights)
-            return inputs.task.loss(predictions, batch.targets, inputs.weights)
+            return self._loss(self._predictions(params, state.hyper, batch, inputs), batch, inputs)
 
         loss, gradients = jax.value_and_grad(loss_of)(state.params)
         updates, optimizer = self.optimizer.update(
@@ -141,6 +144,12 @@ class Supervised:
         """For all places of the batch, with dropout."""
         mine = map_bags(lambda bag, key: self._apply(params, hyper, bag, key), inputs.bags, inputs.keys)
         return batch.gathered(mine)
+
+    def _loss(self, predictions: Prediction, batch: Batch, inputs: Inputs) -> Array:
+        """The aggregator's own loss where it has one, else the task's."""
+        if hasattr(self.module, "training_loss"):
+            return self.module.training_loss(inputs.task, predictions, batch.targets, inputs.weights)
+        return inputs.task.loss(predictions, batch.targets, inputs.weights)
 
     def _apply(self, params: PyTree, hyper: dict[str, Array], bag: Bag, key: Array | None) -> Prediction:
         if self.precision == "bfloat16":

@@ -12,14 +12,11 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
 
-import flax.linen as nn
 import jax
 import numpy as np
 import pandas as pd
 from ml_collections import ConfigDict
 
-from mil_jax import aggregators
-from mil_jax.aggregators import reembedding
 from mil_jax.bags import Bag
 from mil_jax.data.buckets import Ladder, fit_ladder
 from mil_jax.data.cohort import Cohort, build_cohort
@@ -29,24 +26,21 @@ from mil_jax.data.room import AUTO, Residency, choose_residency, open_bags
 from mil_jax.data.shards import Shards
 from mil_jax.data.splits import TEST, TRAIN, VALIDATION
 from mil_jax.errors import ConfigError
-from mil_jax.strategies.dtfd import TwoTiers
 from mil_jax.strategies.supervised import Supervised
 from mil_jax.tasks.classification import Classification
-from mil_jax.training import optimizers
 from mil_jax.training.checkpoints import Checkpoints
 from mil_jax.training.engine import Listener, fit
-from mil_jax.training.engine_types import EngineData, EngineSettings, FitResult, Phase
+from mil_jax.training.engine_types import EngineData, EngineSettings, FitResult
 from mil_jax.training.memory import side_by_side
+from mil_jax.training.phases import make_phases, make_strategy
 from mil_jax.training.plan import Overrides, Plan, Replica, make_plan
 from mil_jax.training.processes import is_first
 from mil_jax.training.run_folder import RunFolder, fingerprint
-from mil_jax.training.schedule import Schedule
 from mil_jax.training.sources import open_shards
 from mil_jax.training.stopping import Selection
 from mil_jax.training.targets import Target, cohort_settings, make_targets, split_settings
 
 PROTOCOLS = ("clean", "reference")
-STRATEGIES = {"supervised": Supervised, "dtfd": TwoTiers}
 FREE_ON_RESUME = (
     *("run", "distributed", "data.cache", "data.residency", "data.stream_gib"),
     *("train.checkpoint_seconds", "train.debug_nans", "train.tensorboard", "train.wandb"),
@@ -223,27 +217,9 @@ def _check(experiment: Experiment) -> None:
             target.task.class_weights(target.values)
 
 
-def strategy_class(aggregator: nn.Module) -> type[Supervised]:
-    """How an aggregator is trained: by the strategy that it names, or plainly supervised."""
-    return STRATEGIES[getattr(aggregator, "strategy", "supervised")]
-
-
 def strategy(experiment: Experiment) -> Supervised:
-    """The strategy that the config asks for."""
-    config = experiment.config
-    optimizer = {key: value for key, value in config.optimizer.items() if key not in ("lr", "weight_decay", "schedule")}
-    fields = {key: value for key, value in config.aggregator.items() if key != "name"}
-    aggregator = aggregators.create(config.aggregator.name, experiment.task.num_outputs, **fields)
-    return strategy_class(aggregator)(
-        module=reembedding.reembedded(aggregator, config.reembed),
-        task=experiment.task,
-        optimizer=optimizers.make(optimizers.OptimizerSettings(**optimizer)),
-        learning_rate=Schedule(**config.optimizer.schedule),
-        normalize=config.data.normalize,
-        class_weights=config.train.class_weights,
-        sample_instances=config.train.sample_instances,
-        precision=config.train.precision,
-    )
+    """The strategy that the config asks for, of its last phase."""
+    return make_strategy(experiment.config, experiment.task, experiment.plan)
 
 
 def parameter_shapes(experiment: Experiment) -> Any:
@@ -257,8 +233,7 @@ def parameter_shapes(experiment: Experiment) -> Any:
         mask=jax.ShapeDtypeStruct((length,), np.bool_),
         neighbors=jax.ShapeDtypeStruct((length, neighbors), np.int32) if neighbors else None,
     )
-    module = strategy(experiment).module
-    return jax.eval_shape(lambda bag: module.init({"params": jax.random.key(0)}, bag, train=False)["params"], bag)
+    return strategy(experiment).parameter_shapes(bag)
 
 
 def train(experiment: Experiment, folder: RunFolder, listener: Listener) -> FitResult:
@@ -284,7 +259,7 @@ def run(
 ) -> FitResult:
     """Runs the experiment through the engine; without `open_checkpoints` nothing is written."""
     return fit(
-        [Phase(strategy(experiment), experiment.config.train.epochs, experiment.selection)],
+        make_phases(experiment.config, experiment.task, experiment.plan, experiment.selection),
         experiment.data,
         experiment.task,
         experiment.plan,
