@@ -68,6 +68,15 @@ def chosen_by_heads(ranks_of_heads: Array, mask: Array, number: Array, fusion: s
     return mask & (ranks(-votes, mask) < number)
 
 
+def class_certainty(logits: Array) -> Array:
+    """Orders instances as their largest class probability does: logits [N, C] -> [N], float32.
+
+    p = 1 / (C + sum_c expm1(logit_c - largest)), and minus that sum is returned: where logits are small all p round to 1 / C.
+    """
+    logits = jax.lax.stop_gradient(logits.astype(jnp.float32))
+    return -jnp.sum(jnp.expm1(logits - jnp.max(logits, axis=-1, keepdims=True)), axis=-1)
+
+
 def masked_instances(
     scores: Array, mask: Array, counts: MaskCounts, draws: tuple[Array, Array], fusion: str = "vote"
 ) -> Array:

@@ -30,6 +30,9 @@ class Masking:
         "none" (it begins as the student), or a run folder or PyTorch file with weights.
     init_teacher, init_student: what begins with these weights: the teacher or not; of the student nothing ("none"), its feature layer
         ("fc") or "all".
+    merge_queries: v2: of the instances that the mask leaves, a random share `merge_ratio` stays and the others are merged into so many
+        tokens; 0 = none. merge_momentum: of the average that the queries are. merge_test: predictions, too, read the tokens of all
+        instances.
     teacher_dropout: the teacher's dropout is active in training. teacher_is_student: there is no average; the student masks for itself.
 
     Raises ConfigError for values that cannot work.
@@ -56,18 +59,26 @@ class Masking:
     init_student: str = "fc"
     teacher_dropout: bool = True
     teacher_is_student: bool = False
+    merge_queries: int = 0
+    merge_ratio: float = 0.8
+    merge_momentum: float = 0.9998
+    merge_test: bool = False
 
     numeric_settings: ClassVar[tuple[str, ...]] = (
         *("mask_random", "mask_low", "mask_high", "mask_high_share"),
         *("consistency_weight", "task_weight", "temperature", "momentum", "momentum_final"),
+        *("merge_ratio", "merge_momentum"),
     )
 
     def __post_init__(self) -> None:
-        for name in ("mask_random", "mask_low", "mask_high", "momentum", "momentum_final"):
+        for name in (
+            *("mask_random", "mask_low", "mask_high", "momentum", "momentum_final"),
+            *("merge_ratio", "merge_momentum"),
+        ):
             _require(name, getattr(self, name), 0 <= getattr(self, name) <= 1, "must lie in [0, 1]")
         _require("mask_high_share", self.mask_high_share, 0 < self.mask_high_share <= 1, "must lie in (0, 1]")
         _require("temperature", self.temperature, self.temperature > 0, "must be positive")
-        for name in ("consistency_weight", "task_weight", "schedule_epochs", "teacher_epochs"):
+        for name in ("consistency_weight", "task_weight", "schedule_epochs", "teacher_epochs", "merge_queries"):
             _require(name, getattr(self, name), getattr(self, name) >= 0, "must not be negative")
         _require(
             "attention_layer", self.attention_layer, self.attention_layer in (0, 1), "must be 0 (first) or 1 (last)"
@@ -75,6 +86,16 @@ class Masking:
         for name, choices in (("fusion", instance_masks.FUSIONS), ("scores", SCORES), ("init_student", INITIAL)):
             value = getattr(self, name)
             _require(name, value, value in choices, f"is unknown; choose one of {', '.join(choices)}")
+        if self.merge_queries and (self.mask_random or self.mask_low or self.fusion != "vote"):
+            raise ConfigError(
+                "strategy.merge_queries splits what the high part of the mask leaves: set strategy.mask_random and strategy.mask_low "
+                "to 0, and strategy.fusion to vote"
+            )
+        if self.teacher == "train" and not self.init_teacher and self.init_student == "none":
+            raise ConfigError(
+                "strategy.teacher=train trains weights that nothing begins with: set strategy.init_teacher or strategy.init_student, or "
+                "strategy.teacher=none"
+            )
         if not self.teacher:
             raise ConfigError("strategy.teacher is empty: set it to train, none, or a run folder or PyTorch file")
 

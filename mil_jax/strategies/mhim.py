@@ -25,7 +25,7 @@ from mil_jax.layers.instance_masks import MaskCounts
 from mil_jax.layers.losses import feature_consistency, mean_over_bags
 from mil_jax.strategies.base import Batch, Steps, TrainState, map_bags
 from mil_jax.strategies.masking import Masking
-from mil_jax.strategies.supervised import Supervised
+from mil_jax.strategies.supervised import Inputs, Supervised
 
 Array = jax.Array
 PyTree = Any
@@ -47,7 +47,7 @@ class MHIM(Supervised):
     Reads from `hyper` also "strategy.*", the numeric settings of `Masking`.
     """
 
-    masking: Masking = Masking()
+    masking: Masking = dataclasses.field(default_factory=Masking)
     least_masked: float = 0.0
     name: str = "mhim"
 
@@ -84,7 +84,7 @@ class MHIM(Supervised):
         """One update of the student, then of its teacher. Metrics: "loss", and its parts "loss_task" and "loss_consistency"."""
         inputs = self._inputs(state, batch, key)
         counts = {name: extras[name][batch.places] for name in _COUNTS if name in extras}
-        teacher = state.params if self.masking.teacher_is_student else state.optimizer["teacher"]
+        teacher = self._plain(state.params) if self.masking.teacher_is_student else state.optimizer["teacher"]
         lessons = map_bags(
             lambda bag, key, counts: self._lesson(teacher, state.hyper, bag, key, counts),
             *(inputs.bags, inputs.keys, counts),
@@ -92,8 +92,8 @@ class MHIM(Supervised):
         inputs = inputs._replace(bags=lessons.bag)
         taught = batch.gathered(lessons.embedding)
 
-        def loss_of(params: PyTree) -> tuple[Array, dict[str, Array]]:
-            predictions = self._predictions(params, state.hyper, batch, inputs)
+        def loss_of(params: PyTree) -> tuple[Array, tuple[dict[str, Array], Prediction]]:
+            predictions = self._answers(params, state.hyper, batch, inputs, extras)
             losses = {"loss_task": self._loss(predictions, batch, inputs)}
             total = self._setting("task_weight", state.hyper) * losses["loss_task"]
             if self.masking.uses("consistency_weight", state.hyper):
@@ -103,9 +103,9 @@ class MHIM(Supervised):
                 )
                 losses["loss_consistency"] = mean_over_bags(per_bag, batch.weights > 0, batch.weights)
                 total += self._setting("consistency_weight", state.hyper) * losses["loss_consistency"]
-            return total, losses
+            return total, (losses, predictions)
 
-        (loss, losses), gradients = jax.value_and_grad(loss_of, has_aux=True)(state.params)
+        (loss, (losses, predictions)), gradients = jax.value_and_grad(loss_of, has_aux=True)(state.params)
         updates, optimizer = self.optimizer.update(
             batch.averaged(gradients),
             state.optimizer["student"],
@@ -113,8 +113,8 @@ class MHIM(Supervised):
             lr=extras["lr"],
             weight_decay=state.hyper["optimizer.weight_decay"],
         )
-        params = optax.apply_updates(state.params, updates)
-        teacher = follow(teacher, params, extras["teacher_rate"])
+        params = self._averaged(state.params, optax.apply_updates(state.params, updates), predictions, batch, extras)
+        teacher = follow(teacher, self._plain(params), extras["teacher_rate"])
         state = state.replace(step=state.step + 1, params=params, optimizer=self._optimizer_state(optimizer, teacher))
         return state, {"loss": loss, **losses}
 
@@ -122,9 +122,7 @@ class MHIM(Supervised):
         """{"lr", "teacher_rate" = 1 - momentum: [count]} and the counts of the mask, those in use: [count, B]."""
         rows = super().schedule(hyper, sizes, steps)
         masking = self.masking.with_hyper(hyper)
-        if self.sample_instances:
-            most = min(int(hyper.get("train.sample_instances", self.sample_instances)), self.sample_instances)
-            sizes = np.minimum(sizes, most)
+        sizes = self._read(hyper, sizes)
         rows["teacher_rate"] = 1.0 - masking.momenta(steps)
         for part in ("random", "low"):
             if self.masking.uses(f"mask_{part}", hyper):
@@ -136,6 +134,13 @@ class MHIM(Supervised):
                 rows["mask_high"] = high
         return rows
 
+    def _read(self, hyper: dict[str, float], sizes: np.ndarray) -> np.ndarray:
+        """How many instances of each bag a step reads."""
+        if not self.sample_instances:
+            return sizes
+        most = min(int(hyper.get("train.sample_instances", self.sample_instances)), self.sample_instances)
+        return np.minimum(sizes, most)
+
     def parameter_shapes(self, bag: Bag) -> PyTree:
         """See `Supervised`; raises ConfigError, too, where the aggregator lacks scores, an embedding or a feature layer."""
         params = super().parameter_shapes(bag)
@@ -146,6 +151,24 @@ class MHIM(Supervised):
             raise ConfigError(
                 "strategy.name=mhim compares bag embeddings, and this aggregator has none: choose one with attention"
             )
+        return params
+
+    def _plain(self, params: PyTree) -> PyTree:
+        """Of a student's parameters those of the aggregator: what a teacher has."""
+        return params
+
+    def _answers(
+        self, params: PyTree, hyper: dict[str, Array], batch: Batch, inputs: Inputs, extras: dict[str, Array]
+    ) -> Prediction:
+        """The student's predictions of the lessons, for all places of the batch."""
+        del extras
+        return self._predictions(params, hyper, batch, inputs)
+
+    def _averaged(
+        self, before: PyTree, params: PyTree, predictions: Prediction, batch: Batch, extras: dict[str, Array]
+    ) -> PyTree:
+        """The updated parameters, with those that are averages of predictions in place of what the optimiser made of them."""
+        del before, predictions, batch, extras
         return params
 
     def _setting(self, name: str, hyper: Mapping[str, Any]) -> Any:

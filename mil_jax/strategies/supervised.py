@@ -151,7 +151,11 @@ class Supervised:
             return self.module.training_loss(inputs.task, predictions, batch.targets, inputs.weights)
         return inputs.task.loss(predictions, batch.targets, inputs.weights)
 
-    def _apply(self, params: PyTree, hyper: dict[str, Array], bag: Bag, key: Array | None) -> Prediction:
+    def _apply(
+        self, params: PyTree, hyper: dict[str, Array], bag: Bag, key: Array | None, module: nn.Module | None = None
+    ) -> Prediction:
+        """The prediction of the module, or of another one, with dropout where there is a key."""
+        module = module or self.module
         if self.precision == "bfloat16":
             params = jax.tree.map(lambda x: x.astype(jnp.bfloat16), params)
             bag = bag.replace(features=bag.features.astype(jnp.bfloat16))
@@ -161,9 +165,9 @@ class Supervised:
             group, _, setting = name.partition(".")
             if group in groups:
                 groups[group][setting] = x
-        variables["hyper"] = groups if isinstance(self.module, Reembedded) else groups["aggregator"]
+        variables["hyper"] = groups if isinstance(module, Reembedded) else groups["aggregator"]
         rngs = None if key is None else {"dropout": key}
-        prediction: Any = self.module.apply(variables, bag, train=key is not None, rngs=rngs)
+        prediction: Any = module.apply(variables, bag, train=key is not None, rngs=rngs)
         return prediction.replace(logits=prediction.logits.astype(jnp.float32))
 
     def _sampled(self, bag: Bag, hyper: dict[str, Array], key: Array) -> Bag:

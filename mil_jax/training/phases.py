@@ -13,6 +13,7 @@ from mil_jax.strategies import chosen
 from mil_jax.strategies.dtfd import TwoTiers
 from mil_jax.strategies.masking import Masking
 from mil_jax.strategies.mhim import MHIM
+from mil_jax.strategies.mhim_merging import MergingMHIM
 from mil_jax.strategies.supervised import Supervised
 from mil_jax.tasks.classification import Classification
 from mil_jax.training import optimizers
@@ -44,7 +45,8 @@ def make_strategy(config: ConfigDict, task: Classification, plan: Plan) -> Super
     known = chosen.default_fields(config.strategy.name)
     masking = Masking(**{key: value for key, value in config.strategy.items() if key in known})
     per_run = [masking.with_hyper(plan.replica_hyper(replica)) for replica in plan.replicas]
-    return MHIM(**common, masking=masking, least_masked=min(one.least_masked() for one in per_run))
+    kind = MergingMHIM if masking.merge_queries else MHIM
+    return kind(**common, masking=masking, least_masked=min(one.least_masked() for one in per_run))
 
 
 def make_phases(config: ConfigDict, task: Classification, plan: Plan, selection: Selection) -> list[Phase]:

@@ -24,7 +24,9 @@ from tests.laws import law
 TASK = Classification(("a", "b"))
 FEATURES = (6,)
 HYPER = {"optimizer.lr": 1e-2, "optimizer.weight_decay": 1e-3}
-MASKING = Masking(mask_random=0.3, mask_low=0.2, mask_high=0.2, mask_high_share=0.5, momentum=0.9, consistency_weight=0.5)
+MASKING = Masking(
+    mask_random=0.3, mask_low=0.2, mask_high=0.2, mask_high_share=0.5, momentum=0.9, consistency_weight=0.5
+)
 STEPS = Steps(epoch=0, epochs=2, count=3)
 DSMIL = {"feature_layer": "linear", "value": "relu", "prediction": "mean_softmax"}
 TRANSMIL = {"squaring": False, "num_heads": 2, "head_dim": 4, "num_landmarks": 4, "residual_kernel": 3}
@@ -32,7 +34,7 @@ FIELDS: dict[str, dict[str, Any]] = {
     "abmil": {"attention_dim": 4},
     "dsmil": {**DSMIL, "dropout": 0.25, "query_dim": 4},
     "transmil": {**TRANSMIL, "dropout": 0.25},
-    "clam": {"attention_dim": 4},
+    "clam_sb": {"attention_dim": 4},
 }
 
 

@@ -36,11 +36,8 @@ _SETTINGS = {  # the reference's option -> ours
     "mm": "momentum",
     "mm_final": "momentum_final",
 }
-_VARIANTS = {
-    "attn": ("mhim_pure_attn", {}),
-    "selfattn": ("transmil_selfattn", {}),
-    "dsmil": ("mhim_pure_dsmil", {"prediction": "mean_softmax", "loss": "streams"}),
-}
+_VARIANTS = {"attn": "mhim_pure_attn", "selfattn": "transmil_selfattn", "dsmil": "mhim_pure_dsmil"}
+V1_DSMIL = {"prediction": "mean_softmax", "loss": "streams"}
 NO_DROPOUT = {"dropout": 0.0}
 
 
@@ -51,11 +48,12 @@ def masking_of(config: dict[str, Any], **others: Any) -> Masking:
     return Masking(**{**named, "mask_high_cosine": falls, **others})
 
 
-def build(case: Case) -> tuple[nn.Module, str]:
-    """The aggregator that a case's config and parameters describe, without dropout, and its variant."""
+def build(case: Case, dsmil: dict[str, Any] = V1_DSMIL) -> tuple[nn.Module, str]:
+    """The aggregator that a case's config and parameters describe, without dropout, and its variant; dsmil: fields of that one."""
     config, shapes = case.config, case.meta["params"]
-    variant, others = _VARIANTS[config["baseline"]]
+    variant = _VARIANTS[config["baseline"]]
     name, fields = aggregators.variants()[variant]
+    others = dsmil if name == "dsmil" else {}
     feature = next(shape for key, shape in shapes.items() if key in ("patch_to_emb.0.weight", "feature.0.weight"))
     fields = {**fields, **NO_DROPOUT, **others, "feature_dim": feature[0]}
     fields["feature_activation"] = config.get("act", "relu")
@@ -118,10 +116,7 @@ class Choice:
                 draws[1] = order_draws(pool[perm], size)
                 values |= {"perm_high": perm, "k_high": counts.high}
         arguments = (jnp.asarray(scores), jnp.asarray(mask), counts, tuple(map(jnp.asarray, draws)))
-        if single:
-            found = instance_masks.masked_instances(*arguments, self.fusion)
-        else:
-            found = self._with_ties(*arguments)
+        found = instance_masks.masked_instances(*arguments, self.fusion) if single else self._with_ties(*arguments)
         found = np.asarray(found)
         kept = np.flatnonzero(mask & ~found)
         order = self.stored("keep_order")
@@ -178,13 +173,13 @@ class Choice:
 
 def counts_of(masking: Masking, size: int, steps: Steps, place: int) -> MaskCounts:
     """The counts of the strategy for a bag of `size` in one step of an epoch."""
-    strategy = _strategy(aggregators.create("abmil", 2), masking)
+    strategy = make_strategy(aggregators.create("abmil", 2), masking)
     rows = strategy.schedule({"optimizer.lr": 1.0}, np.full((steps.count, 1), size), steps)
     names = {name: rows[f"mask_{name}"][place, 0] for name in MaskCounts._fields if f"mask_{name}" in rows}
     return MaskCounts(**names)
 
 
-def _strategy(module: nn.Module, masking: Masking, kind: type[MHIM] = MHIM, **fields: Any) -> MHIM:
+def make_strategy(module: nn.Module, masking: Masking, kind: type[MHIM] = MHIM, **fields: Any) -> MHIM:
     task = classification_task("ce", module.num_outputs)
     return kind(module, task, recording(), Schedule(), masking=masking, **fields)
 
@@ -319,7 +314,7 @@ class Plain:
         module, variant = build(case)
         params = import_state_dict(module, case.state_dict(), variant)
         batch = batch_of(case, bucket)
-        strategy = _strategy(module, Masking())
+        strategy = make_strategy(module, Masking())
 
         @jax.jit
         def run(params: Any) -> Any:
@@ -388,13 +383,13 @@ class Step:
         batch = batch_of(case, bucket)
         bag = jax.tree.map(lambda x: x[0], batch.bags)
         number = self.bag_sizes(case)[0]
-        plain = _strategy(module, masking)
+        plain = make_strategy(module, masking)
         taught = jax.jit(lambda params, bag: plain._apply(params, {}, bag, None))(teacher, bag)
         scores = np.asarray(plain._scores(taught))
         steps, place = _steps(case.config)
         counts = counts_of(masking, number, steps, place)
         _, values = Choice(case, "out/", counts, masking.fusion).masked(scores, np.asarray(bag.mask))
-        strategy = _strategy(module, masking, OnGivenRows, rows=tuple(np.asarray(values["keep_order"]).tolist()))
+        strategy = make_strategy(module, masking, OnGivenRows, rows=tuple(np.asarray(values["keep_order"]).tolist()))
         extras = strategy.schedule({"optimizer.lr": 1.0}, np.full((steps.count, 1), number), steps)
         extras = {name: jnp.asarray(rows[place]) for name, rows in extras.items()}
         state, metrics = jax.jit(strategy.step)(state_of(student, teacher), batch, extras, jax.random.key(0))
