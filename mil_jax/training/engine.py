@@ -48,16 +48,18 @@ def fit(
     listener: Listener,
     open_checkpoints: Callable[[str], Checkpoints] | None = None,
     keep_choices: Callable[[Mapping[str, Any]], None] | None = None,
+    start: PyTree | None = None,
 ) -> FitResult:
     """Trains every replica of the plan through all phases and predicts its selection and test bags.
 
     open_checkpoints: gives the checkpoints of a phase by name; training goes on from the newest. keep_choices: is given what was
-    chosen automatically, before training begins. Raises Stopped when asked to stop, ConfigError when a run does not fit a device.
+    chosen automatically, before training begins. start: parameters with the leading axis [R] that the first phase is given as those of
+    a phase before. Raises Stopped when asked to stop, ConfigError when a run does not fit a device.
     """
     engine = Engine(data, task, plan, settings, listener)
     if keep_choices:
         engine.keep_choices = keep_choices
-    state: TrainState | None = None
+    state = None if start is None else engine.given(start)
     progress = Progress.start(len(plan.replicas), phases[-1].selection)
     with engine.exits:
         for phase in phases:
@@ -148,6 +150,12 @@ class Engine:
             state = self.programs.init(self._cohort(piece), self.who, fitted, previous, self.count)
         self.no_metrics = self._no_metrics(strategy, jax.block_until_ready(state))
         return compiled.Moving(state=state, metrics=self.spread(self.no_metrics))
+
+    def given(self, params: PyTree) -> TrainState:
+        """A state that has ended with these parameters [R, ...]."""
+        steps = np.zeros(self.num_replicas, np.int32)
+        state: TrainState = self.spread(TrainState(steps, params, optimizer={}, hyper={}, constants={}))
+        return state
 
     def lay_out(self, phase: Phase, order: EpochOrder, epoch: int) -> compiled.Epoch:
         """The order of an epoch and its schedules, on the devices."""

@@ -32,13 +32,14 @@ from mil_jax.training.checkpoints import Checkpoints
 from mil_jax.training.engine import Listener, fit
 from mil_jax.training.engine_types import EngineData, EngineSettings, FitResult
 from mil_jax.training.memory import side_by_side
-from mil_jax.training.phases import make_phases, make_strategy
+from mil_jax.training.phases import make_phases, make_plain, make_strategy
 from mil_jax.training.plan import Overrides, Plan, Replica, make_plan
 from mil_jax.training.processes import is_first
 from mil_jax.training.run_folder import RunFolder, fingerprint
 from mil_jax.training.sources import open_shards
 from mil_jax.training.stopping import Selection
 from mil_jax.training.targets import Target, cohort_settings, make_targets, split_settings
+from mil_jax.training.teachers import Pupil, Teacher, load_teacher, loads_teacher
 
 PROTOCOLS = ("clean", "reference")
 FREE_ON_RESUME = (
@@ -132,6 +133,18 @@ class Experiment:
         }
 
     @cached_property
+    def teacher(self) -> Teacher | None:
+        """First weights that come from elsewhere. Raises UserError where they do not fit, or have seen what they must not."""
+        if not loads_teacher(self.config):
+            return None
+        ids, on_test = self.cohort.bags["bag_id"].to_numpy(), self.selection_part == TEST
+        pupils = [
+            Pupil.of(self.run_name(run), run, self.targets[run.target], ids, self.parts[self.row(run)], on_test)
+            for run in self.plan.replicas
+        ]
+        return load_teacher(self.config, make_plain(self.config, self.task), bag_shapes(self), pupils)
+
+    @cached_property
     def data(self) -> EngineData:
         """The bags and their parts; those held in memory are read once. Raises ShardError for a torn or altered record."""
         return engine_data(self)
@@ -208,6 +221,7 @@ def _check(experiment: Experiment) -> None:
     """Finds impossible settings before anything is written, and what chooses epochs."""
     _choose_selection(experiment)
     parameter_shapes(experiment)
+    _ = experiment.teacher
     if experiment.config.train.order == "shared" and experiment.config.train.balanced:
         raise ConfigError(
             "train.order=shared shows all runs the same bags, and train.balanced draws them for each run: leave one of them out"
@@ -224,16 +238,20 @@ def strategy(experiment: Experiment) -> Supervised:
 
 def parameter_shapes(experiment: Experiment) -> Any:
     """The tree of the shapes of one run's parameters, without computing any. Raises ConfigError where model and features differ."""
+    return strategy(experiment).parameter_shapes(bag_shapes(experiment))
+
+
+def bag_shapes(experiment: Experiment) -> Bag:
+    """A bag of shapes, of the shortest bucket."""
     length, shape = experiment.ladder.lengths[0], experiment.shards.feature_shape
     neighbors = experiment.config.data.neighbors
-    bag = Bag(
+    return Bag(
         features=jax.ShapeDtypeStruct((length, *shape), np.float32),
         coords=jax.ShapeDtypeStruct((length, 2), np.int32),
         slide_index=jax.ShapeDtypeStruct((length,), np.int32),
         mask=jax.ShapeDtypeStruct((length,), np.bool_),
         neighbors=jax.ShapeDtypeStruct((length, neighbors), np.int32) if neighbors else None,
     )
-    return strategy(experiment).parameter_shapes(bag)
 
 
 def train(experiment: Experiment, folder: RunFolder, listener: Listener) -> FitResult:
@@ -267,6 +285,7 @@ def run(
         listener,
         open_checkpoints,
         keep_choices,
+        start=experiment.teacher.params if experiment.teacher else None,
     )
 
 

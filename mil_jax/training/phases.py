@@ -54,8 +54,12 @@ def make_phases(config: ConfigDict, task: Classification, plan: Plan, selection:
     last = Phase(make_strategy(config, task, plan), config.train.epochs, selection)
     if not trains_teacher(config):
         return [last]
-    plain = Supervised(**_common(config, task), name=TEACHER)
-    return [Phase(plain, config.strategy.teacher_epochs or config.train.epochs, selection), last]
+    return [Phase(make_plain(config, task), config.strategy.teacher_epochs or config.train.epochs, selection), last]
+
+
+def make_plain(config: ConfigDict, task: Classification) -> Supervised:
+    """The plain run that a teacher comes from."""
+    return Supervised(**_common(config, task), name=TEACHER)
 
 
 def trains_teacher(config: ConfigDict) -> bool:
