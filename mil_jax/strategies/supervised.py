@@ -155,7 +155,7 @@ class Supervised:
         self, params: PyTree, hyper: dict[str, Array], bag: Bag, key: Array | None, module: nn.Module | None = None
     ) -> Prediction:
         """The prediction of the module, or of another one, with dropout where there is a key."""
-        module = module or self.module
+        module = self.module if module is None else module
         if self.precision == "bfloat16":
             params = jax.tree.map(lambda x: x.astype(jnp.bfloat16), params)
             bag = bag.replace(features=bag.features.astype(jnp.bfloat16))

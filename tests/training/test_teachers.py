@@ -50,9 +50,7 @@ def teacher(tmp_path: Path) -> Path:
     """A run folder of folds a and b with one seed."""
     folder = RunFolder.create(tmp_path / "teacher", {"data": {"normalize": "none"}}, {})
     both = jax.tree.map(lambda x: np.stack([x, 2 * x]), params())
-    runs = [
-        {"fold": fold, "seed": 1, "epoch": 3, "training": ["v", "w"], "validation": ["y"]} for fold in ("a", "b")
-    ]
+    runs = [{"fold": fold, "seed": 1, "epoch": 3, "training": ["v", "w"], "validation": ["y"]} for fold in ("a", "b")]
     checkpoints = Checkpoints(folder.checkpoints / "final", seconds=0)
     checkpoints.save(0, {"params": both, "constants": {}}, {"runs": runs}, wait=True)
     checkpoints.close()
@@ -76,7 +74,10 @@ def test_the_same_run_of_a_run_folder_is_taken(teacher):
     ("asked", "complaint"),
     [
         ({"pupil": dataclasses.replace(PUPIL, seed=7, name="fold b, seed 7")}, "holds no run of fold b, seed 7"),
-        ({"pupil": dataclasses.replace(PUPIL, held_out=frozenset("wz"))}, "has seen 1 bags that fold b, seed 1 validates"),
+        (
+            {"pupil": dataclasses.replace(PUPIL, held_out=frozenset("wz"))},
+            "has seen 1 bags that fold b, seed 1 validates",
+        ),
         ({"pupil": dataclasses.replace(PUPIL, tested=frozenset("y"))}, "has seen 1 bags that fold b, seed 1 validates"),
         ({"gated": True}, "does not fit this aggregator (missing: attention_u/kernel)"),
         ({"feature_dim": 9}, "of another shape: attention_v/kernel, classifier/kernel, feature/bias, feature/kernel"),

@@ -392,11 +392,16 @@ class Step:
         strategy = make_strategy(module, masking, OnGivenRows, rows=tuple(np.asarray(values["keep_order"]).tolist()))
         extras = strategy.schedule({"optimizer.lr": 1.0}, np.full((steps.count, 1), number), steps)
         extras = {name: jnp.asarray(rows[place]) for name, rows in extras.items()}
-        state, metrics = jax.jit(strategy.step)(state_of(student, teacher), batch, extras, jax.random.key(0))
-        kept = jnp.asarray(strategy.rows)
-        shown = bag.replace(features=bag.features[kept], mask=jnp.ones(len(kept), bool))
-        seen = jax.jit(lambda params, bag: strategy._apply(params, {}, bag, None))(student, shown)
-        tested = jax.jit(strategy.predict)(state_of(student), bag)
+
+        @jax.jit
+        def run(student: Any, teacher: Any, batch: Any, extras: Any) -> Any:
+            bag, kept = jax.tree.map(lambda x: x[0], batch.bags), jnp.asarray(strategy.rows)
+            shown = bag.replace(features=bag.features[kept], mask=jnp.ones(len(kept), bool))
+            state, metrics = strategy.step(state_of(student, teacher), batch, extras, jax.random.key(0))
+            seen = strategy._apply(student, {}, shown, None)
+            return state.optimizer["student"], metrics, seen, strategy.predict(state_of(student), bag)
+
+        gradients, metrics, seen, tested = run(student, teacher, batch, extras)
         shown_scores = (
             taught.attention[None, :number] if case.config["baseline"] == "attn" else scores[None, :, :number]
         )
@@ -412,7 +417,7 @@ class Step:
             "test_prob": jax.nn.softmax(tested.logits)[None],
             **{key: value[None] for key, value in {**streams(seen), **streams(tested, "test_")}.items()},
         }
-        published = renamed(case, export_state_dict(module, state.optimizer["student"], variant))
+        published = renamed(case, export_state_dict(module, gradients, variant))
         return Answer({f"out/{key}": value for key, value in values.items()} | gradient_entries(published))
 
 

@@ -95,17 +95,19 @@ class Step:
         strategy = make_strategy(module, masking, OnGivenOrder, rows=tuple(rows.tolist()))
         extras = strategy.schedule({"optimizer.lr": 1.0}, np.array([[number]]), steps)
         extras = {name: jnp.asarray(row[0]) for name, row in extras.items()}
-        state, metrics = jax.jit(strategy.step)(state_of(student, teacher), batch, extras, jax.random.key(0))
         stay = int(extras["merge_stay"][0])
+        with_tokens = dataclasses.replace(strategy, masking=dataclasses.replace(masking, merge_test=True))
 
         @jax.jit
-        def see(params: Any, bag: Any) -> Any:
+        def run(student: Any, teacher: Any, batch: Any, extras: Any) -> Any:
+            bag = jax.tree.map(lambda x: x[0], batch.bags)
+            state, metrics = strategy.step(state_of(student, teacher), batch, extras, jax.random.key(0))
             shown = bag.replace(features=bag.features[rows], mask=jnp.ones(len(rows), bool))
-            return strategy._merged(params, {}, shown, jnp.int32(stay), jnp.arange(len(rows)) >= stay, None)
+            seen = strategy._merged(student, {}, shown, jnp.int32(stay), jnp.arange(len(rows)) >= stay, None)
+            tests = [one.predict(state_of(student), bag).logits for one in (strategy, with_tokens)]
+            return state, metrics, seen, tests
 
-        seen = see(student, bag)
-        with_tokens = dataclasses.replace(strategy, masking=dataclasses.replace(masking, merge_test=True))
-        tests = [jax.jit(one.predict)(state_of(student), bag).logits for one in (strategy, with_tokens)]
+        state, metrics, seen, tests = run(student, teacher, batch, extras)
         values |= {
             "teacher_feature": taught.embedding[None],
             "scores": self._shown(case, plain, taught, scores)[..., :number],
