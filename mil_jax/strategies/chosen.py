@@ -18,7 +18,7 @@ def default_fields(name: str) -> dict[str, Any]:
 
 def numeric_settings(name: str) -> tuple[str, ...]:
     """Those in which runs of one program may differ. Raises ConfigError if unknown."""
-    return _settings_of(name).numeric_settings  # type: ignore[attr-defined, no-any-return]
+    return _settings_of(name).numeric_settings  # type: ignore[attr-defined]
 
 
 def _settings_of(name: str) -> type:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Mapping
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import numpy as np
 
@@ -101,7 +101,9 @@ class Masking:
 
     def with_hyper(self, hyper: Mapping[str, float]) -> Masking:
         """With the numeric settings of one run ("strategy.mask_random") in place of the fields. Host only."""
-        own = {name: hyper[f"strategy.{name}"] for name in self.numeric_settings if f"strategy.{name}" in hyper}
+        own: dict[str, Any] = {
+            name: hyper[f"strategy.{name}"] for name in self.numeric_settings if f"strategy.{name}" in hyper
+        }
         return dataclasses.replace(self, **own)
 
     def uses(self, part: str, hyper: Mapping[str, object]) -> bool:

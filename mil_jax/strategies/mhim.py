@@ -182,6 +182,7 @@ class MHIM(Supervised):
         prediction = jax.lax.stop_gradient(prediction)
         asked = MaskCounts(**{name.removeprefix("mask_"): value for name, value in counts.items()})
         rows, number = self._kept(self._scores(prediction), bag.mask, asked, of_mask)
+        assert prediction.embedding is not None, "parameter_shapes has looked"
         return Lesson(taken_out(bag, rows, number), prediction.embedding)
 
     def _kept(self, scores: Array, mask: Array, counts: MaskCounts, key: Array) -> tuple[Array, Array]:
@@ -240,5 +241,5 @@ def taken_out(bag: Bag, rows: Array, number: Array) -> Bag:
         return taken
     place = jnp.full(len(bag.mask), -1, jnp.int32)
     place = place.at[jnp.where(real, rows, len(place))].set(jnp.arange(len(rows), dtype=jnp.int32), mode="drop")
-    old = taken.neighbors
+    old = bag.neighbors[rows]
     return taken.replace(neighbors=jnp.where(old < 0, -1, place[jnp.maximum(old, 0)]))

@@ -79,7 +79,7 @@ class MergingMHIM(MHIM):
         return QueryMerging(self.masking.merge_queries)
 
     def _new_merging(self, key: Array) -> PyTree:
-        width = self.module.feature_dim  # type: ignore[attr-defined]
+        width = self.module.feature_dim
         return self._merging.init({"params": key}, jnp.zeros((1, width)), jnp.ones(1, bool))["params"]
 
     def _plain(self, params: PyTree) -> PyTree:
@@ -120,7 +120,7 @@ class MergingMHIM(MHIM):
             of_features, of_merging, key = jax.random.split(key, 3)
             rngs = {"dropout": of_merging}
         h = self._features(params["feature"], hyper, bag, of_features if train else None)  # [N, E]
-        tokens = self._merging.apply({"params": params[MERGING]}, h, others, train, rngs=rngs)  # [k, E]
+        tokens: Any = self._merging.apply({"params": params[MERGING]}, h, others, train, rngs=rngs)  # [k, E]
         size = len(h) + len(tokens)
         place = jnp.arange(size)
         rows = jnp.where((place < stay)[:, None], jnp.pad(h, ((0, len(tokens)), (0, 0))), 0)

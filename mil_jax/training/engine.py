@@ -153,7 +153,7 @@ class Engine:
 
     def given(self, params: PyTree) -> TrainState:
         """A state that has ended with these parameters [R, ...]."""
-        steps = np.zeros(self.num_replicas, np.int32)
+        steps: Any = np.zeros(self.num_replicas, np.int32)
         state: TrainState = self.spread(TrainState(steps, params, optimizer={}, hyper={}, constants={}))
         return state
 
