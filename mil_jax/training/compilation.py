@@ -37,7 +37,7 @@ class Programs:
     """The programs of one strategy by name and bucket; a shape that was not planned raises instead of recompiling.
 
     vectorised: whether replicas go side by side; then `limit` is the memory of a device in bytes, and `chunks` says how many replicas
-    of a device at once by bucket length: what was chosen before, to which is added what is chosen.
+    of a device at once by bucket length: what was chosen before, to which is added what is chosen. shared: whether their order is.
     """
 
     def __init__(
@@ -48,8 +48,10 @@ class Programs:
         vectorised: bool,
         limit: int = 0,
         chunks: dict[int, int] | None = None,
+        shared: bool = False,
     ) -> None:
         self.strategy, self.mesh, self.lengths, self.vectorised, self.limit = strategy, mesh, lengths, vectorised, limit
+        self.shared = shared
         self.chunks = {} if chunks is None else chunks
         self.axis = DATA_AXIS if DATA_AXIS in mesh.axis_names else None
         self._compiled: dict[tuple[str, int], Future[Built]] = {}
@@ -151,7 +153,8 @@ class Programs:
         elif chunk is None:
             function, donate = partial(programs.train_in_turn, self.strategy, length, self.axis), (2,)
         else:
-            function, donate = partial(programs.train_side_by_side, self.strategy, length, self.axis, chunk), (2,)
+            train = programs.train_together if self.shared else programs.train_side_by_side
+            function, donate = partial(train, self.strategy, length, self.axis, chunk), (2,)
         specs = (P(), *(P(AXIS) for _ in arguments[1:]))
         mapped = jax.shard_map(function, mesh=self.mesh, in_specs=specs, out_specs=P(AXIS), check_vma=False)
         traced = jax.jit(mapped, donate_argnums=donate).trace(*arguments)

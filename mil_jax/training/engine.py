@@ -86,9 +86,7 @@ class Engine:
         self.mesh, self.count = self.placement.mesh, self.placement.count
         self.spread, self.fetch, self.unfilled = self.placement.spread, self.placement.fetch, self.placement.unfilled
         self.agreement = Agreement()
-        self.vectorised = settings.replica_axis == "vmap" or (
-            settings.replica_axis == "auto" and jax.default_backend() != "cpu"
-        )
+        self.vectorised = settings.vectorised
         self.order = BagOrder(
             data.training,
             data.bucket,
@@ -99,6 +97,7 @@ class Engine:
             sampling=data.sampling,
             row=data.row,
             shared=settings.order == "shared",
+            by_slot=settings.by_slot,
         )
         everyone = np.ones(self.num_replicas, bool)
         first = functools.partial(self.order.epoch, plan.replicas, everyone, 0)
@@ -141,7 +140,9 @@ class Engine:
         """The initial states, whose shapes are taken from bag 0; from here on `programs` are those of this strategy."""
         limit = device_limit(self.settings.memory_gib) if self.vectorised else 0
         chosen = self.side_by_side.setdefault(strategy.name, {})
-        self.programs = Programs(strategy, self.mesh, self.data.lengths, self.vectorised, limit, chosen)
+        self.programs = Programs(
+            strategy, self.mesh, self.data.lengths, self.vectorised, limit, chosen, self.settings.by_slot
+        )
         self.exits.callback(self.programs.close)
         fitted, run = self._fitted(strategy), (int(self.data.bucket[0]), np.zeros(1, np.int32), np.ones(1, np.int32))
         for piece in self.feed.pieces(np.zeros((1, 1, 1), np.int32), [run]):
@@ -191,7 +192,7 @@ class Engine:
             for piece in self.feed.pieces(order.bags, runs):
                 moving = self.dispatch(moving, arrays, piece)
                 dispatch += piece.ends_run
-                self.listener.steps(int((piece.hi - piece.lo).sum()))
+                self.listener.steps(int(order.steps(piece.lo, piece.hi).sum()))
                 if piece.ends_run and checkpoints and self.agreement.soon(self.listener.stop_requested()):
                     save(wait=True)
                     raise Stopped
@@ -276,14 +277,15 @@ class Engine:
         sizes_of = np.asarray(self.data.bags.sizes)
         for r, replica in enumerate(self.plan.replicas):
             steps = Steps(epoch=epoch, epochs=phase.epochs, count=int(order.counts[r]))
-            numbers = order.bags[r, : steps.count]
+            at = np.flatnonzero((order.bags[r] >= 0).any(axis=1))[: steps.count]
+            numbers = order.bags[r, at]
             sizes = np.where(numbers >= 0, sizes_of[np.maximum(numbers, 0)], 0)
             rows = phase.strategy.schedule(self.plan.replica_hyper(replica), sizes, steps)
             for name, values in rows.items():
                 if name not in stacked:
                     shape = (self.num_replicas, order.bags.shape[1], *values.shape[1:])
                     stacked[name] = np.zeros(shape, _narrow(values))
-                stacked[name][r, : steps.count] = values
+                stacked[name][r, at] = values
         return stacked
 
     def _part(self, part: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

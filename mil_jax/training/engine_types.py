@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any
 
+import jax
 import numpy as np
 
 from mil_jax.data.residency import ResidentBags
@@ -69,6 +70,16 @@ class EngineSettings:
     debug_nans: bool = False
     memory_gib: float = 0.0
     side_by_side: dict[str, dict[int, int]] = field(default_factory=dict)
+
+    @property
+    def vectorised(self) -> bool:
+        """Whether the replicas of a device go side by side."""
+        return self.replica_axis == "vmap" or (self.replica_axis == "auto" and jax.default_backend() != "cpu")
+
+    @property
+    def by_slot(self) -> bool:
+        """Whether a bag is read once for all replicas of a device: where they share their order and go side by side."""
+        return self.order == "shared" and self.vectorised
 
 
 @dataclass
