@@ -21,7 +21,7 @@ from mil_jax.errors import ConfigError
 from mil_jax.machine import usable_cores
 from mil_jax.strategies.base import Strategy, TrainState
 from mil_jax.training import programs
-from mil_jax.training.memory import DoesNotFit, largest_that_fits
+from mil_jax.training.memory import DoesNotFit, even, largest_that_fits
 from mil_jax.training.programs import AXIS, DATA_AXIS, Array, Cohort, Epoch, Moving, PyTree, Who
 
 
@@ -63,6 +63,17 @@ class Programs:
         """How many programs were compiled so far, those included that were compiled to see what they need."""
         return len(self._compiled) + self._trials
 
+    @property
+    def seconds(self) -> float:
+        """Of compiling the programs of steps and evaluations that are there, as many at once as there are cores."""
+        built = [future for (name, _), future in self._compiled.items() if name != "init"]
+        return sum(future.result().seconds for future in built) / max(min(usable_cores(), len(built)), 1)
+
+    def for_fewer(self, most: int) -> Programs:
+        """The same for at most so many replicas on each device; no more of them at a time than here. To be compiled yet."""
+        chunks = {length: even(most, min(chunk, most)) for length, chunk in self.chunks.items()}
+        return Programs(self.strategy, self.mesh, self.lengths, self.vectorised, self.limit, chunks, self.shared)
+
     def compile_ahead(
         self,
         train: Sequence[int],
@@ -85,13 +96,13 @@ class Programs:
             return jax.ShapeDtypeStruct((ends.shape[0], *shape), dtype, sharding=ends.sharding)
 
         scores = spread(logits[:1], jnp.int32), spread(logits, jnp.float32)
+        undecided = [bucket for bucket in train if self.vectorised and self.lengths[bucket] not in self.chunks]
         for bucket in train:
             self._start("train", bucket, cohorts[bucket], who, moving, epoch, ends, ends, count)
         for bucket in evaluate:
             self._start("evaluate", bucket, cohorts[bucket], moving.state, *scores, ends, ends, count)
-        if self.vectorised:
-            for bucket in train:
-                self._compiled["train", bucket].result()
+        for bucket in undecided:
+            self._compiled["train", bucket].result()
 
     def built(self, name: str, bucket: int) -> Built:
         """The program "init", "train" or "evaluate" of a bucket, which was called or compiled ahead."""

@@ -11,6 +11,7 @@ import contextlib
 import copy
 import functools
 import itertools
+import time
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -26,6 +27,7 @@ from mil_jax.tasks.classification import Classification
 from mil_jax.training import nonfinite
 from mil_jax.training import programs as compiled
 from mil_jax.training.checkpoints import Checkpoints
+from mil_jax.training.compaction import LeftOut
 from mil_jax.training.compilation import Programs
 from mil_jax.training.devices import Placement, sharing
 from mil_jax.training.engine_types import EngineData, EngineSettings, FitResult, Phase
@@ -78,12 +80,11 @@ class Engine:
         self, data: EngineData, task: Classification, plan: Plan, settings: EngineSettings, listener: Listener
     ) -> None:
         self.data, self.task, self.plan, self.settings, self.listener = data, task, plan, settings, listener
-        self.compilations = 0
+        self.all_programs: list[Programs] = []
         self.side_by_side, self.kept = copy.deepcopy(settings.side_by_side), settings.side_by_side
         self.keep_choices: Callable[[Mapping[str, Any]], None] = lambda choices: None
         self.num_replicas = len(plan.replicas)
         self.placement = Placement(self.num_replicas, sharing(settings.batch_devices, settings.batch_size))
-        self.mesh, self.count = self.placement.mesh, self.placement.count
         self.spread, self.fetch, self.unfilled = self.placement.spread, self.placement.fetch, self.placement.unfilled
         self.agreement = Agreement()
         self.vectorised = settings.vectorised
@@ -105,13 +106,15 @@ class Engine:
         self.exits = contextlib.ExitStack()  # what ends the work in the background
         self.exits.callback(self.feed.close)
         self.targets = self.placement.shared(data.targets)
-        target = np.array([replica.target for replica in plan.replicas], np.int32)
-        keys = jax.random.wrap_key_data(self.spread(np.asarray(jax.random.key_data(plan.keys()))))
-        self.who = compiled.Who(key=keys, target=self.spread(target))
         self.rows = [data.row(replica) for replica in plan.replicas]
         self.longest_part = int(max(data.selection.sum(axis=1).max(), data.test.sum(axis=1).max(), 1))
         self._keep_improved = jax.jit(compiled.keep_improved, donate_argnums=0)
         self._copy = jax.jit(lambda tree: jax.tree.map(jnp.copy, tree))
+
+    def _who(self) -> compiled.Who:
+        target = np.array([replica.target for replica in self.plan.replicas], np.int32)
+        keys = jax.random.wrap_key_data(self.spread(np.asarray(jax.random.key_data(self.plan.keys()))))
+        return compiled.Who(key=keys, target=self.spread(target))
 
     def _cohort(self, piece: Piece) -> compiled.Cohort:
         return compiled.Cohort(bags=piece.bags, targets=self.targets)
@@ -140,15 +143,26 @@ class Engine:
         """The initial states, whose shapes are taken from bag 0; from here on `programs` are those of this strategy."""
         limit = device_limit(self.settings.memory_gib) if self.vectorised else 0
         chosen = self.side_by_side.setdefault(strategy.name, {})
-        self.programs = Programs(
-            strategy, self.mesh, self.data.lengths, self.vectorised, limit, chosen, self.settings.by_slot
-        )
-        self.exits.callback(self.programs.close)
+        mesh, by_slot = self.placement.mesh, self.settings.by_slot
+        self._use(Programs(strategy, mesh, self.data.lengths, self.vectorised, limit, chosen, by_slot))
         fitted, run = self._fitted(strategy), (int(self.data.bucket[0]), np.zeros(1, np.int32), np.ones(1, np.int32))
         for piece in self.feed.pieces(np.zeros((1, 1, 1), np.int32), [run]):
-            state = self.programs.init(self._cohort(piece), self.who, fitted, previous, self.count)
+            state = self.programs.init(self._cohort(piece), self.who, fitted, previous, self.placement.count)
         self.no_metrics = self._no_metrics(strategy, jax.block_until_ready(state))
         return compiled.Moving(state=state, metrics=self.spread(self.no_metrics))
+
+    def _use(self, programs: Programs) -> None:
+        """From here on these, for the replicas that the devices hold; they are closed at the end."""
+        self.programs, self.who = programs, self._who()
+        if programs not in self.all_programs:
+            self.all_programs.append(programs)
+            self.exits.callback(programs.close)
+
+    def _leaves_stopped_out(self, left_out: LeftOut, active: np.ndarray) -> bool:
+        """Whether those that are not active any more go from the devices now."""
+        if not (self.vectorised and left_out.half_have_stopped(active)):
+            return False
+        return self.agreement.now(left_out.idle_seconds >= self.programs.seconds)
 
     def lay_out(self, phase: Phase, order: EpochOrder, epoch: int) -> compiled.Epoch:
         """The order of an epoch and its schedules, on the devices."""
@@ -164,6 +178,7 @@ class Engine:
         best = self._copy(moving.state.params) if keeps_best else None
         progress = Progress.start(self.num_replicas, phase.selection)
         epoch, dispatch = 0, 0
+        left_out, whole = LeftOut(self.placement), self.programs
         place = checkpoints.place(self.plan.described()) if checkpoints else None
         if checkpoints and place:
             epoch, dispatch = place["epoch"], place["dispatch"]
@@ -180,13 +195,18 @@ class Engine:
                 "progress": progress.to_json(),
                 "runs": self.plan.described(),
             }
-            arrays = self.unfilled(self.fetch((moving, best)))
+            arrays = left_out.of_all((moving, best))
             checkpoints.save(epoch * 1_000_000 + dispatch, arrays, where, wait=wait)
 
         while epoch < phase.epochs and progress.active.any():
+            if self._leaves_stopped_out(left_out, progress.active):
+                fewer = self.programs.for_fewer(left_out.rows(progress.active))
+                moving, best = left_out.hold(np.flatnonzero(progress.active), (moving, best))
+                self._use(fewer)
             order = self.order.epoch(self.plan.replicas, progress.active, epoch)
             arrays = self.lay_out(phase, order, epoch)
-            self._compile_ahead(order, moving, arrays)
+            self._compile_ahead(phase, order, moving, arrays)
+            begun = time.perf_counter()
             runs = order.runs[dispatch:]
             before = (self._copy(moving), runs) if self.settings.debug_nans else None
             for piece in self.feed.pieces(order.bags, runs):
@@ -196,9 +216,10 @@ class Engine:
                 if piece.ends_run and checkpoints and self.agreement.soon(self.listener.stop_requested()):
                     save(wait=True)
                     raise Stopped
-            logits = self.evaluate(moving.state, self.data.selection) if keeps_best else None
+            logits = self.evaluate(moving.state, self.data.selection, progress.active) if keeps_best else None
             self.feed.verify_rest()
-            fetched, sums = self.fetch((logits, moving.metrics))
+            fetched, sums = self.unfilled(self.fetch((logits, moving.metrics)))
+            left_out.epoch(time.perf_counter() - begun, progress.active)
             if before:
                 self._require_finite(order, epoch, progress.active, moving, arrays, *before)
             scores, rows = self._judge(phase, fetched, sums, order, progress.active, epoch)
@@ -216,7 +237,9 @@ class Engine:
                 save(wait=stop)
             if checkpoints and stop:
                 raise Stopped
-        self.compilations += self.programs.compilations
+        if self.programs is not whole:
+            moving, best = left_out.hold(np.arange(self.num_replicas), (moving, best))
+            self._use(whole)
         state = moving.state if best is None else moving.state.replace(params=best)
         return state, progress
 
@@ -224,17 +247,21 @@ class Engine:
         """Sends the steps of a piece of the feed to the devices. `moving` is given away."""
         lo, hi = self.spread((piece.lo, piece.hi))
         moving, piece.done = self.programs.train(
-            piece.bucket, self._cohort(piece), self.who, moving, arrays, lo, hi, self.count
+            piece.bucket, self._cohort(piece), self.who, moving, arrays, lo, hi, self.placement.count
         )
         return moving
 
-    def _compile_ahead(self, order: EpochOrder, moving: compiled.Moving, epoch: compiled.Epoch) -> None:
+    def _compile_ahead(self, phase: Phase, order: EpochOrder, moving: compiled.Moving, epoch: compiled.Epoch) -> None:
         """Of all buckets, beside the first reading of bags; those that are trained on first come first."""
-        seen = self.data.selection.any(axis=0) | self.data.test.any(axis=0)
+        whole = len(self.placement.members) == self.num_replicas
+        between = self.data.selection.any(axis=0) & (whole or phase.selection.select != "last")
+        seen = between | (self.data.test.any(axis=0) & whole)
         train, evaluate = dict.fromkeys(run[0] for run in order.runs), np.unique(self.data.bucket[seen])
         logits = self.longest_part, self.task.num_outputs
         cohorts = [compiled.Cohort(self.feed.shapes(bucket), self.targets) for bucket in range(len(self.data.lengths))]
-        self.programs.compile_ahead([*train], evaluate.tolist(), cohorts, self.who, moving, epoch, logits, self.count)
+        self.programs.compile_ahead(
+            [*train], evaluate.tolist(), cohorts, self.who, moving, epoch, logits, self.placement.count
+        )
         if self.side_by_side != self.kept:
             self.keep_choices({"runs_side_by_side": self.side_by_side})
             self.kept = copy.deepcopy(self.side_by_side)
@@ -250,10 +277,12 @@ class Engine:
                 moving = self.dispatch(moving, arrays, piece)
             return moving
 
-        finite = self.fetch(nonfinite.finite_replicas((moving.metrics, moving.state.params)))
-        suspects = active & ~self.unfilled(finite)
+        def fetch(tree: PyTree) -> PyTree:
+            return self.unfilled(self.fetch(tree))
+
+        suspects = active & ~fetch(nonfinite.finite_replicas((moving.metrics, moving.state.params)))
         if suspects.any():
-            raise nonfinite.find(suspects, order.bags, epoch, runs, before, again, self.fetch)
+            raise nonfinite.find(suspects, order.bags, epoch, runs, before, again, fetch)
 
     def _no_metrics(self, strategy: Strategy, state: TrainState) -> dict[str, np.ndarray]:
         """Zeros for the sums of the strategy's step metrics."""
@@ -288,19 +317,23 @@ class Engine:
                 stacked[name][r, at] = values
         return stacked
 
-    def _part(self, part: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """(bags [R, V], sizes [R]): each replica's bags of a part [rows, num_bags], in order of their bucket."""
+    def _part(self, part: np.ndarray, active: np.ndarray | None = None) -> tuple[np.ndarray, np.ndarray]:
+        """(bags [R, V], sizes [R]): each replica's bags of a part [rows, num_bags], in order of their bucket. active [R]: the others
+        have none.
+        """
         bags = np.full((self.num_replicas, self.longest_part), -1, np.int32)
         counts = np.zeros(self.num_replicas, np.int64)
         for r, row in enumerate(self.rows):
+            if active is not None and not active[r]:
+                continue
             numbers = np.flatnonzero(part[row])
             numbers = numbers[np.argsort(self.data.bucket[numbers], kind="stable")]
             bags[r, : len(numbers)], counts[r] = numbers, len(numbers)
         return bags, counts
 
-    def evaluate(self, state: TrainState, part: np.ndarray) -> jax.Array:
-        """Logits [R, V, C] of each replica's bags of the part, in the order of `_part`."""
-        bags, _ = self._part(part)
+    def evaluate(self, state: TrainState, part: np.ndarray, active: np.ndarray | None = None) -> jax.Array:
+        """Logits [R, V, C] of each replica's bags of the part, in the order of `_part`; of those that are `active` [R], or all."""
+        bags, _ = self._part(part, active)
         shape = (self.num_replicas, self.longest_part, self.task.num_outputs)
         logits = self.spread(np.zeros(shape, np.float32))
         spread_bags = self.spread(bags)
@@ -310,7 +343,7 @@ class Engine:
         for piece in self.feed.pieces(bags[..., None], runs):
             lo, hi = self.spread((piece.lo, piece.hi))
             logits, piece.done = self.programs.evaluate(
-                piece.bucket, self._cohort(piece), state, spread_bags, logits, lo, hi, self.count
+                piece.bucket, self._cohort(piece), state, spread_bags, logits, lo, hi, self.placement.count
             )
         return logits
 
@@ -349,7 +382,8 @@ class Engine:
                 mine[name], mine_bags[name] = logits[name][r, : counts[r]], bags[r, : counts[r]]
             per_replica.append(mine)
             numbers.append(mine_bags)
-        facts = {"compilations": self.programs.compilations, "fetches": self.placement.fetches}
+        compilations = sum(programs.compilations for programs in self.all_programs)
+        facts = {"compilations": compilations, "fetches": self.placement.fetches}
         facts["feature_bytes"] = self.feed.host_bytes
         return FitResult(per_replica, numbers, self.unfilled(chosen), progress, facts)
 

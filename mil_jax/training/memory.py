@@ -73,16 +73,16 @@ def largest_that_fits(
         raise DoesNotFit(needed(one), limit)
     trials = 1
     each = max((needed(whole) - needed(one)) / (most - 1), 1.0)
-    k = _even(most, max(1, min(most - 1, 1 + int((limit - needed(one)) / each))))
+    k = even(most, max(1, min(most - 1, 1 + int((limit - needed(one)) / each))))
     while k > 1:
         program = compile(k)
         trials += 1
         if needed(program) <= limit:
             return k, program, trials
-        k = _even(most, k - 1)
+        k = even(most, k - 1)
     return 1, one, trials
 
 
-def _even(most: int, k: int) -> int:
+def even(most: int, k: int) -> int:
     """The size of chunks when `most` are cut into as few chunks as chunks of k would give."""
     return -(-most // -(-most // k))
