@@ -21,7 +21,7 @@ from mil_jax.errors import ConfigError
 from mil_jax.machine import usable_cores
 from mil_jax.strategies.base import Strategy, TrainState
 from mil_jax.training import programs
-from mil_jax.training.memory import DoesNotFit, even, largest_that_fits
+from mil_jax.training.memory import DoesNotFit, even, largest_that_fits, require_room
 from mil_jax.training.programs import AXIS, DATA_AXIS, Array, Cohort, Epoch, Moving, PyTree, Who
 
 
@@ -36,7 +36,7 @@ class Built(NamedTuple):
 class Programs:
     """The programs of one strategy by name and bucket; a shape that was not planned raises instead of recompiling.
 
-    vectorised: whether replicas go side by side; then `limit` is the memory of a device in bytes, and `chunks` says how many replicas
+    limit: bytes of a device's memory that a program may use. vectorised: whether replicas go side by side; then `chunks` says how many
     of a device at once by bucket length: what was chosen before, to which is added what is chosen. shared: whether their order is.
     """
 
@@ -46,7 +46,7 @@ class Programs:
         mesh: Mesh,
         lengths: tuple[int, ...],
         vectorised: bool,
-        limit: int = 0,
+        limit: int,
         chunks: dict[int, int] | None = None,
         shared: bool = False,
     ) -> None:
@@ -56,6 +56,9 @@ class Programs:
         self.axis = DATA_AXIS if DATA_AXIS in mesh.axis_names else None
         self._compiled: dict[tuple[str, int], Future[Built]] = {}
         self._trials = 0
+        self._unchecked: list[
+            tuple[str, int, int]
+        ] = []  # name, bucket, bytes of the cohort: what must fit before a step is made
         self._compiler = ThreadPoolExecutor(usable_cores(), "mil_jax-compile")
 
     @property
@@ -88,7 +91,8 @@ class Programs:
         """Starts to compile the programs of these buckets, several at once, beside whatever the caller does next.
 
         cohorts: of each bucket, arrays or shapes. logits: their shape (V, C) for each replica. The rest is as in `train`. Where
-        replicas go side by side it waits until it is decided how many. Raises ConfigError where not one fits.
+        replicas go side by side it waits until it is decided how many. Raises ConfigError where not one fits; where they go one after
+        another, the first step does.
         """
         ends = who.target  # of the shape of lo and hi
 
@@ -96,7 +100,13 @@ class Programs:
             return jax.ShapeDtypeStruct((ends.shape[0], *shape), dtype, sharding=ends.sharding)
 
         scores = spread(logits[:1], jnp.int32), spread(logits, jnp.float32)
+        # The longest bucket first: no step is made before it is known to fit.
+        train = sorted(train, key=lambda bucket: bucket != max(train))
         undecided = [bucket for bucket in train if self.vectorised and self.lengths[bucket] not in self.chunks]
+        if train and not self.vectorised and ("train", train[0]) not in self._compiled:
+            longest = ("train", train[0]) if train[0] >= max(evaluate, default=0) else ("evaluate", max(evaluate))
+            bags = jax.tree.leaves(cohorts[longest[1]].bags)
+            self._unchecked.append((*longest, sum(x.size * x.dtype.itemsize for x in bags)))
         for bucket in train:
             self._start("train", bucket, cohorts[bucket], who, moving, epoch, ends, ends, count)
         for bucket in evaluate:
@@ -119,7 +129,12 @@ class Programs:
     def train(
         self, bucket: int, cohort: Cohort, who: Who, moving: Moving, epoch: Epoch, lo: Array, hi: Array, count: Array
     ) -> tuple[Moving, Array]:
-        """The steps lo..hi of each replica, all in bucket number `bucket`. `moving` is donated. Also says how many steps were made."""
+        """The steps lo..hi of each replica, all in bucket number `bucket`. `moving` is donated. Also says how many steps were made.
+
+        Raises ConfigError before the first step where the longest bucket does not fit.
+        """
+        while self._unchecked:
+            self._require_room(*self._unchecked.pop())
         return self._call("train", bucket, cohort, who, moving, epoch, lo, hi, count)
 
     def evaluate(
@@ -197,11 +212,22 @@ class Programs:
         try:
             chunk, _, trials = largest_that_fits(hi.shape[0] // count.shape[0], self.limit, compile_for)
         except DoesNotFit as error:
-            raise ConfigError(
-                f"bags of up to {length} instances need {error.needed / 2**30:.3g} GiB of a device for one run alone, and "
-                f"{error.limit / 2**30:.3g} GiB may be used: leave the largest bags out with data.filter, or lower "
-                "train.batch_size or the widths of the aggregator, or raise train.memory_gib where it is set"
-            ) from error
+            raise _too_large(length, error) from error
         self.chunks[length] = chunk
         self._trials += trials
         return built[chunk]
+
+    def _require_room(self, name: str, bucket: int, common: int) -> None:
+        try:
+            require_room(self.built(name, bucket).program, self.limit, common)
+        except DoesNotFit as error:
+            raise _too_large(self.lengths[bucket], error) from error
+
+
+def _too_large(length: int, error: DoesNotFit) -> ConfigError:
+    devices = f"each of {jax.local_device_count()} CPU cores" if jax.default_backend() == "cpu" else "a device"
+    return ConfigError(
+        f"bags of up to {length} instances need {error.needed / 2**30:.3g} GiB of {devices} for one run at a time, and "
+        f"{error.limit / 2**30:.3g} GiB may be used: leave the largest bags out with data.filter, or lower train.batch_size or the "
+        "widths of the aggregator, or raise train.memory_gib where it is set"
+    )

@@ -141,7 +141,7 @@ class Engine:
 
     def begin(self, strategy: Strategy, previous: TrainState | None) -> compiled.Moving:
         """The initial states, whose shapes are taken from bag 0; from here on `programs` are those of this strategy."""
-        limit = device_limit(self.settings.memory_gib) if self.vectorised else 0
+        limit = device_limit(self.settings.memory_gib)
         chosen = self.side_by_side.setdefault(strategy.name, {})
         mesh, by_slot = self.placement.mesh, self.settings.by_slot
         self._use(Programs(strategy, mesh, self.data.lengths, self.vectorised, limit, chosen, by_slot))

@@ -1,4 +1,5 @@
-"""How many runs fit side by side into a device's memory, from what the compiler says of a program, before anything is run.
+"""How many runs fit side by side into a device's memory, from what the compiler says of a program, before anything is run; where runs
+go one after another, whether one does.
 
 A program over k runs needs about a + b k bytes. All runs are tried first, which is one compilation where they fit; else one run, and
 the largest k that the line through both allows. Trials are compilations, and counted.
@@ -19,7 +20,7 @@ SHARE = 0.9
 
 
 class DoesNotFit(Exception):
-    """One run alone needs more than there is. needed, limit: bytes."""
+    """One run at a time needs more than there is. needed, limit: bytes."""
 
     def __init__(self, needed: int, limit: int) -> None:
         super().__init__(f"{needed} bytes of {limit}")
@@ -50,6 +51,17 @@ def needed(program: jax.stages.Compiled) -> int:
         - analysis.alias_size_in_bytes
         + analysis.temp_size_in_bytes
     )
+
+
+def require_room(program: jax.stages.Compiled, limit: int, common: int) -> None:
+    """Raises DoesNotFit where the program needs more than `limit` bytes of a device. common: bytes of its arguments that are the same on
+    every device, of which those of a CPU have a part each, since they use one array.
+    """
+    needs = needed(program)
+    if jax.default_backend() == "cpu":
+        needs -= common - common // jax.local_device_count()
+    if needs > limit:
+        raise DoesNotFit(needs, limit)
 
 
 def side_by_side(choices: Mapping[str, Any]) -> dict[str, dict[int, int]]:
