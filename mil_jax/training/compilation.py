@@ -90,9 +90,7 @@ class Programs:
     ) -> None:
         """Starts to compile the programs of these buckets, several at once, beside whatever the caller does next.
 
-        cohorts: of each bucket, arrays or shapes. logits: their shape (V, C) for each replica. The rest is as in `train`. Where
-        replicas go side by side it waits until it is decided how many. Raises ConfigError where not one fits; where they go one after
-        another, the first step does.
+        cohorts: of each bucket. logits: their shape (V, C) for each replica. The rest is as in `train`; arrays or shapes.
         """
         ends = who.target  # of the shape of lo and hi
 
@@ -102,7 +100,6 @@ class Programs:
         scores = spread(logits[:1], jnp.int32), spread(logits, jnp.float32)
         # The longest bucket first: no step is made before it is known to fit.
         train = sorted(train, key=lambda bucket: bucket != max(train))
-        undecided = [bucket for bucket in train if self.vectorised and self.lengths[bucket] not in self.chunks]
         if train and not self.vectorised and ("train", train[0]) not in self._compiled:
             longest = ("train", train[0]) if train[0] >= max(evaluate, default=0) else ("evaluate", max(evaluate))
             bags = jax.tree.leaves(cohorts[longest[1]].bags)
@@ -111,8 +108,15 @@ class Programs:
             self._start("train", bucket, cohorts[bucket], who, moving, epoch, ends, ends, count)
         for bucket in evaluate:
             self._start("evaluate", bucket, cohorts[bucket], moving.state, *scores, ends, ends, count)
-        for bucket in undecided:
-            self._compiled["train", bucket].result()
+
+    def decide(self) -> None:
+        """Waits until it is known of each training program that was begun how many replicas go side by side.
+
+        Raises ConfigError where not one fits.
+        """
+        for (name, bucket), program in list(self._compiled.items()):
+            if self.vectorised and name == "train" and self.lengths[bucket] not in self.chunks:
+                program.result()
 
     def built(self, name: str, bucket: int) -> Built:
         """The program "init", "train" or "evaluate" of a bucket, which was called or compiled ahead."""

@@ -22,9 +22,9 @@ import numpy as np
 from mil_jax.data.residency import Piece, moments
 from mil_jax.data.streaming import open_feed
 from mil_jax.data.windows import Run
-from mil_jax.strategies.base import Steps, Strategy, TrainingBags, TrainState
+from mil_jax.strategies.base import Strategy, TrainingBags, TrainState
 from mil_jax.tasks.classification import Classification
-from mil_jax.training import nonfinite
+from mil_jax.training import ahead, nonfinite
 from mil_jax.training import programs as compiled
 from mil_jax.training.checkpoints import Checkpoints
 from mil_jax.training.compaction import LeftOut
@@ -56,33 +56,16 @@ def fit(
     open_checkpoints: gives the checkpoints of a phase by name; training goes on from the newest. keep_choices: is given what was
     chosen automatically, before training begins. Raises Stopped when asked to stop, ConfigError when a run does not fit a device.
     """
-    engine = Engine(data, task, plan, settings, listener)
-    if keep_choices:
-        engine.keep_choices = keep_choices
-    state: TrainState | None = None
-    progress = Progress.start(len(plan.replicas), phases[-1].selection)
-    with engine.exits:
-        for phase in phases:
-            checkpoints = open_checkpoints(phase.strategy.name) if open_checkpoints else None
-            try:
-                state, progress = engine.run(phase, state, checkpoints)
-            finally:
-                if checkpoints:
-                    checkpoints.close()
-        assert state is not None
-        return engine.result(state, progress)
+    return Engine(data, task, plan, settings).fit(phases, listener, open_checkpoints, keep_choices)
 
 
 class Engine:
     """What `fit` is made of: `begin` a phase, `lay_out` the order of an epoch, `dispatch` its steps, `evaluate` a part."""
 
-    def __init__(
-        self, data: EngineData, task: Classification, plan: Plan, settings: EngineSettings, listener: Listener
-    ) -> None:
-        self.data, self.task, self.plan, self.settings, self.listener = data, task, plan, settings, listener
+    def __init__(self, data: EngineData, task: Classification, plan: Plan, settings: EngineSettings) -> None:
+        self.data, self.task, self.plan, self.settings = data, task, plan, settings
         self.all_programs: list[Programs] = []
         self.side_by_side, self.kept = copy.deepcopy(settings.side_by_side), settings.side_by_side
-        self.keep_choices: Callable[[Mapping[str, Any]], None] = lambda choices: None
         self.num_replicas = len(plan.replicas)
         self.placement = Placement(self.num_replicas, sharing(settings.batch_devices, settings.batch_size))
         self.spread, self.fetch, self.unfilled = self.placement.spread, self.placement.fetch, self.placement.unfilled
@@ -110,6 +93,28 @@ class Engine:
         self.longest_part = int(max(data.selection.sum(axis=1).max(), data.test.sum(axis=1).max(), 1))
         self._keep_improved = jax.jit(compiled.keep_improved, donate_argnums=0)
         self._copy = jax.jit(lambda tree: jax.tree.map(jnp.copy, tree))
+
+    def fit(
+        self,
+        phases: Sequence[Phase],
+        listener: Listener,
+        open_checkpoints: Callable[[str], Checkpoints] | None = None,
+        keep_choices: Callable[[Mapping[str, Any]], None] | None = None,
+    ) -> FitResult:
+        """As the function `fit`; once."""
+        self.listener, self.keep_choices = listener, keep_choices or (lambda choices: None)
+        state: TrainState | None = None
+        progress = Progress.start(self.num_replicas, phases[-1].selection)
+        with self.exits:
+            for phase in phases:
+                checkpoints = open_checkpoints(phase.strategy.name) if open_checkpoints else None
+                try:
+                    state, progress = self.run(phase, state, checkpoints)
+                finally:
+                    if checkpoints:
+                        checkpoints.close()
+            assert state is not None
+            return self.result(state, progress)
 
     def _who(self) -> compiled.Who:
         target = np.array([replica.target for replica in self.plan.replicas], np.int32)
@@ -139,16 +144,41 @@ class Engine:
     def _moments_of(self, row: int) -> tuple[np.ndarray, np.ndarray]:
         return self._moments[0][row], self._moments[1][row]
 
-    def begin(self, strategy: Strategy, previous: TrainState | None) -> compiled.Moving:
-        """The initial states, whose shapes are taken from bag 0; from here on `programs` are those of this strategy."""
-        limit = device_limit(self.settings.memory_gib)
-        chosen = self.side_by_side.setdefault(strategy.name, {})
+    def prepare(self, strategy: Strategy) -> None:
+        """From here on `programs` are those of this strategy."""
+        if self.all_programs and self.all_programs[-1].strategy is strategy:
+            return
+        limit, chosen = device_limit(self.settings.memory_gib), self.side_by_side.setdefault(strategy.name, {})
         mesh, by_slot = self.placement.mesh, self.settings.by_slot
         self._use(Programs(strategy, mesh, self.data.lengths, self.vectorised, limit, chosen, by_slot))
-        fitted, run = self._fitted(strategy), (int(self.data.bucket[0]), np.zeros(1, np.int32), np.ones(1, np.int32))
+
+    def compile_ahead(self, phase: Phase, previous: TrainState | None = None) -> None:
+        """Starts to compile the programs of a phase, unless that was done; no bag is read for it."""
+        strategy, plan, batch_size = phase.strategy, self.plan, self.settings.batch_size
+        self.prepare(strategy)
+        if self.programs.compilations:
+            return
+        cohort = compiled.Cohort(self.feed.shapes(0), self.targets)
+        fitted = ahead.fitted_shapes(strategy, plan, self.data, len(self.who.target), cohort.bags.features.shape[1:])
+        first = functools.partial(compiled.initial, strategy, self.data.lengths[0])
+        state = jax.eval_shape(first, cohort, self.who, fitted, previous, self.placement.count)
+        placed, length = self.who.target.sharding, self.data.lengths[0]
+        moving = ahead.moving_shapes(strategy, plan, state, cohort, length, batch_size, placed)
+        epoch = ahead.epoch_shapes(strategy, plan, len(self.who.target), self.order.max_steps, batch_size, placed)
+        self._compile(phase, np.flatnonzero(self.order.slot_counts).tolist(), moving, epoch)
+
+    def begin(self, strategy: Strategy, previous: TrainState | None) -> compiled.Moving:
+        """The initial states, whose shapes are taken from bag 0."""
+        self.prepare(strategy)
+        run = int(self.data.bucket[0]), np.zeros(1, np.int32), np.ones(1, np.int32)
+        fitted = self._fitted(strategy)
         for piece in self.feed.pieces(np.zeros((1, 1, 1), np.int32), [run]):
-            state = self.programs.init(self._cohort(piece), self.who, fitted, previous, self.placement.count)
-        self.no_metrics = self._no_metrics(strategy, jax.block_until_ready(state))
+            cohort = self._cohort(piece)
+            state = self.programs.init(cohort, self.who, fitted, previous, self.placement.count)
+        shapes = ahead.step_metrics(
+            strategy, self.plan, jax.block_until_ready(state), cohort, self.data.lengths[0], self.settings.batch_size
+        )
+        self.no_metrics = {name: np.zeros((self.num_replicas, *x.shape), x.dtype) for name, x in shapes.items()}
         return compiled.Moving(state=state, metrics=self.spread(self.no_metrics))
 
     def _use(self, programs: Programs) -> None:
@@ -166,23 +196,29 @@ class Engine:
 
     def lay_out(self, phase: Phase, order: EpochOrder, epoch: int) -> compiled.Epoch:
         """The order of an epoch and its schedules, on the devices."""
-        return self.spread(compiled.Epoch(bags=order.bags, extras=self._extras(phase, order, epoch)))
+        sizes = np.asarray(self.data.bags.sizes)
+        extras = ahead.schedules(phase.strategy, self.plan, order, sizes, epoch, phase.epochs)
+        return self.spread(compiled.Epoch(bags=order.bags, extras=extras))
 
     def run(
         self, phase: Phase, previous: TrainState | None, checkpoints: Checkpoints | None
     ) -> tuple[TrainState, Progress]:
         """One phase, from its start or from its newest checkpoint. Returns the state with each replica's chosen parameters."""
         strategy = phase.strategy
-        moving = self.begin(strategy, previous)
+        self.prepare(strategy)
         keeps_best = phase.selection.select != "last"
-        best = self._copy(moving.state.params) if keeps_best else None
         progress = Progress.start(self.num_replicas, phase.selection)
         epoch, dispatch = 0, 0
         left_out, whole = LeftOut(self.placement), self.programs
         place = checkpoints.place(self.plan.described()) if checkpoints else None
-        if checkpoints and place:
+        if place:
             epoch, dispatch = place["epoch"], place["dispatch"]
             progress = Progress.from_json(place["progress"])
+        if not (self.vectorised and left_out.half_have_stopped(progress.active)):
+            self.compile_ahead(phase, previous)
+        moving = self.begin(strategy, previous)
+        best = self._copy(moving.state.params) if keeps_best else None
+        if checkpoints and place:
             shapes = self.unfilled(jax.eval_shape(lambda: (moving, best)))
             moving, best = self.spread(checkpoints.arrays(shapes))
         self.listener.phase(strategy.name, epoch, phase.epochs)
@@ -205,7 +241,8 @@ class Engine:
                 self._use(fewer)
             order = self.order.epoch(self.plan.replicas, progress.active, epoch)
             arrays = self.lay_out(phase, order, epoch)
-            self._compile_ahead(phase, order, moving, arrays)
+            self._compile(phase, [*dict.fromkeys(run[0] for run in order.runs)], moving, arrays)
+            self._decide()
             begun = time.perf_counter()
             runs = order.runs[dispatch:]
             before = (self._copy(moving), runs) if self.settings.debug_nans else None
@@ -251,17 +288,21 @@ class Engine:
         )
         return moving
 
-    def _compile_ahead(self, phase: Phase, order: EpochOrder, moving: compiled.Moving, epoch: compiled.Epoch) -> None:
-        """Of all buckets, beside the first reading of bags; those that are trained on first come first."""
+    def _compile(self, phase: Phase, train: list[int], moving: compiled.Moving, epoch: compiled.Epoch) -> None:
+        """Starts to compile what is not compiled yet: training programs of the buckets `train`, evaluation of all. moving, epoch: arrays
+        or shapes.
+        """
         whole = len(self.placement.members) == self.num_replicas
         between = self.data.selection.any(axis=0) & (whole or phase.selection.select != "last")
         seen = between | (self.data.test.any(axis=0) & whole)
-        train, evaluate = dict.fromkeys(run[0] for run in order.runs), np.unique(self.data.bucket[seen])
+        evaluate = np.unique(self.data.bucket[seen]).tolist()
         logits = self.longest_part, self.task.num_outputs
         cohorts = [compiled.Cohort(self.feed.shapes(bucket), self.targets) for bucket in range(len(self.data.lengths))]
-        self.programs.compile_ahead(
-            [*train], evaluate.tolist(), cohorts, self.who, moving, epoch, logits, self.placement.count
-        )
+        self.programs.compile_ahead(train, evaluate, cohorts, self.who, moving, epoch, logits, self.placement.count)
+
+    def _decide(self) -> None:
+        """Waits until it is known how many replicas go side by side, and keeps that."""
+        self.programs.decide()
         if self.side_by_side != self.kept:
             self.keep_choices({"runs_side_by_side": self.side_by_side})
             self.kept = copy.deepcopy(self.side_by_side)
@@ -283,39 +324,6 @@ class Engine:
         suspects = active & ~fetch(nonfinite.finite_replicas((moving.metrics, moving.state.params)))
         if suspects.any():
             raise nonfinite.find(suspects, order.bags, epoch, runs, before, again, fetch)
-
-    def _no_metrics(self, strategy: Strategy, state: TrainState) -> dict[str, np.ndarray]:
-        """Zeros for the sums of the strategy's step metrics."""
-
-        def names(state: TrainState, cohort: compiled.Cohort) -> dict[str, jax.Array]:
-            one = jax.tree.map(lambda x: x[0], state)
-            numbers = jnp.zeros(self.settings.batch_size, jnp.int32)
-            batch = compiled.read_batch(cohort, numbers, jnp.int32(0), self.data.lengths[0])
-            hyper = self.plan.replica_hyper(self.plan.replicas[0])
-            sizes = np.ones((1, self.settings.batch_size), np.int64)
-            rows = strategy.schedule(hyper, sizes, Steps(epoch=0, epochs=1, count=1))
-            extras = {name: jnp.asarray(values[0], _narrow(values)) for name, values in rows.items()}
-            return strategy.step(one, batch, extras, jax.random.key(0))[1]
-
-        shapes = jax.eval_shape(names, state, compiled.Cohort(self.feed.shapes(0), self.targets))
-        return {name: np.zeros((self.num_replicas, *x.shape), x.dtype) for name, x in shapes.items()}
-
-    def _extras(self, phase: Phase, order: EpochOrder, epoch: int) -> dict[str, np.ndarray]:
-        """The schedules of all replicas, [R, T], cast from float64."""
-        stacked: dict[str, np.ndarray] = {}
-        sizes_of = np.asarray(self.data.bags.sizes)
-        for r, replica in enumerate(self.plan.replicas):
-            steps = Steps(epoch=epoch, epochs=phase.epochs, count=int(order.counts[r]))
-            at = np.flatnonzero((order.bags[r] >= 0).any(axis=1))[: steps.count]
-            numbers = order.bags[r, at]
-            sizes = np.where(numbers >= 0, sizes_of[np.maximum(numbers, 0)], 0)
-            rows = phase.strategy.schedule(self.plan.replica_hyper(replica), sizes, steps)
-            for name, values in rows.items():
-                if name not in stacked:
-                    shape = (self.num_replicas, order.bags.shape[1], *values.shape[1:])
-                    stacked[name] = np.zeros(shape, _narrow(values))
-                stacked[name][r, at] = values
-        return stacked
 
     def _part(self, part: np.ndarray, active: np.ndarray | None = None) -> tuple[np.ndarray, np.ndarray]:
         """(bags [R, V], sizes [R]): each replica's bags of a part [rows, num_bags], in order of their bucket. active [R]: the others
@@ -386,8 +394,3 @@ class Engine:
         facts = {"compilations": compilations, "fetches": self.placement.fetches}
         facts["feature_bytes"] = self.feed.host_bytes
         return FitResult(per_replica, numbers, self.unfilled(chosen), progress, facts)
-
-
-def _narrow(values: np.ndarray) -> np.dtype:
-    """The device's type for a host schedule."""
-    return np.dtype(np.float32) if np.issubdtype(values.dtype, np.floating) else np.dtype(np.int32)

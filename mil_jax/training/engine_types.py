@@ -8,7 +8,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from mil_jax.data.residency import ResidentBags
+from mil_jax.data.residency import ResidentBags, UnreadBags
 from mil_jax.data.streaming import StreamedBags
 from mil_jax.strategies.base import Strategy
 from mil_jax.training.plan import Replica
@@ -27,7 +27,7 @@ class EngineData:
     sampling: weights to draw training bags by, float [rows, num_bags], or None for each bag once an epoch.
     """
 
-    bags: ResidentBags | StreamedBags
+    bags: ResidentBags | UnreadBags | StreamedBags
     targets: np.ndarray
     training: np.ndarray
     selection: np.ndarray
