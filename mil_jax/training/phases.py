@@ -49,12 +49,12 @@ def make_strategy(config: ConfigDict, task: Classification, plan: Plan) -> Super
     return kind(**common, masking=masking, least_masked=min(one.least_masked() for one in per_run))
 
 
-def make_phases(config: ConfigDict, task: Classification, plan: Plan, selection: Selection) -> list[Phase]:
+def make_phases(config: ConfigDict, task: Classification, plan: Plan, selection: Selection) -> tuple[Phase, ...]:
     """All phases, in their order."""
     last = Phase(make_strategy(config, task, plan), config.train.epochs, selection)
     if not trains_teacher(config):
-        return [last]
-    return [Phase(make_plain(config, task), config.strategy.teacher_epochs or config.train.epochs, selection), last]
+        return (last,)
+    return Phase(make_plain(config, task), config.strategy.teacher_epochs or config.train.epochs, selection), last
 
 
 def make_plain(config: ConfigDict, task: Classification) -> Supervised:
