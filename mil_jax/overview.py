@@ -45,12 +45,13 @@ def describe_experiment(experiment: Experiment, demo: Sequence[str] = (), *, eve
     )
     train_bags = int((experiment.parts == TRAIN).sum(axis=1).max())
     parameters = sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(parameter_shapes(experiment)))
+    stages = 2 if trains_teacher(experiment.config) else 1
     say(
         f"{counted(len(experiment.plan.replicas), 'run')} ({_factors(experiment)}) of {parameters:,} parameters, "
         f"at most {counted(experiment.config.train.epochs, 'epoch')} of up to {train_bags} training bags each; "
-        f"at most {2 * len(ladder.lengths) + 1} programs to compile"
+        f"at most {stages * (2 * len(ladder.lengths) + 1)} programs to compile"
     )
-    if trains_teacher(experiment.config):
+    if stages == 2:
         epochs = experiment.config.strategy.teacher_epochs or experiment.config.train.epochs
         say(
             f"before that each run is trained plainly for at most {counted(epochs, 'epoch')}: its best state is the first teacher"
