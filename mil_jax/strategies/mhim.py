@@ -65,8 +65,9 @@ class MHIM(Supervised):
     ) -> TrainState:
         """A student, fresh but for what `masking.init_student` takes from `previous`, and its teacher, which begins as `previous`."""
         state = super().init(key, bag, hyper, constants, previous)
-        student = state.params if previous is None else self._initialised(state.params, previous.params)
-        teacher = previous.params if previous is not None and self.masking.init_teacher else student
+        given = None if previous is None else self._plain(previous.params)
+        student = state.params if given is None else self._initialised(state.params, given)
+        teacher = given if given is not None and self.masking.init_teacher else student
         return state.replace(params=student, optimizer=self._optimizer_state(state.optimizer, teacher))
 
     def _initialised(self, fresh: PyTree, trained: PyTree) -> PyTree:

@@ -12,6 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from mil_jax.config import ConfigDict, parse
 from mil_jax.errors import ConfigError
 from mil_jax.strategies.base import Steps
 from mil_jax.strategies.masking import Masking
@@ -19,6 +20,8 @@ from mil_jax.strategies.mhim import MHIM, follow, taken_out
 from mil_jax.training.checkpoints import Checkpoints
 from mil_jax.training.engine import Stopped, fit
 from mil_jax.training.engine_types import EngineSettings, Phase
+from mil_jax.training.phases import make_phases, make_strategy
+from mil_jax.training.plan import make_plan, numeric_names
 from mil_jax.training.stopping import Selection
 from tests.laws import law
 from tests.training import cohorts
@@ -131,3 +134,49 @@ def test_a_bag_keeps_the_edges_between_the_instances_that_stay():
 def test_settings_that_cannot_work_are_refused(settings, complaint):
     with pytest.raises(ConfigError, match=complaint):
         Masking(**settings)
+
+
+def configured(*arguments: str) -> ConfigDict:
+    return parse([*arguments, "--config.data.features=unused"], lambda values: None)[0]
+
+
+def test_any_config_can_ask_for_it_and_then_has_its_settings():
+    config = configured("--config=configs/abmil.py", "--config.strategy.mask_random=0.3", "--config.strategy.name=mhim")
+    assert config.strategy.mask_random == 0.3
+    assert "strategy.mask_random" in numeric_names(config)
+    made = make_phases(config, cohorts.TASK, make_plan(config, [2], [()]), SELECTION)
+    assert [phase.strategy.name for phase in made] == ["teacher", "mhim"]
+    assert made[1].strategy.least_masked == 0.3
+    overrides = [(("strategy.mask_random", 0.1),), (("strategy.mask_random", 0.6),)]
+    several = make_phases(config, cohorts.TASK, make_plan(config, [2], overrides), SELECTION)
+    assert several[1].strategy.least_masked == 0.1
+    config.strategy.teacher = "none"
+    assert len(make_phases(config, cohorts.TASK, make_plan(config, [2], [()]), SELECTION)) == 1
+
+
+@pytest.mark.parametrize(
+    ("arguments", "complaint"),
+    [
+        (
+            ["--config=configs/abmil.py", "--config.strategy.name=mhmi"],
+            "strategy.name='mhmi' is unknown; choose one of mhim",
+        ),
+        (["--config=configs/abmil.py", "--config.strategy.mask_low=0.2"], "strategy.mask_low is not a setting"),
+        (["--config=configs/dtfd.py", "--config.strategy.name=mhim"], "DTFD is trained in a way of its own"),
+        (["--config=configs/mean_pooling.py", "--config.strategy.name=mhim"], "masks instances by their attention"),
+        (
+            ["--config=configs/max_pooling.py", "--config.strategy.name=mhim", "--config.strategy.mask_low=2"],
+            r"strategy.mask_low=2.0 must lie in \[0, 1\]",
+        ),
+    ],
+    ids=["name", "setting", "dtfd", "pooling", "ratio"],
+)
+def test_what_cannot_be_trained_so_is_refused(arguments, complaint):
+    bag: Any = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), law.make_bag(0, 4, 8, (6,), 0.0))
+
+    def strategy_of(arguments: list[str]) -> Any:
+        config = configured(*arguments)
+        return make_strategy(config, cohorts.TASK, make_plan(config, [1], [()])).parameter_shapes(bag)
+
+    with pytest.raises(ConfigError, match=complaint):
+        strategy_of(arguments)
