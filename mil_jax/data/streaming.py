@@ -223,17 +223,13 @@ class StreamedFeed:
         host = window.rows.bags(slice(self.rows[load.bucket]), offsets, None)
         if self.split is None:
             return self.put(host).replace(sizes=self._device_sizes)
-        length = self.lengths[load.bucket]
-        places = jax.tree.map(lambda x: x.reshape(-1, length, *x.shape[1:]), host.replace(offsets=None))
-        device = self.split(places)
-        return SplitBags(
-            device.features,
-            device.coords,
-            device.slide_index,
-            self.put(offsets // length),
-            self._device_sizes,
-            device.neighbors,
+        length, split = self.lengths[load.bucket], self.split
+        features, coords, slide_index, neighbors = (
+            None if x is None else split(x.reshape(-1, length, *x.shape[1:]))
+            for x in (host.features, host.coords, host.slide_index, host.neighbors)
         )
+        places = self.put(offsets // length)
+        return SplitBags(features, coords, slide_index, places, self._device_sizes, neighbors)
 
 
 def window_shapes(

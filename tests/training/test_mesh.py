@@ -226,14 +226,23 @@ def _assert_same_result(one: Path, other: Path) -> None:
     assert [row["epoch"] for row in ours.read_metrics()] == [row["epoch"] for row in theirs.read_metrics()]
 
 
-def test_two_processes_train_as_one_and_the_first_alone_writes_and_speaks(tmp_path, capsys):
+@pytest.mark.parametrize(
+    "held",
+    [
+        (),
+        pytest.param(("--config.train.memory_gib=5e-4", "--config.data.stream_gib=1e-4"), marks=pytest.mark.full),
+    ],
+    ids=["by each", "together"],
+)
+def test_two_processes_train_as_one_and_the_first_alone_writes_and_speaks(tmp_path, capsys, held):
     flags = ("--config.train.epochs=2",)
-    two = _Command(tmp_path / "two", tmp_path / "cache", 2, *flags)
+    two = _Command(tmp_path / "two", tmp_path / "cache", 2, *flags, *held)
     (code, out, err), (other_code, other_out, other_err) = two.end()
     assert (code, other_code) == (0, 0), err + other_err
     assert run(train.main, _settings(tmp_path / "alone", tmp_path / "cache", *flags), capsys).code == 0
     _assert_same_result(tmp_path / "two", tmp_path / "alone")
     assert "Everything is in" in out
+    assert ("held by all devices together" in " ".join(out.split())) == bool(held)
     assert not [line for line in other_out.splitlines() if "Gloo" not in line]
     assert RunFolder.open(tmp_path / "two").read_json("environment.json")["sessions"][0]["processes"] == 2
 
