@@ -123,7 +123,7 @@ def test_eight_devices_share_a_bag_and_its_memory(tmp_path, aggregators):
     for name, found in _shared_bag(tmp_path, *aggregators).items():
         assert max(found["loss"], found["params"], found["logits"]) < 1e-4, (name, found)
         assert found["features"] == 8, "each device holds an eighth of a window"
-        assert found["temporary"] > 5, (name, found)
+        assert found["temporary"] > (2 if name == "patch_gcn" else 5), (name, found)  # neighbours are gathered
 
 
 @pytest.mark.parametrize(
