@@ -58,6 +58,27 @@ class ResidentBags(flax.struct.PyTreeNode):
         )
 
 
+class SplitBags(ResidentBags):
+    """The bags of a window whose instances lie in equal parts on the devices that share a bag: every array is [places, L, ...] with its
+    second axis split, each bag in a place of its own, and `offsets` are numbers of places.
+    """
+
+    def bag(self, number: jax.Array, length: int) -> Bag:
+        """Bag `number`, padded to the static `length`, at most L."""
+        place = self.offsets[number]
+
+        def rows(array: Array) -> jax.Array:
+            return jax.lax.dynamic_index_in_dim(array, place, keepdims=False)[:length]
+
+        return Bag(
+            features=rows(self.features).astype(jnp.float32),
+            mask=jnp.arange(length) < self.sizes[number],
+            coords=rows(self.coords),
+            slide_index=rows(self.slide_index),
+            neighbors=None if self.neighbors is None else rows(self.neighbors),
+        )
+
+
 @dataclass
 class Piece:
     """One dispatch: the steps lo[r]..hi[r] of each replica r, all in one bucket, and the bags they read, on the devices.
@@ -71,6 +92,17 @@ class Piece:
     bags: ResidentBags
     ends_run: bool
     done: jax.Array | None = None
+
+
+def in_step(pieces: Iterable[Piece]) -> Iterator[Piece]:
+    """The same pieces, each made when at most IN_FLIGHT of those before it are still computed on."""
+    in_flight: collections.deque[jax.Array] = collections.deque()
+    for piece in pieces:
+        yield piece
+        if piece.done is not None:
+            in_flight.append(piece.done)
+        if len(in_flight) > IN_FLIGHT:
+            in_flight.popleft().block_until_ready()
 
 
 @dataclass(frozen=True)
@@ -139,14 +171,7 @@ class ResidentFeed:
     def pieces(self, bags: np.ndarray, runs: Sequence[Run]) -> Iterator[Piece]:
         """The dispatches of runs (bucket, lo [R], hi [R]) over bags [R, T, B]."""
         del bags
-        in_flight: collections.deque[jax.Array] = collections.deque()
-        for bucket, lo, hi in runs:
-            piece = Piece(bucket, lo, hi, self.device, ends_run=True)
-            yield piece
-            if piece.done is not None:
-                in_flight.append(piece.done)
-            if len(in_flight) > IN_FLIGHT:
-                in_flight.popleft().block_until_ready()
+        return in_step(Piece(bucket, lo, hi, self.device, ends_run=True) for bucket, lo, hi in runs)
 
     def instances(self, numbers: np.ndarray) -> Iterator[tuple[int, np.ndarray]]:
         """(number, features [n, *F]) of each bag, on the host."""

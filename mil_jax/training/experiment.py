@@ -34,9 +34,10 @@ from mil_jax.strategies.supervised import Supervised
 from mil_jax.tasks.classification import Classification
 from mil_jax.training import optimizers
 from mil_jax.training.checkpoints import Checkpoints
+from mil_jax.training.devices import require_devices
 from mil_jax.training.engine import Engine, Listener
 from mil_jax.training.engine_types import EngineData, EngineSettings, FitResult, Phase
-from mil_jax.training.memory import side_by_side
+from mil_jax.training.memory import side_by_side, there_is
 from mil_jax.training.plan import Overrides, Plan, Replica, make_plan
 from mil_jax.training.processes import is_first
 from mil_jax.training.run_folder import RunFolder, fingerprint
@@ -50,6 +51,7 @@ STRATEGIES = {"supervised": Supervised, "dtfd": TwoTiers}
 FREE_ON_RESUME = (
     *("run", "distributed", "data.cache", "data.residency", "data.stream_gib"),
     *("train.checkpoint_seconds", "train.debug_nans", "train.tensorboard", "train.wandb"),
+    *("train.batch_devices", "train.bag_devices"),
 )
 
 
@@ -184,9 +186,10 @@ def prepare(
     asked = config.data.residency
     if asked == AUTO:  # what was chosen before is chosen again
         asked = (choices or {}).get("residency", AUTO)
-    rows = int(sizes.sum()) + ladder.lengths[-1]
     instance = row_bytes(shards, config.data.neighbors)
-    residency = choose_residency(asked, rows, instance, config.data.stream_gib)
+    residency = choose_residency(
+        asked, sizes, ladder.lengths[-1], instance, config.data.stream_gib, there_is(config.train.memory_gib)
+    )
     experiment = Experiment(
         config=config,
         shards=shards,
@@ -225,11 +228,13 @@ def _check(experiment: Experiment) -> None:
     """Finds impossible settings before anything is written, and what chooses epochs."""
     _choose_selection(experiment)
     parameter_shapes(experiment)
-    if experiment.config.train.order == "shared" and experiment.config.train.balanced:
+    train = experiment.config.train
+    require_devices(strategy(experiment).module, train.batch_devices, train.bag_devices)
+    if train.order == "shared" and train.balanced:
         raise ConfigError(
             "train.order=shared shows all runs the same bags, and train.balanced draws them for each run: leave one of them out"
         )
-    if experiment.config.train.class_weights or experiment.config.train.balanced:
+    if train.class_weights or train.balanced:
         for target in experiment.targets:
             target.task.class_weights(target.values)
 
@@ -306,7 +311,7 @@ def engine_data(experiment: Experiment) -> EngineData:
     lengths, shards, slides = experiment.ladder.lengths, experiment.shards, experiment.cohort.slides
     data = experiment.config.data
     return EngineData(
-        bags=open_bags(experiment.residency.kind, shards, slides, lengths[-1], data.stream_gib, data.neighbors),
+        bags=open_bags(experiment.residency, shards, slides, lengths[-1], data.stream_gib, data.neighbors),
         targets=np.stack([target.values for target in experiment.targets]),
         training=training,
         selection=parts == experiment.selection_part,
@@ -331,17 +336,9 @@ def sampling_weights(experiment: Experiment) -> np.ndarray | None:
 
 
 def engine_settings(config: ConfigDict) -> EngineSettings:
-    """The engine's own settings."""
-    return EngineSettings(
-        order=config.train.order,
-        batch_size=config.train.batch_size,
-        batch_devices=config.train.batch_devices,
-        data_seed=config.splits.seed,
-        slots_per_dispatch=config.train.slots_per_dispatch,
-        replica_axis=config.train.replica_axis,
-        debug_nans=config.train.debug_nans,
-        memory_gib=config.train.memory_gib,
-    )
+    """The engine's own settings: those of `train` that have the name of one of its fields, and the seed of the splits."""
+    names = [field.name for field in dataclasses.fields(EngineSettings) if field.name in config.train]
+    return EngineSettings(data_seed=config.splits.seed, **{name: config.train[name] for name in names})
 
 
 def _ladder(config: ConfigDict, sizes: np.ndarray, chosen: list[int] | None) -> Ladder:
