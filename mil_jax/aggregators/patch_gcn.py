@@ -104,15 +104,14 @@ class PatchGCN(nn.Module):
         graph = make_graph(bag.neighbors, bag.mask)
         x = masked.zero_padding(bag.features, bag.mask)
         h = self._dropped(jax.nn.relu(self._affine("feature", self.hidden_dim, x.shape[-1])(x)), "dropout", 0, train)
-        coarse = None if self.coarse_graph == "none" else self._coarse(h, bag, train)
+        coarse = [] if self.coarse_graph == "none" else [self._coarse(h, bag, graph, train)]
         if self.coarse_graph == "sequential":
-            h = h + coarse
+            h = h + coarse.pop()
         depths = [h]
         for number in range(self.num_convolutions):
             h = self._block("", number, h, graph, train)
             depths.append(h)
-        if self.coarse_graph == "parallel":
-            depths.append(coarse)
+        depths += coarse
         for nodes in depths:
             self.sow("intermediates", "nodes", nodes)
         width = len(depths) * self.hidden_dim
@@ -123,15 +122,15 @@ class PatchGCN(nn.Module):
         logits = self._affine("classifier", self.num_outputs, width)(embedding)
         return Prediction(logits, attention, scores, embedding)
 
-    def _coarse(self, h: Array, bag: Bag, train: bool) -> Array:
+    def _coarse(self, h: Array, bag: Bag, graph: Graph, train: bool) -> Array:
         """What the graph of cells makes of h [N, d], for each tile."""
         if bag.coords is None:
             raise ConfigError("aggregator.coarse_graph needs coordinates, and the bags have none: set it to 'none'")
-        cells = make_cells(bag.coords, bag.slide_index, bag.neighbors, bag.mask, self.cell_tiles)
-        graph = make_graph(cells.neighbors, cells.real)
+        cells = make_cells(bag.coords, bag.slide_index, graph, bag.mask, self.cell_tiles)
+        beside = make_graph(cells.neighbors, cells.real)
         h = cell_means(h, cells, bag.mask)
         for number in range(self.num_convolutions):
-            h = self._block("coarse_", number, h, graph, train)
+            h = self._block("coarse_", number, h, beside, train)
         return to_tiles(h, cells, bag.mask)
 
     def _block(self, prefix: str, number: int, h: Array, graph: Graph, train: bool) -> Array:

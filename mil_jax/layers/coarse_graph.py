@@ -11,6 +11,8 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
+from mil_jax.layers.graph_conv import Graph
+
 Array = jax.Array
 _FAR = jnp.iinfo(jnp.int32).max
 
@@ -25,12 +27,12 @@ class Cells(NamedTuple):
     neighbors: Array
 
 
-def make_cells(coords: Array, slide_index: Array | None, neighbors: Array, mask: Array, tiles: int) -> Cells:
-    """Cells of `tiles` x `tiles` tiles. coords: [N, 2]. neighbors: [N, k], the graph of the tiles. Padded rows may hold anything."""
+def make_cells(coords: Array, slide_index: Array | None, graph: Graph, mask: Array, tiles: int) -> Cells:
+    """Cells of `tiles` x `tiles` tiles. coords: [N, 2]. graph: of the tiles. Padded rows of the arrays may hold anything."""
     size = len(mask)
     slide = jnp.where(mask, 0 if slide_index is None else slide_index, size)
     xy = jnp.where(mask[:, None], coords, 0)
-    width = tiles * _tile_width(xy, slide, neighbors, mask)  # [N], of each slide
+    width = tiles * _tile_width(xy, slide, graph)  # [N], of each slide
     origin = jax.ops.segment_min(xy, slide, size)
     # Slide, row and column; padding is a cell of its own behind the others, or where the bag is full there is none.
     at_home = jnp.minimum(slide, size - 1)
@@ -61,13 +63,11 @@ def to_tiles(h: Array, cells: Cells, mask: Array) -> Array:
     return jnp.where(mask[:, None], h[cells.number], 0.0)
 
 
-def _tile_width(xy: Array, slide: Array, neighbors: Array, mask: Array) -> Array:
+def _tile_width(xy: Array, slide: Array, graph: Graph) -> Array:
     """The median over a slide's tiles of the distance to the nearest, by the larger of both axes: int32 [N], at least 1, by slide."""
-    size = len(mask)
-    inside = (neighbors >= 0) & (neighbors < size)
-    safe = jnp.where(inside, neighbors, 0)
-    apart = jnp.max(jnp.abs(xy[safe] - xy[:, None]), axis=-1)  # [N, k]
-    nearest = jnp.min(jnp.where(inside & mask[:, None] & mask[safe], apart, _FAR), axis=1, initial=_FAR)
+    size = len(xy)
+    apart = jnp.max(jnp.abs(xy[graph.target] - xy[:, None]), axis=-1)  # [N, k]
+    nearest = jnp.min(jnp.where(graph.valid, apart, _FAR), axis=1, initial=_FAR)
     owner = jnp.where(nearest < _FAR, slide, size)  # lonely tiles, and padding, come last
     order = jnp.lexsort((nearest, owner))
     bounds = jnp.searchsorted(owner[order], jnp.arange(size + 1))

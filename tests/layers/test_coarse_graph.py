@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import functools
-
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -11,9 +9,14 @@ import pytest
 
 from mil_jax.data.graphs import nearest_neighbors
 from mil_jax.layers.coarse_graph import cell_means, make_cells, to_tiles
+from mil_jax.layers.graph_conv import make_graph
 
 TILES, K, SIDE = 3, 8, 12
-make = jax.jit(functools.partial(make_cells, tiles=TILES))
+
+
+@jax.jit
+def make(coords, slide_index, neighbors, mask):
+    return make_cells(coords, slide_index, make_graph(neighbors, mask), mask, TILES)
 
 
 def tissue(n: int, seed: int, tile: int) -> tuple[np.ndarray, np.ndarray]:
