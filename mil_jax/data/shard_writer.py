@@ -133,7 +133,8 @@ class _RecordWriter:
             self._zeros = np.zeros(padding, np.uint8)
         neighbors = np.full((length, self.num_neighbors), -1, "<i4")
         if self.num_neighbors:
-            neighbors[:n] = nearest_neighbors(slide.coords, self.num_neighbors, slide.slide_id)
+            size = provenance.tile_size_level0
+            neighbors[:n] = nearest_neighbors(slide.coords, self.num_neighbors, slide.slide_id, size)
         graph = {"neighbors": tfrecord.bytes_feature([neighbors])} if self.num_neighbors else {}
         message = tfrecord.example(
             {
