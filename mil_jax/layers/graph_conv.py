@@ -2,7 +2,7 @@
 
 Node v sends to the k nodes that it lists, so a node receives from those that list it: k edges out, any number in, none included.
 Padded nodes send and receive nothing. Forward, a loop over the most edges that any node receives; backward, over the k that each
-sends: both are gathers, and no array is larger than [N, k] or [N, 2 channels].
+sends: both are gathers, and no array is larger than [N, k] or [N, channels].
 """
 
 from __future__ import annotations
@@ -17,7 +17,6 @@ from mil_jax.layers.initializers import AffineParameters
 
 Array = jax.Array
 MESSAGE_EPSILON = 1e-7
-_MOST_SPREAD = 60.0  # of t m in a bag, of which exponentials are taken: float32 holds exp(-87) to exp(88)
 
 
 class Graph(NamedTuple):
@@ -52,54 +51,30 @@ def softmax_aggregation(messages: Array, temperature: Array, graph: Graph) -> Ar
     return _aggregate(messages, temperature, graph)[0]
 
 
-def _weights(messages: Array, temperature: Array, graph: Graph) -> tuple[Array, Array, Array]:
-    """exp(t m - c) [N, D] of what is sent, with c [D] the largest t m of the bag, and whether no weight comes near to underflow.
-
-    Then the weights serve all receivers, and no exponential is taken for an edge; c cancels.
-    """
-    sends = jnp.any(graph.valid, axis=1)[:, None]
-    scaled = temperature * messages
-    largest = jnp.max(jnp.where(sends, scaled, -jnp.inf), axis=0)
-    largest = jnp.where(jnp.isfinite(largest), largest, 0.0)
-    smallest = jnp.min(jnp.where(sends, scaled, largest), axis=0)
-    weight = jnp.exp(jnp.where(sends, scaled - largest, -jnp.inf))
-    return weight, largest, jnp.max(largest - smallest) < _MOST_SPREAD
-
-
 def _aggregate(messages: Array, temperature: Array, graph: Graph) -> tuple[Array, Array]:
     """The aggregate and log sum exp(t m) of what comes in, [N, D] each."""
     most = jnp.max(graph.degree, initial=0)
-    weight, common, near = _weights(messages, temperature, graph)
-    table = jnp.concatenate([weight, weight * messages], axis=1)
 
     def incoming(slot: Array) -> tuple[Array, Array]:
         real = slot < graph.degree
-        return graph.source[jnp.where(real, graph.first + slot, 0)], real[:, None]
-
-    def add_near(slot: Array, sums: Array) -> Array:
-        source, real = incoming(slot)
-        return sums + jnp.where(real, table[source], 0.0)
+        source = graph.source[jnp.where(real, graph.first + slot, 0)]
+        return messages[source], real[:, None]
 
     def maximum(slot: Array, largest: Array) -> Array:
-        source, real = incoming(slot)
-        return jnp.maximum(largest, jnp.where(real, temperature * messages[source], -jnp.inf))
+        message, real = incoming(slot)
+        return jnp.maximum(largest, jnp.where(real, temperature * message, -jnp.inf))
 
-    received = graph.degree[:, None] > 0
-    # One of the two ways makes no turn: beside each other, batches of bags take no way in vain.
-    far = jnp.where(near, 0, most)
-    largest = jax.lax.fori_loop(0, far, maximum, jnp.full_like(messages, -jnp.inf))
-    largest = jnp.where(near, common, jnp.where(received, largest, 0.0))
+    largest = jax.lax.fori_loop(0, most, maximum, jnp.full_like(messages, -jnp.inf))
+    largest = jnp.where(graph.degree[:, None] > 0, largest, 0.0)
 
-    def add_far(slot: Array, sums: Array) -> Array:
-        source, real = incoming(slot)
-        message = messages[source]
+    def add(slot: Array, sums: tuple[Array, Array]) -> tuple[Array, Array]:
+        message, real = incoming(slot)
         weight = jnp.exp(jnp.where(real, temperature * message - largest, -jnp.inf))
-        return sums + jnp.concatenate([weight, weight * message], axis=1)
+        return sums[0] + weight, sums[1] + weight * message
 
-    sums = jax.lax.fori_loop(0, most - far, add_near, jnp.zeros_like(table))
-    sums = jax.lax.fori_loop(0, far, add_far, sums)
-    total, weighted = jnp.split(sums, 2, axis=1)
-    total = jnp.where(received, total, 1.0)
+    zeros = jnp.zeros_like(messages)
+    total, weighted = jax.lax.fori_loop(0, most, add, (zeros, zeros))
+    total = jnp.where(graph.degree[:, None] > 0, total, 1.0)
     return weighted / total, largest + jnp.log(total)
 
 
@@ -111,29 +86,16 @@ def _forward(
 
 
 def _backward(residuals: tuple[Array, Array, Graph, Array, Array], gradient: Array) -> tuple[Array, Array, None]:
-    """To m_v: sum over the u that v sends to of g_u p_uv (1 + t (m_v - a_u)), with p_uv = exp(t m_v - log_total_u); to t: of
-    g_u p_uv (m_v - a_u)^2, over all v."""
     messages, temperature, graph, aggregate, log_total = residuals
-    k = graph.target.shape[1]
-    weight, common, near = _weights(messages, temperature, graph)
-    share = gradient * jnp.exp(jnp.where(graph.degree[:, None] > 0, common - log_total, -jnp.inf))
-    table = jnp.concatenate([share, share * aggregate], axis=1)
 
-    def add_near(slot: Array, sums: Array) -> Array:
-        return sums + jnp.where(graph.valid[:, slot, None], table[graph.target[:, slot]], 0.0)
-
-    def add_far(slot: Array, sums: tuple[Array, Array]) -> tuple[Array, Array]:
+    def add(slot: Array, sums: tuple[Array, Array]) -> tuple[Array, Array]:
         target, real = graph.target[:, slot], graph.valid[:, slot, None]
         weight = jnp.exp(jnp.where(real, temperature * messages - log_total[target], -jnp.inf))
         flow, apart = weight * gradient[target], messages - aggregate[target]
         return sums[0] + flow * (1.0 + temperature * apart), sums[1] + jnp.sum(flow * apart**2)
 
-    sums = jax.lax.fori_loop(0, jnp.where(near, k, 0), add_near, jnp.zeros_like(table))
-    shares, with_aggregate = jnp.split(sums, 2, axis=1)
-    flow = weight * (messages * shares - with_aggregate)  # sum of g_u p_uv (m_v - a_u)
-    # As the sum over v of g_u p_uv (m_v - a_u) is 0, one of the two factors may stay m_v.
-    near_sums = weight * shares + temperature * flow, jnp.sum(flow * messages)
-    to_messages, to_temperature = jax.lax.fori_loop(0, jnp.where(near, 0, k), add_far, near_sums)
+    start = jnp.zeros_like(messages), jnp.zeros_like(temperature)
+    to_messages, to_temperature = jax.lax.fori_loop(0, graph.target.shape[1], add, start)
     return to_messages, to_temperature, None
 
 
