@@ -44,6 +44,8 @@ _TRANSFORMS: dict[str, tuple[_Transform, _Transform]] = {
     "same": (lambda w: w, lambda w: w),
     "linear": (np.transpose, np.transpose),
     "conv": (lambda w: w.transpose(2, 3, 1, 0), lambda w: w.transpose(3, 2, 0, 1)),
+    "token": (lambda w: w.reshape(-1), lambda w: w[None, None]),  # [1, 1, width] -> [width]
+    "tokens": (lambda w: w[0], lambda w: w[None]),  # [1, tokens, width] -> [tokens, width]
     "conv1d": (lambda w: w.transpose(1, 2, 0), lambda w: w.transpose(2, 0, 1)),  # [out, in, width] -> [in, width, out]
 }
 
@@ -105,7 +107,7 @@ def import_state_dict(module: Importable, state_dict: Mapping[str, Any], variant
     params: dict[str, Any] = {}
     for name, (path, transform) in mapping.items():
         array = np.asarray(arrays[name], np.float32)
-        if array.ndim != {"linear": 2, "conv": 4, "conv1d": 3}.get(transform, array.ndim):
+        if array.ndim != {"linear": 2, "conv": 4, "conv1d": 3, "token": 3, "tokens": 3}.get(transform, array.ndim):
             raise _mismatch(variant, shapes=[f"{name} {list(array.shape)}"])
         *folders, leaf = path.split("/")
         place = params
