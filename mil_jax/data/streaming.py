@@ -3,7 +3,7 @@
 A window has the arrays of a resident cohort, so the compiled programs do not know the difference. There are WINDOWS of them in host
 memory, and no more: while one is computed on, the next is transferred and the one after it is read. Host memory is
 
-    WINDOWS x (rows of the largest window) x (bytes of an instance's features + 12, and 4 for each neighbour in its graph).
+    WINDOWS x (rows of the largest window) x (bytes of an instance's features + 12, 4 for each neighbour in its graph, 1 for each tile of a region).
 
 A window is filled again only when the dispatch that read it has ended: a CPU device computes on the host's memory itself.
 """
@@ -128,7 +128,8 @@ class StreamedFeed:
 
         features = shape(rows, *self.shards.feature_shape, dtype=self.shards.dtype)
         neighbors = shape(rows, self.bags.num_neighbors) if self.bags.num_neighbors else None
-        return ResidentBags(features, shape(rows, 2), shape(rows), shape(num_bags), shape(num_bags), neighbors)
+        parts = shape(rows, self.shards.num_parts, dtype=bool) if self.shards.num_parts else None
+        return ResidentBags(features, shape(rows, 2), shape(rows), shape(num_bags), shape(num_bags), neighbors, parts)
 
     def pieces(self, bags: np.ndarray, runs: Sequence[Run]) -> Iterator[Piece]:
         """The dispatches of runs (bucket, lo [R], hi [R]) over bags [R, T, B], split so that each one's bags fit into a window.
