@@ -108,10 +108,12 @@ class ResidentFeed:
                 in_flight.popleft().block_until_ready()
 
     def instances(self, numbers: np.ndarray) -> Iterator[tuple[int, np.ndarray]]:
-        """(number, features [n, *F]) of each bag, on the host."""
-        features, offsets, sizes = (np.asarray(x) for x in (self.host.features, self.host.offsets, self.host.sizes))
+        """(number, features [n, *F]) of each bag, on the host; of regions those of the tiles there are."""
+        host = self.host
+        features, offsets, sizes = (np.asarray(x) for x in (host.features, host.offsets, host.sizes))
         for number in numbers.tolist():
-            yield number, features[offsets[number] : offsets[number] + sizes[number]]
+            rows = slice(offsets[number], offsets[number] + sizes[number])
+            yield number, features[rows] if host.part_mask is None else features[rows][np.asarray(host.part_mask[rows])]
 
     def verify_rest(self) -> None:
         """Every record was checked when it was read."""

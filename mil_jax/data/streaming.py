@@ -151,13 +151,14 @@ class StreamedFeed:
                 window.done = piece.done
 
     def instances(self, numbers: np.ndarray) -> Iterator[tuple[int, np.ndarray]]:
-        """(number, features [n, *F]) of each bag, on the host, in a window: use them before the next."""
+        """(number, features [n, *F]) of each bag, on the host, in a window: use them before the next. Of regions as in memory."""
 
         def job(number: int) -> tuple[int, Callable[[_Window], Future[None]]]:
             return number, lambda window: self._reading.submit(self._read, window, {number: 0})
 
         for number, window, _ in self._in_turn(map(job, numbers.tolist())):
-            yield number, window.rows.features[: self.sizes[number]]
+            rows, size = window.rows, self.sizes[number]
+            yield number, rows.features[:size] if rows.part_mask is None else rows.features[:size][rows.part_mask[:size]]
             window.done = None
 
     def _in_turn(

@@ -5,7 +5,7 @@ An aggregator with losses of its own (on instances, on a second stream) defines 
 published weights defines `starting_from(params) -> params`; one with parts that are not trained names them in `frozen_parts`.
 
 The field's setting is one bag a step. Feature normalisation is fitted to the replica's own training bags: `zscore` with their mean
-and standard deviation over all instances (a constant column becomes 0), `l2` per instance.
+and standard deviation over all instances (a constant column becomes 0), `l2` per instance; of regions, tile by tile.
 """
 
 from __future__ import annotations
@@ -173,17 +173,15 @@ class Supervised:
     def _normalized(self, bag: Bag, constants: PyTree) -> Bag:
         if self.normalize == "none":
             return bag
-        if bag.part_mask is not None:
-            raise ConfigError(
-                f"data.normalize={self.normalize} is for instances that are vectors, and here they are regions of tiles: set it to 'none'"
-            )
+        # What is normalised are instances, or the tiles of regions.
+        real = bag.mask if bag.part_mask is None else bag.mask[:, None] & bag.part_mask
         # Padding may hold NaN: it is replaced before it is computed with.
-        mask = bag.mask.reshape(-1, *(1,) * (bag.features.ndim - 1))
+        mask = real.reshape(*real.shape, *(1,) * (bag.features.ndim - real.ndim))
         features = jnp.where(mask, bag.features, 0.0)
         if self.normalize == "zscore":
             features = (features - constants["mean"]) * constants["scale"]
         else:
-            norm = jnp.sqrt(jnp.sum(features**2, axis=tuple(range(1, features.ndim)), keepdims=True))
+            norm = jnp.sqrt(jnp.sum(features**2, axis=tuple(range(real.ndim, features.ndim)), keepdims=True))
             features = features / jnp.maximum(norm, 1e-12)
         return bag.replace(features=jnp.where(mask, features, 0.0))
 
