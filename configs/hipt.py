@@ -44,16 +44,16 @@ def get_config() -> ConfigDict:
         {
             "data": {"regions": 3, "normalize": "zscore"},
             "aggregator": {
-                "region_dim": 32,
+                "region_dim": 64,
                 "region_depth": 1,
                 "region_heads": 4,
                 "table_side": 3,
-                "hidden_dim": 32,
+                "hidden_dim": 64,
                 "num_heads": 2,
                 "dropout": 0.0,
             },
-            "optimizer": {"lr": 5e-4, "schedule": {"name": "cosine", "warmup_epochs": 3.0}},
-            "train": {"epochs": 20, "batch_size": 4, "balanced": False},
+            "optimizer": {"lr": 3e-4, "clip_norm": 1.0, "schedule": {"name": "cosine", "warmup_epochs": 3.0}},
+            "train": {"epochs": 25, "batch_size": 8, "balanced": False},
         }
     )
     return config
