@@ -104,7 +104,9 @@ class HIPT(nn.Module):
                 "aggregator.guided, frozen and region_weights are about the encoder of regions: set aggregator.region_encoder='vit'"
             )
         if self.guided and self.frozen:
-            raise ConfigError("aggregator.guided trains the encoder of regions, and aggregator.frozen keeps it: choose one")
+            raise ConfigError(
+                "aggregator.guided trains the encoder of regions, and aggregator.frozen keeps it: choose one"
+            )
         super().__post_init__()
 
     @nn.compact
@@ -115,7 +117,9 @@ class HIPT(nn.Module):
                     f"hipt with aggregator.region_encoder='none' reads vectors of regions [R, D], but the bag has the shape "
                     f"{list(bag.features.shape)}"
                 )
-            return self._slide(masked.zero_padding(bag.features, bag.mask), bag.mask, self._layers(bag.features.shape[-1]), train)
+            return self._slide(
+                masked.zero_padding(bag.features, bag.mask), bag.mask, self._layers(bag.features.shape[-1]), train
+            )
         bag = self._grids(bag)
         encoder = VisionTransformer(
             self.region_dim,
@@ -195,10 +199,20 @@ class HIPT(nn.Module):
         return Prediction(layers["classifier"](embedding), attention, masked.hide_padding(scores, mask), embedding)
 
     def _guided(
-        self, prediction: Prediction, encoder: VisionTransformer, fine: Array, bag: Bag, layers: dict[str, Any], train: bool
+        self,
+        prediction: Prediction,
+        encoder: VisionTransformer,
+        fine: Array,
+        bag: Bag,
+        layers: dict[str, Any],
+        train: bool,
     ) -> Prediction:
         """The prediction with what the coarse level says, and how far the fine vectors are from its own."""
-        tiles = jnp.ones(bag.features.shape[:3], bool) if bag.part_mask is None else bag.part_mask.reshape(bag.features.shape[:3])
+        tiles = (
+            jnp.ones(bag.features.shape[:3], bool)
+            if bag.part_mask is None
+            else bag.part_mask.reshape(bag.features.shape[:3])
+        )
         count = jnp.maximum(jnp.sum(tiles, axis=(1, 2)), 1)
         mean = jnp.sum(bag.features, axis=(1, 2)) / count[:, None]
         level = self.param("level", nn.initializers.normal(0.02), (bag.features.shape[-1],))
@@ -237,7 +251,9 @@ class HIPT(nn.Module):
         Raises DataError for a file that does not fit, and ConfigError for an encoder that would stay at its random numbers.
         """
         if self.region_weights:
-            encoder = VisionTransformer(self.region_dim, self.region_depth, self.region_heads, table_side=self.table_side)
+            encoder = VisionTransformer(
+                self.region_dim, self.region_depth, self.region_heads, table_side=self.table_side
+            )
             return {**params, _ENCODER: import_state_dict(encoder, load_state_dict(self.region_weights), _LEVEL_2)}
         if self.frozen:
             raise ConfigError(

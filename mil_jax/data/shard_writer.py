@@ -80,10 +80,10 @@ def write_shards(
     num_neighbors: store so many nearest tiles of each tile, for methods on graphs; 0 = none.
     regions: store regions of so many tiles a side as the instances, for HIPT (16); 0 = as they come.
 
-    Raises ConfigError for neighbours of regions, DataError for non-finite rows (every slide and row is named), features of different shape or type, a slide
-    that occurs twice, values that a cast would overflow, neighbours or regions asked of a slide without coordinates or
-    with two tiles at one place, a grid that does not fit the tiles' size, or nothing to write; UserError for an existing folder without `overwrite`, or a full disk. The
-    folder is then left as it was.
+    Raises ConfigError for neighbours of regions; DataError for non-finite rows (every slide and row is named), features of different
+    shape or type, a slide that occurs twice, values that a cast would overflow, neighbours or regions asked of a slide without
+    coordinates or with two tiles at one place, a grid that does not fit the tiles' size, or nothing to write; UserError for an existing
+    folder without `overwrite`, or a full disk. The folder is then left as it was.
     """
     if regions and num_neighbors:
         raise ConfigError("neighbours are those of tiles, and regions take their place: ask for one of them")

@@ -3,7 +3,7 @@
 A window has the arrays of a resident cohort, so the compiled programs do not know the difference. There are WINDOWS of them in host
 memory, and no more: while one is computed on, the next is transferred and the one after it is read. Host memory is
 
-    WINDOWS x (rows of the largest window) x (bytes of an instance's features + 12, 4 for each neighbour in its graph, 1 for each tile of a region).
+    WINDOWS x (rows of the largest window) x (bytes of an instance's features + 12, 4 for each neighbour, 1 for each tile of a region).
 
 A window is filled again only when the dispatch that read it has ended: a CPU device computes on the host's memory itself.
 """
@@ -158,7 +158,10 @@ class StreamedFeed:
 
         for number, window, _ in self._in_turn(map(job, numbers.tolist())):
             rows, size = window.rows, self.sizes[number]
-            yield number, rows.features[:size] if rows.part_mask is None else rows.features[:size][rows.part_mask[:size]]
+            yield (
+                number,
+                rows.features[:size] if rows.part_mask is None else rows.features[:size][rows.part_mask[:size]],
+            )
             window.done = None
 
     def _in_turn(

@@ -50,8 +50,6 @@ def synthetic_shards(config: ConfigDict, folder: Path) -> Shards:
         **numbers, checksum=0, dropped_rows=0, **unknown, **texts
     )
     shape = (num_parts, dim) if num_parts else (dim,)
-    index = ShardIndex(
-        shape, np.dtype("<f2"), (), records, num_neighbors=config.data.neighbors, num_parts=num_parts
-    )
+    index = ShardIndex(shape, np.dtype("<f2"), (), records, num_neighbors=config.data.neighbors, num_parts=num_parts)
     config.data.update(labels=str(labels), target="label", patient="patient_id", classes=",".join(CLASSES))
     return Shards(folder, index)

@@ -79,7 +79,9 @@ class SlideBag:
                 )
             empty = np.flatnonzero(~self.part_mask.any(axis=1))
             if empty.size:
-                raise DataError(f"{where}: region {empty[0]} has no tile, its part_mask is empty; leave such regions out")
+                raise DataError(
+                    f"{where}: region {empty[0]} has no tile, its part_mask is empty; leave such regions out"
+                )
         if self.coords is None:
             return
         if self.coords.ndim != 2 or self.coords.shape[1] != 2:

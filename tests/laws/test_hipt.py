@@ -45,7 +45,9 @@ def small(name: str, **fields: Any) -> nn.Module:
 
 @pytest.mark.parametrize("promise", ["padding_train", "replicas", "all_padding"])
 def test_law(promise):
-    law.check_aggregator(MissingTiles(small("hipt", mask_parts=True)), (TILES, WIDTH), promises=[promise], bare_sizes=(1,))
+    law.check_aggregator(
+        MissingTiles(small("hipt", mask_parts=True)), (TILES, WIDTH), promises=[promise], bare_sizes=(1,)
+    )
 
 
 def test_law_without_transformers():
