@@ -18,10 +18,10 @@ import numpy as np
 from jax import lax
 
 from mil_jax.layers.initializers import Affine
+from mil_jax.layers.pseudo_inverse import apply_pseudo_inverse
 
 Array = jax.Array
 
-_FULL = lax.Precision.HIGHEST  # the pseudo-inverse does not bear TF32 or bfloat16 products
 _BLOCK = 96  # tokens that one matrix product of the residual convolution covers
 
 
@@ -59,7 +59,7 @@ def nystrom_attention(
     @jax.checkpoint
     def spread(head: tuple[Array, Array, Array]) -> Array:
         queries, marks, mixed = head
-        return jax.nn.softmax(queries @ marks.T / math.sqrt(weights.head_dim), axis=-1) @ mixed
+        return attend(queries, marks, mixed)
 
     pooled, nearby = lax.map(gather_and_convolve, (query_marks, keys, values, weights.residual.T))  # A3 V [heads, m, d]
     mixed = apply_pseudo_inverse(similarity, pooled, iterations).astype(x.dtype)  # Z A3 V [heads, m, d]
@@ -170,63 +170,18 @@ def _exponentials(marks: Array, keys: Array, num_tokens: Array, padding: Array) 
     return exponentials, jnp.sum(exponentials, axis=-1, keepdims=True) + padding * jnp.exp(-largest)
 
 
+def attend(queries: Array, marks: Array, values: Array) -> Array:
+    """A1 `values` of one head [S, d]; divided by the softmax's sums at the end, when the rows are short."""
+    logits = (queries @ marks.T / math.sqrt(marks.shape[-1])).astype(jnp.float32)
+    exponentials = jnp.exp(logits - lax.stop_gradient(jnp.max(logits, axis=-1, keepdims=True)))
+    total = jnp.sum(exponentials, axis=-1, keepdims=True)
+    return (exponentials.astype(values.dtype) @ values) / total
+
+
 def attend_with_padding(marks: Array, keys: Array, values: Array, num_tokens: Array, padding: Array) -> Array:
     """A3 V of one head [m, d]; the padding's values are 0."""
     exponentials, total = _exponentials(marks, keys, num_tokens, padding)
     return (exponentials.astype(values.dtype) @ values) / total
-
-
-def apply_pseudo_inverse(a: Array, w: Array, iterations: int, *, transposed: bool = False) -> Array:
-    """Z w, or Z' w, for the iterated pseudo-inverse Z of softmax matrices a [heads, m, m] and w [heads, m, k], in float32.
-
-    The reference iterates Z <- Z r(a Z) from Z = c a', with r(X) = (13 - 15 X + 7 X^2 - X^3) / 4 and 1 / c the largest column sum
-    over all heads (row sums are 1). All X = a Z are polynomials in c a a': symmetric, and they commute. So X <- X r(X) is iterated
-    alone and the r(X) are applied to w, which is thin. X r(X) = (b^2 + 27/8 X - (X^2 - 7/2 X + b)^2) / 4 with b = 11/8 takes two
-    squarings, each with one product in the backward pass: 33 m^3 products in all instead of 72.
-    """
-    a, w = a.astype(jnp.float32), w.astype(jnp.float32)
-    scale = 1.0 / jnp.max(jnp.sum(a, axis=-2))
-    x = scale * _gram(a)
-    w = _product(a, w) if transposed else w
-    identity = jnp.eye(a.shape[-1], dtype=jnp.float32)
-
-    def iterate(carry: tuple[Array, Array], _: None) -> tuple[tuple[Array, Array], None]:
-        x, w = carry
-        square = _square(x)
-        xw = _product(x, w)
-        w = 0.25 * (13.0 * w - 15.0 * xw + _product(square, 7.0 * w - xw))
-        return (0.25 * (1.375**2 * identity + 3.375 * x - _square(square - 3.5 * x + 1.375 * identity)), w), None
-
-    (x, w), _ = lax.scan(iterate, (x, w), length=iterations - 1)
-    w = 0.25 * (13.0 * w - _product(x, 15.0 * w - _product(x, 7.0 * w - _product(x, w))))
-    return scale * (w if transposed else _product(a.mT, w))
-
-
-def _product(a: Array, b: Array) -> Array:
-    return jnp.matmul(a, b, precision=_FULL)
-
-
-@jax.custom_vjp
-def _gram(a: Array) -> Array:
-    """a a' of matrices [..., m, m]."""
-    return _product(a, a.mT)
-
-
-_gram.defvjp(lambda a: (_gram(a), a), lambda a, g: (_product(g + g.mT, a),))
-
-
-@jax.custom_vjp
-def _square(x: Array) -> Array:
-    """x x of symmetric matrices. The gradient is symmetric too: its antisymmetric part would vanish in that of `_gram`."""
-    return _product(x, x)
-
-
-def _square_backward(x: Array, g: Array) -> tuple[Array]:
-    half = _product(0.5 * (g + g.mT), x)
-    return (half + half.mT,)
-
-
-_square.defvjp(lambda x: (_square(x), x), _square_backward)
 
 
 def token_convolution(values: Array, kernel: Array) -> Array:

@@ -15,7 +15,6 @@ from mil_jax.interop.torch_checkpoints import export_state_dict, import_state_di
 from mil_jax.layers.initializers import Affine
 from mil_jax.layers.nystrom import (
     NystromWeights,
-    apply_pseudo_inverse,
     attend_with_padding,
     first_token_attention,
     front_padding,
@@ -23,6 +22,7 @@ from mil_jax.layers.nystrom import (
     nystrom_attention,
 )
 from mil_jax.layers.ppeg import position_encoding
+from mil_jax.layers.pseudo_inverse import apply_pseudo_inverse
 from mil_jax.training.optimizers import OptimizerSettings, make
 from tests.parity import fill
 from tests.parity.adapters.base import Answer, class_targets, classification_task, gradient_entries, stack_bags
