@@ -17,7 +17,9 @@ def get_config() -> ConfigDict:
     config = base_config()
     config.name = "hipt_none"
     config.data.regions = 16  # 4096-pixel regions of 256-pixel patches
-    config.aggregator = ConfigDict({"name": "hipt_none", "hidden_dim": 256, "dropout": 0.25})  # --model_type hipt_n, small
+    config.aggregator = ConfigDict(
+        {"name": "hipt_none", "hidden_dim": 256, "dropout": 0.25}
+    )  # --model_type hipt_n, small
     config.optimizer.update({"name": "adam", "lr": 2e-4, "weight_decay": 1e-5})  # --opt adam --lr 2e-4 --reg 1e-5 (L2)
     config.train.epochs = 20  # --max_epochs 20
     config.train.balanced = True  # --weighted_sample

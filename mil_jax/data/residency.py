@@ -49,16 +49,16 @@ class ResidentBags(flax.struct.PyTreeNode):
         start = self.offsets[number]
         mask = jnp.arange(length) < self.sizes[number]
 
-        def own(array: Array | None) -> Array | None:
-            return None if array is None else jax.lax.dynamic_slice_in_dim(array, start, length)
+        def own(array: Array) -> Array:
+            return jax.lax.dynamic_slice_in_dim(array, start, length)
 
         return Bag(
             features=own(self.features).astype(jnp.float32),
             mask=mask,
             coords=own(self.coords),
             slide_index=own(self.slide_index),
-            part_mask=own(self.part_mask),
-            neighbors=own(self.neighbors),
+            part_mask=None if self.part_mask is None else own(self.part_mask),
+            neighbors=None if self.neighbors is None else own(self.neighbors),
         )
 
 

@@ -89,7 +89,7 @@ class VisionTransformer(nn.Module):
             grid = instance.shape[0] // self.patch_size, instance.shape[1] // self.patch_size
             cells = embedding(patches(instance, self.patch_size))
         else:
-            grid = instance.shape[:2]
+            grid = instance.shape[0], instance.shape[1]
             cells = jax.nn.gelu(embedding(instance.reshape(-1, instance.shape[-1])), approximate=False)
         key_mask = None if parts is None else jnp.concatenate([jnp.ones(1, bool), parts])
         return embed(vit, cells, grid), key_mask

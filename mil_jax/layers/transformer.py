@@ -77,7 +77,12 @@ class BlockParameters(nn.Module):
 
 
 def self_attention(
-    x: Array, qkv: Affine, num_heads: int, key_mask: Array | None = None, rows: int | None = None, factors: Array = None
+    x: Array,
+    qkv: Affine,
+    num_heads: int,
+    key_mask: Array | None = None,
+    rows: int | None = None,
+    factors: Array | None = None,
 ) -> tuple[Array, Array]:
     """Softmax attention of the first `rows` tokens (None: all) over all tokens x [T, C] -> ([rows, C], [heads, rows, T]).
 
@@ -88,7 +93,8 @@ def self_attention(
     head = width // num_heads
 
     def heads(tokens: Array, first: int, last: int) -> Array:
-        part = Affine(qkv.kernel[:, first * width : last * width], qkv.bias[first * width : last * width])
+        columns = slice(first * width, last * width)
+        part = Affine(qkv.kernel[:, columns], None if qkv.bias is None else qkv.bias[columns])
         return part(tokens).reshape(len(tokens), last - first, num_heads, head)
 
     if rows is None:
@@ -126,16 +132,15 @@ def post_norm_block(
     block: Block, x: Array, mask: Array, *, num_heads: int, epsilon: float, rate: Array | float, key: Array | None
 ) -> Array:
     """x [N, C] -> [N, C], attention over the real rows alone. With a key, `rate` is dropped out of attention, branches and hidden layer."""
-    keys = jax.random.split(key, 4) if key is not None else (None,) * 4
-    factors = None if key is None else attention_factors(keys[0], len(x), num_heads, rate)
 
-    def dropped(x: Array, key: Array | None) -> Array:
-        return x if key is None else dropout(x, rate, key)
+    def dropped(x: Array, number: int) -> Array:
+        return x if key is None else dropout(x, rate, jax.random.fold_in(key, number))
 
+    factors = None if key is None else attention_factors(jax.random.fold_in(key, 0), len(x), num_heads, rate)
     mixed, _ = self_attention(x, block.qkv, num_heads, mask, factors=factors)
-    x = block.norm_1(x + dropped(block.projection(mixed), keys[1]), epsilon)
-    hidden = dropped(jax.nn.relu(block.expand(x)), keys[2])
-    return block.norm_2(x + dropped(block.contract(hidden), keys[3]), epsilon)
+    x = block.norm_1(x + dropped(block.projection(mixed), 1), epsilon)
+    hidden = dropped(jax.nn.relu(block.expand(x)), 2)
+    return block.norm_2(x + dropped(block.contract(hidden), 3), epsilon)
 
 
 def attention_factors(key: Array, num_tokens: int, num_heads: int, rate: Array | float) -> Array:
