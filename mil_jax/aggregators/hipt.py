@@ -90,8 +90,8 @@ class HIPT(nn.Module):
         checks.one_of("region_encoder", self.region_encoder, ("vit", "none"))
         for name in ("num_outputs", "region_dim", "region_depth", "region_heads", "table_side", "regions_at_once"):
             checks.positive(name, getattr(self, name))
-        for name in ("hidden_dim", "num_heads"):
-            checks.positive(name, getattr(self, name))
+        checks.positive("hidden_dim", self.hidden_dim)
+        checks.positive("num_heads", self.num_heads)
         for heads, width in (("region_heads", "region_dim"), ("num_heads", "hidden_dim")):
             if getattr(self, width) % getattr(self, heads):
                 raise ConfigError(
@@ -117,9 +117,8 @@ class HIPT(nn.Module):
                     f"hipt with aggregator.region_encoder='none' reads vectors of regions [R, D], but the bag has the shape "
                     f"{list(bag.features.shape)}"
                 )
-            return self._slide(
-                masked.zero_padding(bag.features, bag.mask), bag.mask, self._layers(bag.features.shape[-1]), train
-            )
+            regions = masked.zero_padding(bag.features, bag.mask)
+            return self._slide(regions, bag.mask, self._layers(regions.shape[-1]), train)
         bag = self._grids(bag)
         encoder = VisionTransformer(
             self.region_dim,
