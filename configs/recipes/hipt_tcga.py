@@ -51,16 +51,16 @@ def get_config() -> ConfigDict:
                 "table_side": 3,
                 "hidden_dim": 64,
                 "num_heads": 2,
-                "dropout": 0.1,
+                "dropout": 0.0,
             },
             "optimizer": {
                 "name": "adamw",
-                "lr": 3e-4,
+                "lr": 7e-4,
                 "weight_decay": 0.05,
                 "clip_norm": 1.0,
                 "schedule": {"name": "cosine", "warmup_epochs": 3.0},
             },
-            "train": {"epochs": 25, "batch_size": 4, "balanced": False},
+            "train": {"epochs": 35, "batch_size": 8, "balanced": False},
         }
     )
     return config
