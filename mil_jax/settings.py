@@ -48,6 +48,13 @@ SETTINGS: dict[str, Setting] = {
         least=0,
         most=64,
     ),
+    "data.regions": Setting(
+        0,
+        "Tiles a side of the square regions that are the instances, for HIPT (16); shards must hold such (`data_prep.shard --regions "
+        "16`). 0: instances are as they come.",
+        least=0,
+        most=64,
+    ),
     "data.synthetic.bags": Setting(
         0,
         "For `mil_jax.profile` only, instead of data: forecast for so many bags, their sizes drawn, their features invented.",

@@ -33,7 +33,7 @@ def nearest_neighbors(coords: np.ndarray | None, k: int, slide: str, tile_size: 
         )
     coords = np.asarray(coords, np.int64)
     n = len(coords)
-    _check_distinct(coords, slide)
+    check_distinct(coords, slide, "a graph of neighbours")
     neighbors = np.full((n, k), -1, np.int32)
     wanted = min(k, n - 1)
     if wanted < 1:
@@ -55,12 +55,13 @@ def nearest_neighbors(coords: np.ndarray | None, k: int, slide: str, tile_size: 
     return neighbors
 
 
-def _check_distinct(coords: np.ndarray, slide: str) -> None:
+def check_distinct(coords: np.ndarray, slide: str, what: str) -> None:
+    """Raises DataError where two tiles lie at the same place, so that `what` has no meaning. coords: [n, 2]."""
     places, counts = np.unique(coords, axis=0, return_counts=True)
     if len(places) < len(coords):
         x, y = places[np.argmax(counts > 1)]
         raise DataError(
-            f"slide {slide}: {counts.max()} tiles lie at the same place, ({x}, {y}) among them, so that a graph of neighbours has no "
+            f"slide {slide}: {counts.max()} tiles lie at the same place, ({x}, {y}) among them, so that {what} has no "
             "meaning: tile this slide again without duplicates"
         )
 

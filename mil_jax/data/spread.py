@@ -17,7 +17,7 @@ import numpy as np
 from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from mil_jax.data.residency import Piece, Put, ResidentBags, in_step, load_bags
+from mil_jax.data.residency import Piece, Put, ResidentBags, in_step, load_bags, real_features
 from mil_jax.data.streaming import Order, StreamedBags, window_rows, window_shapes
 from mil_jax.data.windows import Load, Run, split_runs
 
@@ -90,7 +90,7 @@ class SpreadFeed:
     def instances(self, numbers: np.ndarray) -> Iterator[tuple[int, np.ndarray]]:
         """(number, features [n, *F]) of each bag, on the host, from the shards."""
         for number in numbers.tolist():
-            yield number, np.asarray(load_bags(self.bags.shards, [self.bags.slides[number]], 0).features)
+            yield number, real_features(load_bags(self.bags.shards, [self.bags.slides[number]], 0), slice(None))
 
     def verify_rest(self) -> None:
         """Every record was checked when it was read."""

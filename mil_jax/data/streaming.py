@@ -3,7 +3,7 @@
 A window has the arrays of a resident cohort, so the compiled programs do not know the difference. There are WINDOWS of them in host
 memory, and no more: while one is computed on, the next is transferred and the one after it is read. Host memory is
 
-    WINDOWS x (rows of the largest window) x (bytes of an instance's features + 12, and 4 for each neighbour in its graph).
+    WINDOWS x (rows of the largest window) x (bytes of an instance's features + 12, 4 for each neighbour, 1 for each tile of a region).
 
 A window is filled again only when the dispatch that read it has ended: a CPU device computes on the host's memory itself.
 """
@@ -29,6 +29,7 @@ from mil_jax.data.residency import (
     SplitBags,
     bag_sizes,
     new_rows,
+    real_features,
     row_bytes,
     slide_rows,
 )
@@ -149,13 +150,13 @@ class StreamedFeed:
                 window.done = piece.done
 
     def instances(self, numbers: np.ndarray) -> Iterator[tuple[int, np.ndarray]]:
-        """(number, features [n, *F]) of each bag, on the host, in a window: use them before the next."""
+        """(number, features [n, *F]) of each bag, on the host, in a window: use them before the next. Of regions as in memory."""
 
         def job(number: int) -> tuple[int, Callable[[_Window], Future[None]]]:
             return number, lambda window: self._reading.submit(self._read, window, {number: 0})
 
         for number, window, _ in self._in_turn(map(job, numbers.tolist())):
-            yield number, window.rows.features[: self.sizes[number]]
+            yield number, real_features(window.rows, slice(self.sizes[number]))
             window.done = None
 
     def _in_turn(
@@ -223,12 +224,12 @@ class StreamedFeed:
         if self.split is None:
             return self.put(host).replace(sizes=self._device_sizes)
         length, split = self.lengths[load.bucket], self.split
-        features, coords, slide_index, neighbors = (
+        features, coords, slide_index, neighbors, parts = (
             None if x is None else split(x.reshape(-1, length, *x.shape[1:]))
-            for x in (host.features, host.coords, host.slide_index, host.neighbors)
+            for x in (host.features, host.coords, host.slide_index, host.neighbors, host.part_mask)
         )
         places = self.put(offsets // length)
-        return SplitBags(features, coords, slide_index, places, self._device_sizes, neighbors)
+        return SplitBags(features, coords, slide_index, places, self._device_sizes, neighbors, parts)
 
 
 def window_shapes(
@@ -243,8 +244,9 @@ def window_shapes(
 
     features = shape(*bags.shards.feature_shape, dtype=bags.shards.dtype)
     neighbors = shape(bags.num_neighbors) if bags.num_neighbors else None
+    parts = shape(bags.shards.num_parts, dtype=bool) if bags.shards.num_parts else None
     numbers = jax.ShapeDtypeStruct(sizes.shape, sizes.dtype, sharding=sizes.sharding)
-    return features, shape(2), shape(), numbers, numbers, neighbors
+    return features, shape(2), shape(), numbers, numbers, neighbors, parts
 
 
 def window_rows(

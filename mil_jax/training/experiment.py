@@ -30,7 +30,7 @@ from mil_jax.data.shards import Shards
 from mil_jax.data.splits import TEST, TRAIN, VALIDATION
 from mil_jax.errors import ConfigError
 from mil_jax.strategies.dtfd import TwoTiers
-from mil_jax.strategies.supervised import Supervised
+from mil_jax.strategies.supervised import Supervised, fresh_params
 from mil_jax.tasks.classification import Classification
 from mil_jax.training import optimizers
 from mil_jax.training.checkpoints import Checkpoints
@@ -265,16 +265,17 @@ def strategy(experiment: Experiment) -> Supervised:
 def parameter_shapes(experiment: Experiment) -> Any:
     """The tree of the shapes of one run's parameters, without computing any. Raises ConfigError where model and features differ."""
     length, shape = experiment.ladder.lengths[0], experiment.shards.feature_shape
-    neighbors = experiment.config.data.neighbors
+    neighbors, parts = experiment.config.data.neighbors, experiment.shards.num_parts
     bag = Bag(
         features=jax.ShapeDtypeStruct((length, *shape), np.float32),
         coords=jax.ShapeDtypeStruct((length, 2), np.int32),
         slide_index=jax.ShapeDtypeStruct((length,), np.int32),
         mask=jax.ShapeDtypeStruct((length,), np.bool_),
+        part_mask=jax.ShapeDtypeStruct((length, parts), np.bool_) if parts else None,
         neighbors=jax.ShapeDtypeStruct((length, neighbors), np.int32) if neighbors else None,
     )
     module = strategy(experiment).module
-    return jax.eval_shape(lambda bag: module.init({"params": jax.random.key(0)}, bag, train=False)["params"], bag)
+    return jax.eval_shape(lambda bag: fresh_params(module, jax.random.key(0), bag), bag)
 
 
 def train(experiment: Experiment, folder: RunFolder, listener: Listener) -> FitResult:
