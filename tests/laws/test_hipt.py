@@ -17,7 +17,7 @@ from tests.laws import law, training_loss
 TASK = Classification(("a", "b"))
 TILES, WIDTH = 4, 6
 SMALL: dict[str, dict[str, Any]] = {
-    "hipt": {"region_dim": 8, "region_depth": 2, "region_heads": 2, "table_side": 3, "hidden_dim": 8, "num_heads": 2},
+    "hipt": {"region_dim": 8, "region_depth": 1, "region_heads": 2, "table_side": 3, "hidden_dim": 8, "num_heads": 2},
     "hipt_none": {"hidden_dim": 8},
 }
 
@@ -55,9 +55,7 @@ def test_law_without_transformers():
 
 
 def test_the_guided_loss_is_exact_under_padding():
-    run = training_loss.run(
-        MissingTiles(small("hipt", region_depth=1, guided=True)), TASK, np.int32(1), (TILES, WIDTH), train=True
-    )
+    run = training_loss.run(MissingTiles(small("hipt", guided=True)), TASK, np.int32(1), (TILES, WIDTH), train=True)
     law.check_padding(run, (TILES, WIDTH), bare_sizes=())
 
 
@@ -65,8 +63,8 @@ def test_the_guided_loss_is_exact_under_padding():
 @pytest.mark.parametrize(
     ("name", "fields", "shape"),
     [
-        ("hipt", {}, (TILES, WIDTH)),
-        ("hipt", {"mask_parts": True, "guided": True}, (TILES, WIDTH)),
+        ("hipt", {"region_depth": 2}, (TILES, WIDTH)),
+        ("hipt", {"region_depth": 2, "mask_parts": True, "guided": True}, (TILES, WIDTH)),
         ("hipt_none", {}, (TILES, WIDTH)),
         ("hipt", {"region_encoder": "none"}, (WIDTH,)),
         ("hipt_none", {"one_region": True}, (WIDTH,)),
