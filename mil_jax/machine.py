@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
+from pathlib import Path
 
 
 def usable_cores() -> int:
@@ -13,5 +15,24 @@ def usable_cores() -> int:
 
 
 def memory_bytes() -> int:
-    """Bytes of memory."""
-    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    """Bytes of memory that this process may use: the machine's, or what its container or batch job is limited to."""
+    machine = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    return min([machine, *group_limits(Path("/proc/self/cgroup"), Path("/sys/fs/cgroup"))])
+
+
+def group_limits(membership: Path, root: Path) -> Iterator[int]:
+    """The memory limits, in bytes, of the Linux control groups that `membership` lists and of those around them, below `root`."""
+    lines = membership.read_text(encoding="utf-8").splitlines() if membership.exists() else []
+    for line in lines:
+        _, controllers, path = line.split(":", 2)
+        if controllers and "memory" not in controllers.split(","):
+            continue
+        top, name = (root / "memory", "memory.limit_in_bytes") if controllers else (root, "memory.max")
+        group = top / path.lstrip("/")
+        for folder in (group, *group.parents):
+            if (folder / name).is_file():
+                limit = (folder / name).read_text(encoding="utf-8").strip()
+                if limit.isdecimal():  # "max" is none
+                    yield int(limit)
+            if folder == top:
+                break

@@ -7,7 +7,6 @@ real one. Nothing is trained and no run folder is made: the result is the termin
 from __future__ import annotations
 
 import json
-import os
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -23,6 +22,7 @@ from mil_jax.data.reading import reading_rate
 from mil_jax.data.room import STREAMED
 from mil_jax.errors import DataError
 from mil_jax.files import write_text
+from mil_jax.machine import memory_bytes
 from mil_jax.overview import describe_experiment
 from mil_jax.progress import conversion_progress
 from mil_jax.reports import profile as report
@@ -255,7 +255,7 @@ def _cohort_bytes(experiment: Experiment) -> int:
 def _device_memory() -> int:
     """Bytes of a device's memory; of a CPU the machine's, shared by its devices; 0 where it is not known."""
     if jax.default_backend() == "cpu":
-        return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") // jax.local_device_count()
+        return memory_bytes() // jax.local_device_count()
     return int((jax.local_devices()[0].memory_stats() or {}).get("bytes_limit", 0))
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,7 @@ from absl import flags
 
 from mil_jax.config import ConfigDict
 from mil_jax.console import console, say
+from mil_jax.data.residency import UnreadBags
 from mil_jax.errors import ConfigError, TrainingError
 from mil_jax.progress import StopOnSignal, TrainingProgress, conversion_progress
 from mil_jax.reports.loggers import require_packages
@@ -64,14 +66,15 @@ def prepared(config: ConfigDict, values: flags.FlagValues, name: str) -> Experim
 
 
 def open_folder(
-    experiment: Experiment, values: flags.FlagValues, name: str, settings: Mapping[str, Any]
+    experiment: Experiment, values: flags.FlagValues, name: str, settings: Mapping[str, Any], *, compiling: bool = False
 ) -> RunFolder | None:
-    """The run folder, with splits.csv and excluded.csv in it, after the bags were read; None when its run has ended.
+    """The run folder, with splits.csv and excluded.csv in it; None when its run has ended. Bags to be held in memory are read before.
 
-    settings: what config.json holds, and a resumed run must equal.
+    settings: what config.json holds, and a resumed run must equal. compiling: of the experiment's programs, beside reading.
     """
-    if not _resuming(values, name):
-        read(experiment)  # a damaged shard is found before there is a run folder
+    if not _resuming(values, name):  # a damaged shard is found before there is a run folder
+        with console.status(f"reading {len(experiment.cohort.bags)} bags"):
+            read(experiment, compiling=compiling)
     folder = RunFolder(Path(name))
     with processes.first_before_others():
         if processes.is_first():
@@ -93,14 +96,22 @@ def open_folder(
         folder.write_table("excluded.csv", experiment.excluded)
     if _resuming(values, name):
         say(f"Going on with the run in {folder.path}.")
-        read(experiment)
     return folder
 
 
-def read(experiment: Experiment) -> None:
-    """Reads the bags into memory."""
-    with console.status(f"reading {len(experiment.cohort.bags)} bags"):
-        _ = experiment.data
+def read(experiment: Experiment, *, compiling: bool = False) -> None:
+    """Reads the bags that are to be held in memory; compiling: beside it, the programs that are to train them are compiled.
+
+    Raises ShardError for a torn or altered record.
+    """
+    bags = experiment.data.bags
+    if isinstance(bags, UnreadBags):
+        with contextlib.ExitStack() as given_up:
+            if compiling:
+                given_up.callback(experiment.engine.exits.close)
+                experiment.engine.compile_ahead(experiment.phases[0])
+            _ = bags.read
+            given_up.pop_all()
 
 
 def progress_of(experiment: Experiment, folder: RunFolder, title: str = "") -> StopOnSignal:

@@ -224,7 +224,7 @@ SETTINGS: dict[str, Setting] = {
     ),
     "train.memory_gib": Setting(
         0.0,
-        "Most memory of a device to use for runs side by side, in GiB, which decides how many go at once; 0: 90 % of what it has.",
+        "Most memory of a device to use, in GiB, which decides how many runs go side by side; 0: 90 % of what it has.",
         least=0.0,
     ),
     "train.debug_nans": Setting(

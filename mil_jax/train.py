@@ -47,7 +47,7 @@ def main(arguments: list[str]) -> int:
     describe_experiment(experiment, demo, everything=values.check)
     if values.check:
         return 0
-    folder = open_folder(experiment, values, name, config.to_dict())
+    folder = open_folder(experiment, values, name, config.to_dict(), compiling=True)
     if folder is None:
         return 0
     with progress_of(experiment, folder) as listener:

@@ -10,6 +10,7 @@ import collections
 import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import flax.struct
@@ -77,23 +78,68 @@ class Piece:
     done: jax.Array | None = None
 
 
-class ResidentFeed:
-    """The whole cohort on the devices: every run is one dispatch."""
+@dataclass(frozen=True)
+class UnreadBags:
+    """A cohort in its shards that is read into memory as a whole, when it is first needed. As for `load_bags`."""
 
-    def __init__(self, bags: ResidentBags, put: Put) -> None:
+    shards: Shards
+    slides: Sequence[np.ndarray]
+    longest: int
+    num_neighbors: int = 0
+
+    @cached_property
+    def sizes(self) -> np.ndarray:
+        """int32 [num_bags], instances of each bag."""
+        return bag_sizes(self.shards, self.slides).astype(np.int32)
+
+    @cached_property
+    def read(self) -> ResidentBags:
+        """The bags, in host memory. Raises ShardError for a torn or altered record."""
+        return load_bags(self.shards, self.slides, self.longest, self.num_neighbors)
+
+    @property
+    def shapes(self) -> ResidentBags:
+        """What `read` will give."""
+        rows, number = int(self.sizes.sum()) + self.longest, len(self.sizes)
+
+        def whole(*axes: int) -> jax.ShapeDtypeStruct:
+            return jax.ShapeDtypeStruct(axes, np.int32)
+
+        features = jax.ShapeDtypeStruct((rows, *self.shards.feature_shape), self.shards.dtype)
+        neighbors = whole(rows, self.num_neighbors) if self.num_neighbors else None
+        return ResidentBags(features, whole(rows, 2), whole(rows), whole(number), whole(number), neighbors)
+
+
+class ResidentFeed:
+    """The whole cohort on the devices: every run is one dispatch. Bags that are not read yet are when they are first needed."""
+
+    def __init__(self, bags: ResidentBags | UnreadBags, put: Put) -> None:
         """put: brings host arrays to every device."""
-        self.host = bags
-        self.device = put(bags)
+        self._bags, self._put = bags, put
+        like = bags.shapes if isinstance(bags, UnreadBags) else bags
+        placed = put(np.zeros(1, np.int32)).sharding
+        self._shapes = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=placed), like)
+
+    @cached_property
+    def host(self) -> ResidentBags:
+        """The bags in host memory."""
+        return self._bags.read if isinstance(self._bags, UnreadBags) else self._bags
+
+    @cached_property
+    def device(self) -> ResidentBags:
+        """The bags on the devices."""
+        device: ResidentBags = self._put(self.host)
+        return device
 
     @property
     def host_bytes(self) -> int:
         """Host memory that the bags take."""
-        return sum(leaf.nbytes for leaf in jax.tree.leaves(self.host))
+        return sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(self._shapes))
 
     def shapes(self, bucket: int) -> ResidentBags:
         """Shapes of what a dispatch of the bucket reads."""
         del bucket
-        return jax.tree.map(shape_of, self.device)
+        return self._shapes
 
     def pieces(self, bags: np.ndarray, runs: Sequence[Run]) -> Iterator[Piece]:
         """The dispatches of runs (bucket, lo [R], hi [R]) over bags [R, T, B]."""
@@ -235,11 +281,6 @@ def moments(bags: Iterable[tuple[int, np.ndarray]], parts: np.ndarray) -> tuple[
     # A constant column has a variance of rounding noise; its deviation is exactly 0.
     variance[variance <= 1e-12 * np.maximum(np.abs(mean + guess), 1e-30) ** 2] = 0.0
     return guess + mean, np.sqrt(variance)
-
-
-def shape_of(array: jax.Array) -> jax.ShapeDtypeStruct:
-    """Shape, type and placement."""
-    return jax.ShapeDtypeStruct(array.shape, array.dtype, sharding=array.sharding)
 
 
 def aligned(shape: tuple[int, ...], dtype: np.dtype) -> np.ndarray:

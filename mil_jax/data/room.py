@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import jax
 import numpy as np
 
-from mil_jax.data.residency import ResidentBags, load_bags
+from mil_jax.data.residency import UnreadBags
 from mil_jax.data.shards import Shards
 from mil_jax.data.streaming import WINDOWS, StreamedBags
 from mil_jax.errors import DataError
@@ -52,15 +52,13 @@ def choose_residency(asked: str, rows: int, row_bytes: int, stream_gib: float) -
 
 def open_bags(
     kind: str, shards: Shards, slides: Sequence[np.ndarray], longest: int, stream_gib: float, num_neighbors: int = 0
-) -> ResidentBags | StreamedBags:
-    """The bags, read now or later. `slides[b]`: numbers of the slides of bag b. longest: the last bucket's length. num_neighbors: of
+) -> UnreadBags | StreamedBags:
+    """The bags, to be read. `slides[b]`: numbers of the slides of bag b. longest: the last bucket's length. num_neighbors: of
     each instance; 0 = no graph.
-
-    Raises ShardError for a torn or altered record that is read now.
     """
     if kind == STREAMED:
         return StreamedBags(shards, slides, int(stream_gib * 2**30), num_neighbors)
-    return load_bags(shards, slides, longest, num_neighbors)
+    return UnreadBags(shards, slides, longest, num_neighbors)
 
 
 def _least_memory() -> tuple[int, str]:

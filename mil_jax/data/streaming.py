@@ -27,6 +27,7 @@ from mil_jax.data.residency import (
     Put,
     ResidentBags,
     ResidentFeed,
+    UnreadBags,
     bag_sizes,
     new_rows,
     row_bytes,
@@ -230,7 +231,7 @@ class StreamedFeed:
 
 
 def open_feed(
-    bags: ResidentBags | StreamedBags,
+    bags: ResidentBags | UnreadBags | StreamedBags,
     lengths: tuple[int, ...],
     put: Put,
     first: Callable[[], Order],
@@ -238,9 +239,9 @@ def open_feed(
     """What brings the bags to the devices; the two kinds are used alike. put: brings host arrays to every device. first:
     gives the order of the first epoch.
     """
-    if isinstance(bags, ResidentBags):
-        return ResidentFeed(bags, put)
-    return StreamedFeed(bags, lengths, put, first())
+    if isinstance(bags, StreamedBags):
+        return StreamedFeed(bags, lengths, put, first())
+    return ResidentFeed(bags, put)
 
 
 def _window_rows(

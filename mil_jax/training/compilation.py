@@ -21,7 +21,7 @@ from mil_jax.errors import ConfigError
 from mil_jax.machine import usable_cores
 from mil_jax.strategies.base import Strategy, TrainState
 from mil_jax.training import programs
-from mil_jax.training.memory import DoesNotFit, largest_that_fits
+from mil_jax.training.memory import DoesNotFit, even, largest_that_fits, require_room
 from mil_jax.training.programs import AXIS, DATA_AXIS, Array, Cohort, Epoch, Moving, PyTree, Who
 
 
@@ -36,8 +36,8 @@ class Built(NamedTuple):
 class Programs:
     """The programs of one strategy by name and bucket; a shape that was not planned raises instead of recompiling.
 
-    vectorised: whether replicas go side by side; then `limit` is the memory of a device in bytes, and `chunks` says how many replicas
-    of a device at once by bucket length: what was chosen before, to which is added what is chosen.
+    limit: bytes of a device's memory that a program may use. vectorised: whether replicas go side by side; then `chunks` says how many
+    of a device at once by bucket length: what was chosen before, to which is added what is chosen. shared: whether their order is.
     """
 
     def __init__(
@@ -46,20 +46,36 @@ class Programs:
         mesh: Mesh,
         lengths: tuple[int, ...],
         vectorised: bool,
-        limit: int = 0,
+        limit: int,
         chunks: dict[int, int] | None = None,
+        shared: bool = False,
     ) -> None:
         self.strategy, self.mesh, self.lengths, self.vectorised, self.limit = strategy, mesh, lengths, vectorised, limit
+        self.shared = shared
         self.chunks = {} if chunks is None else chunks
         self.axis = DATA_AXIS if DATA_AXIS in mesh.axis_names else None
         self._compiled: dict[tuple[str, int], Future[Built]] = {}
         self._trials = 0
+        self._unchecked: list[
+            tuple[str, int, int]
+        ] = []  # name, bucket, bytes of the cohort: what must fit before a step is made
         self._compiler = ThreadPoolExecutor(usable_cores(), "mil_jax-compile")
 
     @property
     def compilations(self) -> int:
         """How many programs were compiled so far, those included that were compiled to see what they need."""
         return len(self._compiled) + self._trials
+
+    @property
+    def seconds(self) -> float:
+        """Of compiling the programs of steps and evaluations that are there, as many at once as there are cores."""
+        built = [future for (name, _), future in self._compiled.items() if name != "init"]
+        return sum(future.result().seconds for future in built) / max(min(usable_cores(), len(built)), 1)
+
+    def for_fewer(self, most: int) -> Programs:
+        """The same for at most so many replicas on each device; no more of them at a time than here. To be compiled yet."""
+        chunks = {length: even(most, min(chunk, most)) for length, chunk in self.chunks.items()}
+        return Programs(self.strategy, self.mesh, self.lengths, self.vectorised, self.limit, chunks, self.shared)
 
     def compile_ahead(
         self,
@@ -74,8 +90,7 @@ class Programs:
     ) -> None:
         """Starts to compile the programs of these buckets, several at once, beside whatever the caller does next.
 
-        cohorts: of each bucket, arrays or shapes. logits: their shape (V, C) for each replica. The rest is as in `train`. Where
-        replicas go side by side it waits until it is decided how many. Raises ConfigError where not one fits.
+        cohorts: of each bucket. logits: their shape (V, C) for each replica. The rest is as in `train`; arrays or shapes.
         """
         ends = who.target  # of the shape of lo and hi
 
@@ -83,13 +98,25 @@ class Programs:
             return jax.ShapeDtypeStruct((ends.shape[0], *shape), dtype, sharding=ends.sharding)
 
         scores = spread(logits[:1], jnp.int32), spread(logits, jnp.float32)
+        # The longest bucket first: no step is made before it is known to fit.
+        train = sorted(train, key=lambda bucket: bucket != max(train))
+        if train and not self.vectorised and ("train", train[0]) not in self._compiled:
+            longest = ("train", train[0]) if train[0] >= max(evaluate, default=0) else ("evaluate", max(evaluate))
+            bags = jax.tree.leaves(cohorts[longest[1]].bags)
+            self._unchecked.append((*longest, sum(x.size * x.dtype.itemsize for x in bags)))
         for bucket in train:
             self._start("train", bucket, cohorts[bucket], who, moving, epoch, ends, ends, count)
         for bucket in evaluate:
             self._start("evaluate", bucket, cohorts[bucket], moving.state, *scores, ends, ends, count)
-        if self.vectorised:
-            for bucket in train:
-                self._compiled["train", bucket].result()
+
+    def decide(self) -> None:
+        """Waits until it is known of each training program that was begun how many replicas go side by side.
+
+        Raises ConfigError where not one fits.
+        """
+        for (name, bucket), program in list(self._compiled.items()):
+            if self.vectorised and name == "train" and self.lengths[bucket] not in self.chunks:
+                program.result()
 
     def built(self, name: str, bucket: int) -> Built:
         """The program "init", "train" or "evaluate" of a bucket, which was called or compiled ahead."""
@@ -106,7 +133,12 @@ class Programs:
     def train(
         self, bucket: int, cohort: Cohort, who: Who, moving: Moving, epoch: Epoch, lo: Array, hi: Array, count: Array
     ) -> tuple[Moving, Array]:
-        """The steps lo..hi of each replica, all in bucket number `bucket`. `moving` is donated. Also says how many steps were made."""
+        """The steps lo..hi of each replica, all in bucket number `bucket`. `moving` is donated. Also says how many steps were made.
+
+        Raises ConfigError before the first step where the longest bucket does not fit.
+        """
+        while self._unchecked:
+            self._require_room(*self._unchecked.pop())
         return self._call("train", bucket, cohort, who, moving, epoch, lo, hi, count)
 
     def evaluate(
@@ -151,7 +183,8 @@ class Programs:
         elif chunk is None:
             function, donate = partial(programs.train_in_turn, self.strategy, length, self.axis), (2,)
         else:
-            function, donate = partial(programs.train_side_by_side, self.strategy, length, self.axis, chunk), (2,)
+            train = programs.train_together if self.shared else programs.train_side_by_side
+            function, donate = partial(train, self.strategy, length, self.axis, chunk), (2,)
         specs = (P(), *(P(AXIS) for _ in arguments[1:]))
         mapped = jax.shard_map(function, mesh=self.mesh, in_specs=specs, out_specs=P(AXIS), check_vma=False)
         traced = jax.jit(mapped, donate_argnums=donate).trace(*arguments)
@@ -183,11 +216,22 @@ class Programs:
         try:
             chunk, _, trials = largest_that_fits(hi.shape[0] // count.shape[0], self.limit, compile_for)
         except DoesNotFit as error:
-            raise ConfigError(
-                f"bags of up to {length} instances need {error.needed / 2**30:.3g} GiB of a device for one run alone, and "
-                f"{error.limit / 2**30:.3g} GiB may be used: leave the largest bags out with data.filter, or lower "
-                "train.batch_size or the widths of the aggregator, or raise train.memory_gib where it is set"
-            ) from error
+            raise _too_large(length, error) from error
         self.chunks[length] = chunk
         self._trials += trials
         return built[chunk]
+
+    def _require_room(self, name: str, bucket: int, common: int) -> None:
+        try:
+            require_room(self.built(name, bucket).program, self.limit, common)
+        except DoesNotFit as error:
+            raise _too_large(self.lengths[bucket], error) from error
+
+
+def _too_large(length: int, error: DoesNotFit) -> ConfigError:
+    devices = f"each of {jax.local_device_count()} CPU cores" if jax.default_backend() == "cpu" else "a device"
+    return ConfigError(
+        f"bags of up to {length} instances need {error.needed / 2**30:.3g} GiB of {devices} for one run at a time, and "
+        f"{error.limit / 2**30:.3g} GiB may be used: leave the largest bags out with data.filter, or lower train.batch_size or the "
+        "widths of the aggregator, or raise train.memory_gib where it is set"
+    )

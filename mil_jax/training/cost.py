@@ -60,19 +60,6 @@ class Measured:
     runs: int
 
 
-class _Deaf:
-    """A listener that hears nothing: `fit` is not used here."""
-
-    def phase(self, name: str, epoch: int, epochs: int) -> None: ...
-
-    def steps(self, count: int) -> None: ...
-
-    def epoch(self, rows: list[dict[str, Any]]) -> None: ...
-
-    def stop_requested(self) -> bool:
-        return False
-
-
 class Bench:
     """The programs of a plan, to be analysed and timed bucket by bucket.
 
@@ -114,7 +101,7 @@ class Bench:
             first_row=first_row,
         )
         self.bucket = bucket
-        self.engine = Engine(data, task, plan, settings, _Deaf())
+        self.engine = Engine(data, task, plan, settings)
         self.phase = Phase(strategy, 1, Selection("last"))
         self.moving = self.engine.begin(strategy, None)
         self.order = self._within_bench(order)

@@ -100,6 +100,7 @@ def put(array: np.ndarray, sharding: NamedSharding) -> jax.Array:
 class Placement:
     """Where the arrays of R replicas lie: the leading axis in equal parts over the devices, filled up where R does not divide.
 
+    Arrays on the host are always those of all R replicas; devices have those of the `members`, all of them at first.
     batch_devices: as many devices hold the same replicas, and share their batches. count: int32 [devices], how many replicas each
     device (or each such group) really has.
     """
@@ -108,20 +109,25 @@ class Placement:
         self.num_replicas = num_replicas
         self.mesh = replica_mesh(batch_devices)
         self.places = self.mesh.shape[AXIS]
-        self.per_device = -(-num_replicas // self.places)
-        before = self.per_device * np.arange(self.places)
-        self.count = put(
-            np.clip(num_replicas - before, 0, self.per_device).astype(np.int32), replica_sharding(self.mesh)
-        )
+        self.hold(np.arange(num_replicas))
         self.fetches = 0
         self._gather = jax.jit(lambda tree: tree, out_shardings=shared_sharding(self.mesh))
+
+    def hold(self, members: np.ndarray) -> None:
+        """From here on the devices have these replicas, ascending; what they held before is not moved."""
+        self.members = members
+        self.per_device = -(-len(members) // self.places)
+        before = self.per_device * np.arange(self.places)
+        self.count = put(
+            np.clip(len(members) - before, 0, self.per_device).astype(np.int32), replica_sharding(self.mesh)
+        )
 
     def spread(self, tree: PyTree) -> PyTree:
         """Host arrays [R, ...] over the devices."""
 
         def place(array: np.ndarray) -> jax.Array:
             full = np.zeros((self.per_device * self.places, *array.shape[1:]), array.dtype)
-            full[: len(array)] = array
+            full[: len(self.members)] = array[self.members]
             return put(full, replica_sharding(self.mesh))
 
         return jax.tree.map(lambda x: place(np.asarray(x)), tree)
@@ -141,8 +147,18 @@ class Placement:
         # A copy: on a CPU the host array would be the device's own buffer, which the next dispatch may be given to write into.
         return jax.tree.map(np.array, jax.device_get(tree))
 
-    def unfilled(self, tree: PyTree) -> PyTree:
-        """Without the replicas that only fill the mesh."""
+    def unfilled(self, tree: PyTree, others: PyTree = None) -> PyTree:
+        """[R, ...] without what only fills the mesh. others: host arrays [R, ...] of the replicas that are no members; else zeros."""
         if isinstance(jax.tree.leaves(tree)[0], jax.ShapeDtypeStruct):
             return jax.tree.map(lambda x: jax.ShapeDtypeStruct((self.num_replicas, *x.shape[1:]), x.dtype), tree)
-        return jax.tree.map(lambda x: x[: self.num_replicas], tree)
+        if len(self.members) == self.num_replicas:
+            return jax.tree.map(lambda x: x[: self.num_replicas], tree)
+
+        def whole(x: np.ndarray, other: np.ndarray) -> np.ndarray:
+            result = other.copy()
+            result[self.members] = x[: len(self.members)]
+            return result
+
+        if others is None:
+            others = jax.tree.map(lambda x: np.zeros((self.num_replicas, *x.shape[1:]), x.dtype), tree)
+        return jax.tree.map(whole, tree, others)

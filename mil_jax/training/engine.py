@@ -11,6 +11,7 @@ import contextlib
 import copy
 import functools
 import itertools
+import time
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -21,11 +22,12 @@ import numpy as np
 from mil_jax.data.residency import Piece, moments
 from mil_jax.data.streaming import open_feed
 from mil_jax.data.windows import Run
-from mil_jax.strategies.base import Steps, Strategy, TrainingBags, TrainState
+from mil_jax.strategies.base import Strategy, TrainingBags, TrainState
 from mil_jax.tasks.classification import Classification
-from mil_jax.training import nonfinite
+from mil_jax.training import ahead, nonfinite
 from mil_jax.training import programs as compiled
 from mil_jax.training.checkpoints import Checkpoints
+from mil_jax.training.compaction import LeftOut
 from mil_jax.training.compilation import Programs
 from mil_jax.training.devices import Placement, sharing
 from mil_jax.training.engine_types import EngineData, EngineSettings, FitResult, Phase
@@ -54,41 +56,21 @@ def fit(
     open_checkpoints: gives the checkpoints of a phase by name; training goes on from the newest. keep_choices: is given what was
     chosen automatically, before training begins. Raises Stopped when asked to stop, ConfigError when a run does not fit a device.
     """
-    engine = Engine(data, task, plan, settings, listener)
-    if keep_choices:
-        engine.keep_choices = keep_choices
-    state: TrainState | None = None
-    progress = Progress.start(len(plan.replicas), phases[-1].selection)
-    with engine.exits:
-        for phase in phases:
-            checkpoints = open_checkpoints(phase.strategy.name) if open_checkpoints else None
-            try:
-                state, progress = engine.run(phase, state, checkpoints)
-            finally:
-                if checkpoints:
-                    checkpoints.close()
-        assert state is not None
-        return engine.result(state, progress)
+    return Engine(data, task, plan, settings).fit(phases, listener, open_checkpoints, keep_choices)
 
 
 class Engine:
     """What `fit` is made of: `begin` a phase, `lay_out` the order of an epoch, `dispatch` its steps, `evaluate` a part."""
 
-    def __init__(
-        self, data: EngineData, task: Classification, plan: Plan, settings: EngineSettings, listener: Listener
-    ) -> None:
-        self.data, self.task, self.plan, self.settings, self.listener = data, task, plan, settings, listener
-        self.compilations = 0
+    def __init__(self, data: EngineData, task: Classification, plan: Plan, settings: EngineSettings) -> None:
+        self.data, self.task, self.plan, self.settings = data, task, plan, settings
+        self.all_programs: list[Programs] = []
         self.side_by_side, self.kept = copy.deepcopy(settings.side_by_side), settings.side_by_side
-        self.keep_choices: Callable[[Mapping[str, Any]], None] = lambda choices: None
         self.num_replicas = len(plan.replicas)
         self.placement = Placement(self.num_replicas, sharing(settings.batch_devices, settings.batch_size))
-        self.mesh, self.count = self.placement.mesh, self.placement.count
         self.spread, self.fetch, self.unfilled = self.placement.spread, self.placement.fetch, self.placement.unfilled
         self.agreement = Agreement()
-        self.vectorised = settings.replica_axis == "vmap" or (
-            settings.replica_axis == "auto" and jax.default_backend() != "cpu"
-        )
+        self.vectorised = settings.vectorised
         self.order = BagOrder(
             data.training,
             data.bucket,
@@ -99,6 +81,7 @@ class Engine:
             sampling=data.sampling,
             row=data.row,
             shared=settings.order == "shared",
+            by_slot=settings.by_slot,
         )
         everyone = np.ones(self.num_replicas, bool)
         first = functools.partial(self.order.epoch, plan.replicas, everyone, 0)
@@ -106,13 +89,37 @@ class Engine:
         self.exits = contextlib.ExitStack()  # what ends the work in the background
         self.exits.callback(self.feed.close)
         self.targets = self.placement.shared(data.targets)
-        target = np.array([replica.target for replica in plan.replicas], np.int32)
-        keys = jax.random.wrap_key_data(self.spread(np.asarray(jax.random.key_data(plan.keys()))))
-        self.who = compiled.Who(key=keys, target=self.spread(target))
         self.rows = [data.row(replica) for replica in plan.replicas]
         self.longest_part = int(max(data.selection.sum(axis=1).max(), data.test.sum(axis=1).max(), 1))
         self._keep_improved = jax.jit(compiled.keep_improved, donate_argnums=0)
         self._copy = jax.jit(lambda tree: jax.tree.map(jnp.copy, tree))
+
+    def fit(
+        self,
+        phases: Sequence[Phase],
+        listener: Listener,
+        open_checkpoints: Callable[[str], Checkpoints] | None = None,
+        keep_choices: Callable[[Mapping[str, Any]], None] | None = None,
+    ) -> FitResult:
+        """As the function `fit`; once."""
+        self.listener, self.keep_choices = listener, keep_choices or (lambda choices: None)
+        state: TrainState | None = None
+        progress = Progress.start(self.num_replicas, phases[-1].selection)
+        with self.exits:
+            for phase in phases:
+                checkpoints = open_checkpoints(phase.strategy.name) if open_checkpoints else None
+                try:
+                    state, progress = self.run(phase, state, checkpoints)
+                finally:
+                    if checkpoints:
+                        checkpoints.close()
+            assert state is not None
+            return self.result(state, progress)
+
+    def _who(self) -> compiled.Who:
+        target = np.array([replica.target for replica in self.plan.replicas], np.int32)
+        keys = jax.random.wrap_key_data(self.spread(np.asarray(jax.random.key_data(self.plan.keys()))))
+        return compiled.Who(key=keys, target=self.spread(target))
 
     def _cohort(self, piece: Piece) -> compiled.Cohort:
         return compiled.Cohort(bags=piece.bags, targets=self.targets)
@@ -137,36 +144,81 @@ class Engine:
     def _moments_of(self, row: int) -> tuple[np.ndarray, np.ndarray]:
         return self._moments[0][row], self._moments[1][row]
 
+    def prepare(self, strategy: Strategy) -> None:
+        """From here on `programs` are those of this strategy."""
+        if self.all_programs and self.all_programs[-1].strategy is strategy:
+            return
+        limit, chosen = device_limit(self.settings.memory_gib), self.side_by_side.setdefault(strategy.name, {})
+        mesh, by_slot = self.placement.mesh, self.settings.by_slot
+        self._use(Programs(strategy, mesh, self.data.lengths, self.vectorised, limit, chosen, by_slot))
+
+    def compile_ahead(self, phase: Phase, previous: TrainState | None = None) -> None:
+        """Starts to compile the programs of a phase, unless that was done; no bag is read for it."""
+        strategy, plan, batch_size = phase.strategy, self.plan, self.settings.batch_size
+        self.prepare(strategy)
+        if self.programs.compilations:
+            return
+        cohort = compiled.Cohort(self.feed.shapes(0), self.targets)
+        fitted = ahead.fitted_shapes(strategy, plan, self.data, len(self.who.target), cohort.bags.features.shape[1:])
+        first = functools.partial(compiled.initial, strategy, self.data.lengths[0])
+        state = jax.eval_shape(first, cohort, self.who, fitted, previous, self.placement.count)
+        placed, length = self.who.target.sharding, self.data.lengths[0]
+        moving = ahead.moving_shapes(strategy, plan, state, cohort, length, batch_size, placed)
+        epoch = ahead.epoch_shapes(strategy, plan, len(self.who.target), self.order.max_steps, batch_size, placed)
+        self._compile(phase, np.flatnonzero(self.order.slot_counts).tolist(), moving, epoch)
+
     def begin(self, strategy: Strategy, previous: TrainState | None) -> compiled.Moving:
-        """The initial states, whose shapes are taken from bag 0; from here on `programs` are those of this strategy."""
-        limit = device_limit(self.settings.memory_gib) if self.vectorised else 0
-        chosen = self.side_by_side.setdefault(strategy.name, {})
-        self.programs = Programs(strategy, self.mesh, self.data.lengths, self.vectorised, limit, chosen)
-        self.exits.callback(self.programs.close)
-        fitted, run = self._fitted(strategy), (int(self.data.bucket[0]), np.zeros(1, np.int32), np.ones(1, np.int32))
+        """The initial states, whose shapes are taken from bag 0."""
+        self.prepare(strategy)
+        run = int(self.data.bucket[0]), np.zeros(1, np.int32), np.ones(1, np.int32)
+        fitted = self._fitted(strategy)
         for piece in self.feed.pieces(np.zeros((1, 1, 1), np.int32), [run]):
-            state = self.programs.init(self._cohort(piece), self.who, fitted, previous, self.count)
-        self.no_metrics = self._no_metrics(strategy, jax.block_until_ready(state))
+            cohort = self._cohort(piece)
+            state = self.programs.init(cohort, self.who, fitted, previous, self.placement.count)
+        shapes = ahead.step_metrics(
+            strategy, self.plan, jax.block_until_ready(state), cohort, self.data.lengths[0], self.settings.batch_size
+        )
+        self.no_metrics = {name: np.zeros((self.num_replicas, *x.shape), x.dtype) for name, x in shapes.items()}
         return compiled.Moving(state=state, metrics=self.spread(self.no_metrics))
+
+    def _use(self, programs: Programs) -> None:
+        """From here on these, for the replicas that the devices hold; they are closed at the end."""
+        self.programs, self.who = programs, self._who()
+        if programs not in self.all_programs:
+            self.all_programs.append(programs)
+            self.exits.callback(programs.close)
+
+    def _leaves_stopped_out(self, left_out: LeftOut, active: np.ndarray) -> bool:
+        """Whether those that are not active any more go from the devices now."""
+        if not (self.vectorised and left_out.half_have_stopped(active)):
+            return False
+        return self.agreement.now(left_out.idle_seconds >= self.programs.seconds)
 
     def lay_out(self, phase: Phase, order: EpochOrder, epoch: int) -> compiled.Epoch:
         """The order of an epoch and its schedules, on the devices."""
-        return self.spread(compiled.Epoch(bags=order.bags, extras=self._extras(phase, order, epoch)))
+        sizes = np.asarray(self.data.bags.sizes)
+        extras = ahead.schedules(phase.strategy, self.plan, order, sizes, epoch, phase.epochs)
+        return self.spread(compiled.Epoch(bags=order.bags, extras=extras))
 
     def run(
         self, phase: Phase, previous: TrainState | None, checkpoints: Checkpoints | None
     ) -> tuple[TrainState, Progress]:
         """One phase, from its start or from its newest checkpoint. Returns the state with each replica's chosen parameters."""
         strategy = phase.strategy
-        moving = self.begin(strategy, previous)
+        self.prepare(strategy)
         keeps_best = phase.selection.select != "last"
-        best = self._copy(moving.state.params) if keeps_best else None
         progress = Progress.start(self.num_replicas, phase.selection)
         epoch, dispatch = 0, 0
+        left_out, whole = LeftOut(self.placement), self.programs
         place = checkpoints.place(self.plan.described()) if checkpoints else None
-        if checkpoints and place:
+        if place:
             epoch, dispatch = place["epoch"], place["dispatch"]
             progress = Progress.from_json(place["progress"])
+        if not (self.vectorised and left_out.half_have_stopped(progress.active)):
+            self.compile_ahead(phase, previous)
+        moving = self.begin(strategy, previous)
+        best = self._copy(moving.state.params) if keeps_best else None
+        if checkpoints and place:
             shapes = self.unfilled(jax.eval_shape(lambda: (moving, best)))
             moving, best = self.spread(checkpoints.arrays(shapes))
         self.listener.phase(strategy.name, epoch, phase.epochs)
@@ -179,25 +231,32 @@ class Engine:
                 "progress": progress.to_json(),
                 "runs": self.plan.described(),
             }
-            arrays = self.unfilled(self.fetch((moving, best)))
+            arrays = left_out.of_all((moving, best))
             checkpoints.save(epoch * 1_000_000 + dispatch, arrays, where, wait=wait)
 
         while epoch < phase.epochs and progress.active.any():
+            if self._leaves_stopped_out(left_out, progress.active):
+                fewer = self.programs.for_fewer(left_out.rows(progress.active))
+                moving, best = left_out.hold(np.flatnonzero(progress.active), (moving, best))
+                self._use(fewer)
             order = self.order.epoch(self.plan.replicas, progress.active, epoch)
             arrays = self.lay_out(phase, order, epoch)
-            self._compile_ahead(order, moving, arrays)
+            self._compile(phase, [*dict.fromkeys(run[0] for run in order.runs)], moving, arrays)
+            self._decide()
+            begun = time.perf_counter()
             runs = order.runs[dispatch:]
             before = (self._copy(moving), runs) if self.settings.debug_nans else None
             for piece in self.feed.pieces(order.bags, runs):
                 moving = self.dispatch(moving, arrays, piece)
                 dispatch += piece.ends_run
-                self.listener.steps(int((piece.hi - piece.lo).sum()))
+                self.listener.steps(int(order.steps(piece.lo, piece.hi).sum()))
                 if piece.ends_run and checkpoints and self.agreement.soon(self.listener.stop_requested()):
                     save(wait=True)
                     raise Stopped
-            logits = self.evaluate(moving.state, self.data.selection) if keeps_best else None
+            logits = self.evaluate(moving.state, self.data.selection, progress.active) if keeps_best else None
             self.feed.verify_rest()
-            fetched, sums = self.fetch((logits, moving.metrics))
+            fetched, sums = self.unfilled(self.fetch((logits, moving.metrics)))
+            left_out.epoch(time.perf_counter() - begun, progress.active)
             if before:
                 self._require_finite(order, epoch, progress.active, moving, arrays, *before)
             scores, rows = self._judge(phase, fetched, sums, order, progress.active, epoch)
@@ -215,7 +274,9 @@ class Engine:
                 save(wait=stop)
             if checkpoints and stop:
                 raise Stopped
-        self.compilations += self.programs.compilations
+        if self.programs is not whole:
+            moving, best = left_out.hold(np.arange(self.num_replicas), (moving, best))
+            self._use(whole)
         state = moving.state if best is None else moving.state.replace(params=best)
         return state, progress
 
@@ -223,17 +284,25 @@ class Engine:
         """Sends the steps of a piece of the feed to the devices. `moving` is given away."""
         lo, hi = self.spread((piece.lo, piece.hi))
         moving, piece.done = self.programs.train(
-            piece.bucket, self._cohort(piece), self.who, moving, arrays, lo, hi, self.count
+            piece.bucket, self._cohort(piece), self.who, moving, arrays, lo, hi, self.placement.count
         )
         return moving
 
-    def _compile_ahead(self, order: EpochOrder, moving: compiled.Moving, epoch: compiled.Epoch) -> None:
-        """Of all buckets, beside the first reading of bags; those that are trained on first come first."""
-        seen = self.data.selection.any(axis=0) | self.data.test.any(axis=0)
-        train, evaluate = dict.fromkeys(run[0] for run in order.runs), np.unique(self.data.bucket[seen])
+    def _compile(self, phase: Phase, train: list[int], moving: compiled.Moving, epoch: compiled.Epoch) -> None:
+        """Starts to compile what is not compiled yet: training programs of the buckets `train`, evaluation of all. moving, epoch: arrays
+        or shapes.
+        """
+        whole = len(self.placement.members) == self.num_replicas
+        between = self.data.selection.any(axis=0) & (whole or phase.selection.select != "last")
+        seen = between | (self.data.test.any(axis=0) & whole)
+        evaluate = np.unique(self.data.bucket[seen]).tolist()
         logits = self.longest_part, self.task.num_outputs
         cohorts = [compiled.Cohort(self.feed.shapes(bucket), self.targets) for bucket in range(len(self.data.lengths))]
-        self.programs.compile_ahead([*train], evaluate.tolist(), cohorts, self.who, moving, epoch, logits, self.count)
+        self.programs.compile_ahead(train, evaluate, cohorts, self.who, moving, epoch, logits, self.placement.count)
+
+    def _decide(self) -> None:
+        """Waits until it is known how many replicas go side by side, and keeps that."""
+        self.programs.decide()
         if self.side_by_side != self.kept:
             self.keep_choices({"runs_side_by_side": self.side_by_side})
             self.kept = copy.deepcopy(self.side_by_side)
@@ -249,56 +318,30 @@ class Engine:
                 moving = self.dispatch(moving, arrays, piece)
             return moving
 
-        finite = self.fetch(nonfinite.finite_replicas((moving.metrics, moving.state.params)))
-        suspects = active & ~self.unfilled(finite)
+        def fetch(tree: PyTree) -> PyTree:
+            return self.unfilled(self.fetch(tree))
+
+        suspects = active & ~fetch(nonfinite.finite_replicas((moving.metrics, moving.state.params)))
         if suspects.any():
-            raise nonfinite.find(suspects, order.bags, epoch, runs, before, again, self.fetch)
+            raise nonfinite.find(suspects, order.bags, epoch, runs, before, again, fetch)
 
-    def _no_metrics(self, strategy: Strategy, state: TrainState) -> dict[str, np.ndarray]:
-        """Zeros for the sums of the strategy's step metrics."""
-
-        def names(state: TrainState, cohort: compiled.Cohort) -> dict[str, jax.Array]:
-            one = jax.tree.map(lambda x: x[0], state)
-            numbers = jnp.zeros(self.settings.batch_size, jnp.int32)
-            batch = compiled.read_batch(cohort, numbers, jnp.int32(0), self.data.lengths[0])
-            hyper = self.plan.replica_hyper(self.plan.replicas[0])
-            sizes = np.ones((1, self.settings.batch_size), np.int64)
-            rows = strategy.schedule(hyper, sizes, Steps(epoch=0, epochs=1, count=1))
-            extras = {name: jnp.asarray(values[0], _narrow(values)) for name, values in rows.items()}
-            return strategy.step(one, batch, extras, jax.random.key(0))[1]
-
-        shapes = jax.eval_shape(names, state, compiled.Cohort(self.feed.shapes(0), self.targets))
-        return {name: np.zeros((self.num_replicas, *x.shape), x.dtype) for name, x in shapes.items()}
-
-    def _extras(self, phase: Phase, order: EpochOrder, epoch: int) -> dict[str, np.ndarray]:
-        """The schedules of all replicas, [R, T], cast from float64."""
-        stacked: dict[str, np.ndarray] = {}
-        sizes_of = np.asarray(self.data.bags.sizes)
-        for r, replica in enumerate(self.plan.replicas):
-            steps = Steps(epoch=epoch, epochs=phase.epochs, count=int(order.counts[r]))
-            numbers = order.bags[r, : steps.count]
-            sizes = np.where(numbers >= 0, sizes_of[np.maximum(numbers, 0)], 0)
-            rows = phase.strategy.schedule(self.plan.replica_hyper(replica), sizes, steps)
-            for name, values in rows.items():
-                if name not in stacked:
-                    shape = (self.num_replicas, order.bags.shape[1], *values.shape[1:])
-                    stacked[name] = np.zeros(shape, _narrow(values))
-                stacked[name][r, : steps.count] = values
-        return stacked
-
-    def _part(self, part: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """(bags [R, V], sizes [R]): each replica's bags of a part [rows, num_bags], in order of their bucket."""
+    def _part(self, part: np.ndarray, active: np.ndarray | None = None) -> tuple[np.ndarray, np.ndarray]:
+        """(bags [R, V], sizes [R]): each replica's bags of a part [rows, num_bags], in order of their bucket. active [R]: the others
+        have none.
+        """
         bags = np.full((self.num_replicas, self.longest_part), -1, np.int32)
         counts = np.zeros(self.num_replicas, np.int64)
         for r, row in enumerate(self.rows):
+            if active is not None and not active[r]:
+                continue
             numbers = np.flatnonzero(part[row])
             numbers = numbers[np.argsort(self.data.bucket[numbers], kind="stable")]
             bags[r, : len(numbers)], counts[r] = numbers, len(numbers)
         return bags, counts
 
-    def evaluate(self, state: TrainState, part: np.ndarray) -> jax.Array:
-        """Logits [R, V, C] of each replica's bags of the part, in the order of `_part`."""
-        bags, _ = self._part(part)
+    def evaluate(self, state: TrainState, part: np.ndarray, active: np.ndarray | None = None) -> jax.Array:
+        """Logits [R, V, C] of each replica's bags of the part, in the order of `_part`; of those that are `active` [R], or all."""
+        bags, _ = self._part(part, active)
         shape = (self.num_replicas, self.longest_part, self.task.num_outputs)
         logits = self.spread(np.zeros(shape, np.float32))
         spread_bags = self.spread(bags)
@@ -308,7 +351,7 @@ class Engine:
         for piece in self.feed.pieces(bags[..., None], runs):
             lo, hi = self.spread((piece.lo, piece.hi))
             logits, piece.done = self.programs.evaluate(
-                piece.bucket, self._cohort(piece), state, spread_bags, logits, lo, hi, self.count
+                piece.bucket, self._cohort(piece), state, spread_bags, logits, lo, hi, self.placement.count
             )
         return logits
 
@@ -347,11 +390,7 @@ class Engine:
                 mine[name], mine_bags[name] = logits[name][r, : counts[r]], bags[r, : counts[r]]
             per_replica.append(mine)
             numbers.append(mine_bags)
-        facts = {"compilations": self.programs.compilations, "fetches": self.placement.fetches}
+        compilations = sum(programs.compilations for programs in self.all_programs)
+        facts = {"compilations": compilations, "fetches": self.placement.fetches}
         facts["feature_bytes"] = self.feed.host_bytes
         return FitResult(per_replica, numbers, self.unfilled(chosen), progress, facts)
-
-
-def _narrow(values: np.ndarray) -> np.dtype:
-    """The device's type for a host schedule."""
-    return np.dtype(np.float32) if np.issubdtype(values.dtype, np.floating) else np.dtype(np.int32)

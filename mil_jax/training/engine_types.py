@@ -5,9 +5,10 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any
 
+import jax
 import numpy as np
 
-from mil_jax.data.residency import ResidentBags
+from mil_jax.data.residency import ResidentBags, UnreadBags
 from mil_jax.data.streaming import StreamedBags
 from mil_jax.strategies.base import Strategy
 from mil_jax.training.plan import Replica
@@ -26,7 +27,7 @@ class EngineData:
     sampling: weights to draw training bags by, float [rows, num_bags], or None for each bag once an epoch.
     """
 
-    bags: ResidentBags | StreamedBags
+    bags: ResidentBags | UnreadBags | StreamedBags
     targets: np.ndarray
     training: np.ndarray
     selection: np.ndarray
@@ -56,7 +57,7 @@ class EngineSettings:
     replica_axis: "auto" (map on a CPU, vmap elsewhere), "map" or "vmap". batch_size: bags a step and replica.
     batch_devices: at most so many devices share a batch. slots_per_dispatch: at most so many steps are sent at once.
     debug_nans: raises NotFinite with the step where a run stops being finite; keeps a copy of the state and fetches more.
-    memory_gib: what may be used of a device under vmap; 0: what it has. side_by_side: by phase and bucket length, how many replicas of
+    memory_gib: what may be used of a device; 0: what it has. side_by_side: by phase and bucket length, how many replicas of
     a device go side by side: what was chosen earlier. Others are decided on before training.
     """
 
@@ -69,6 +70,16 @@ class EngineSettings:
     debug_nans: bool = False
     memory_gib: float = 0.0
     side_by_side: dict[str, dict[int, int]] = field(default_factory=dict)
+
+    @property
+    def vectorised(self) -> bool:
+        """Whether the replicas of a device go side by side."""
+        return self.replica_axis == "vmap" or (self.replica_axis == "auto" and jax.default_backend() != "cpu")
+
+    @property
+    def by_slot(self) -> bool:
+        """Whether a bag is read once for all replicas of a device: where they share their order and go side by side."""
+        return self.order == "shared" and self.vectorised
 
 
 @dataclass

@@ -34,7 +34,7 @@ from mil_jax.strategies.supervised import Supervised, fresh_params
 from mil_jax.tasks.classification import Classification
 from mil_jax.training import optimizers
 from mil_jax.training.checkpoints import Checkpoints
-from mil_jax.training.engine import Listener, fit
+from mil_jax.training.engine import Engine, Listener
 from mil_jax.training.engine_types import EngineData, EngineSettings, FitResult, Phase
 from mil_jax.training.memory import side_by_side
 from mil_jax.training.plan import Overrides, Plan, Replica, make_plan
@@ -139,8 +139,19 @@ class Experiment:
 
     @cached_property
     def data(self) -> EngineData:
-        """The bags and their parts; those held in memory are read once. Raises ShardError for a torn or altered record."""
+        """The bags and their parts; those held in memory are read once, when they are first needed."""
         return engine_data(self)
+
+    @cached_property
+    def phases(self) -> tuple[Phase, ...]:
+        """The strategies, one after another."""
+        return (Phase(strategy(self), self.config.train.epochs, self.selection),)
+
+    @cached_property
+    def engine(self) -> Engine:
+        """What will train it."""
+        settings = dataclasses.replace(engine_settings(self.config), side_by_side=self.side_by_side)
+        return Engine(self.data, self.task, self.plan, settings)
 
 
 def prepare(
@@ -284,20 +295,13 @@ def run(
     keep_choices: Callable[[Mapping[str, Any]], None] | None = None,
 ) -> FitResult:
     """Runs the experiment through the engine; without `open_checkpoints` nothing is written."""
-    return fit(
-        [Phase(strategy(experiment), experiment.config.train.epochs, experiment.selection)],
-        experiment.data,
-        experiment.task,
-        experiment.plan,
-        dataclasses.replace(engine_settings(experiment.config), side_by_side=experiment.side_by_side),
-        listener,
-        open_checkpoints,
-        keep_choices,
-    )
+    engine = experiment.engine
+    del experiment.engine  # it trains once
+    return engine.fit(experiment.phases, listener, open_checkpoints, keep_choices)
 
 
 def engine_data(experiment: Experiment) -> EngineData:
-    """Reads all bags, unless they are streamed, and lays out the parts for the engine."""
+    """Lays out the bags, which are not read yet, and their parts for the engine."""
     parts = experiment.parts
     training = parts == TRAIN
     lengths, shards, slides = experiment.ladder.lengths, experiment.shards, experiment.cohort.slides

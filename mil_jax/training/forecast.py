@@ -62,11 +62,12 @@ def plan_epoch(experiment: Experiment) -> EpochPlan:
         sampling=sampling_weights(experiment),
         row=experiment.row,
         shared=settings.order == "shared",
+        by_slot=settings.by_slot,
     )
     begun = time.perf_counter()
     epoch = order.epoch(replicas, np.ones(len(replicas), bool), 0)
     seconds = time.perf_counter() - begun
-    steps, slots = count_steps(epoch.runs, len(replicas), buckets)
+    steps, slots = count_steps(epoch, epoch.runs, buckets)
 
     def counts(part: int) -> np.ndarray:
         return np.stack([np.bincount(bucket[parts[experiment.row(r)] == part], minlength=buckets) for r in replicas])
@@ -96,12 +97,12 @@ def open_bench(experiment: Experiment, plan: EpochPlan) -> Bench:
 
 
 def count_steps(
-    dispatches: Sequence[tuple[int, np.ndarray, np.ndarray]], runs: int, buckets: int
+    order: EpochOrder, dispatches: Sequence[tuple[int, np.ndarray, np.ndarray]], buckets: int
 ) -> tuple[np.ndarray, np.ndarray]:
     """(steps of each run by bucket [R, buckets]; slots by bucket [buckets], as many as the run with most steps has in each dispatch)."""
-    steps, slots = np.zeros((runs, buckets), np.int64), np.zeros(buckets, np.int64)
+    steps, slots = np.zeros((len(order.bags), buckets), np.int64), np.zeros(buckets, np.int64)
     for number, lo, hi in dispatches:
-        steps[:, number] += hi - lo
+        steps[:, number] += order.steps(lo, hi)
         slots[number] += (hi - lo).max()
     return steps, slots
 
@@ -163,7 +164,7 @@ def time_dispatch(bench: Bench, figures: list[BucketFigures], seconds: float) ->
     if step_seconds.min() > seconds:
         return most
     taken, runs = bench.time_order(seconds)
-    work, slots = count_steps(runs, len(bench.plan.replicas), len(figures))
+    work, slots = count_steps(bench.order, runs, len(figures))
     return min(max(taken - busiest(work, slots, step_seconds, bench), 0.0) / len(runs), most)
 
 

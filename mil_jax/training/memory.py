@@ -1,4 +1,5 @@
-"""How many runs fit side by side into a device's memory, from what the compiler says of a program, before anything is run.
+"""How many runs fit side by side into a device's memory, from what the compiler says of a program, before anything is run; where runs
+go one after another, whether one does.
 
 A program over k runs needs about a + b k bytes. All runs are tried first, which is one compilation where they fit; else one run, and
 the largest k that the line through both allows. Trials are compilations, and counted.
@@ -19,7 +20,7 @@ SHARE = 0.9
 
 
 class DoesNotFit(Exception):
-    """One run alone needs more than there is. needed, limit: bytes."""
+    """One run at a time needs more than there is. needed, limit: bytes."""
 
     def __init__(self, needed: int, limit: int) -> None:
         super().__init__(f"{needed} bytes of {limit}")
@@ -52,6 +53,17 @@ def needed(program: jax.stages.Compiled) -> int:
     )
 
 
+def require_room(program: jax.stages.Compiled, limit: int, common: int) -> None:
+    """Raises DoesNotFit where the program needs more than `limit` bytes of a device. common: bytes of its arguments that are the same on
+    every device, of which those of a CPU have a part each, since they use one array.
+    """
+    needs = needed(program)
+    if jax.default_backend() == "cpu":
+        needs -= common - common // jax.local_device_count()
+    if needs > limit:
+        raise DoesNotFit(needs, limit)
+
+
 def side_by_side(choices: Mapping[str, Any]) -> dict[str, dict[int, int]]:
     """{phase: {bucket length: runs at once}} from the choices of a run folder, whose JSON has text for numbers."""
     chosen = choices.get("runs_side_by_side", {})
@@ -73,16 +85,16 @@ def largest_that_fits(
         raise DoesNotFit(needed(one), limit)
     trials = 1
     each = max((needed(whole) - needed(one)) / (most - 1), 1.0)
-    k = _even(most, max(1, min(most - 1, 1 + int((limit - needed(one)) / each))))
+    k = even(most, max(1, min(most - 1, 1 + int((limit - needed(one)) / each))))
     while k > 1:
         program = compile(k)
         trials += 1
         if needed(program) <= limit:
             return k, program, trials
-        k = _even(most, k - 1)
+        k = even(most, k - 1)
     return 1, one, trials
 
 
-def _even(most: int, k: int) -> int:
+def even(most: int, k: int) -> int:
     """The size of chunks when `most` are cut into as few chunks as chunks of k would give."""
     return -(-most // -(-most // k))

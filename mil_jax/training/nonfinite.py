@@ -68,7 +68,8 @@ def find(
         for r in np.flatnonzero(suspects):
             if run[2][r] > run[1][r] and not (np.isfinite(losses[r]) and finite[r]):
                 numbers = bags[r, run[1][r]]
-                return NotFinite(int(r), epoch, int(run[1][r]), numbers[numbers >= 0], not np.isfinite(losses[r]))
+                step = int((bags[r, : run[1][r]] >= 0).any(axis=1).sum())  # rows in which it idles are no steps
+                return NotFinite(int(r), epoch, step, numbers[numbers >= 0], not np.isfinite(losses[r]))
     return NotFinite(int(np.flatnonzero(suspects)[0]), epoch, None, bags[0, 0][:0], True)
 
 

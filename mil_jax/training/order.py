@@ -12,6 +12,7 @@ import itertools
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from operator import attrgetter
 
 import numpy as np
@@ -23,7 +24,8 @@ from mil_jax.training.plan import Replica
 class EpochOrder:
     """What every replica trains on in one epoch.
 
-    bags: int32 [R, T, B], numbers of bags in training order without idle slots, -1 where a batch is not full.
+    bags: int32 [R, T, B], numbers of bags in training order, -1 where a batch is not full; without idle slots, or, laid out by slot,
+        with them: then row t is the same for all replicas, but for what they hold out.
     runs: the dispatches: (bucket, lo [R], hi [R]): replica r makes its steps lo[r]..hi[r] in that bucket.
     counts: int64 [R], the steps of each replica.
     """
@@ -32,6 +34,18 @@ class EpochOrder:
     runs: tuple[tuple[int, np.ndarray, np.ndarray], ...]
     counts: np.ndarray
 
+    @cached_property
+    def _done(self) -> np.ndarray:
+        """[R, T + 1], the steps of each replica before row t of `bags`."""
+        done = np.zeros((self.bags.shape[0], self.bags.shape[1] + 1), np.int64)
+        np.cumsum((self.bags >= 0).any(axis=2), axis=1, out=done[:, 1:])
+        return done
+
+    def steps(self, lo: np.ndarray, hi: np.ndarray) -> np.ndarray:
+        """int64 [R], how many of the rows lo..hi of each replica are steps."""
+        everyone = np.arange(len(lo))
+        return self._done[everyone, hi] - self._done[everyone, lo]
+
 
 class BagOrder:
     """Draws the order of every epoch.
@@ -39,7 +53,7 @@ class BagOrder:
     training: bool [rows, num_bags]. bucket: int [num_bags], the bucket each bag fits in, in ascending order of length.
     sampling: None (each bag once an epoch), or float [rows, num_bags]: weights to draw bags by, with replacement.
     row: the row of a replica; its fold, where there is one target. shared: all replicas go through one shuffle of all training bags, and
-    those that hold a bag out idle; not with `sampling`.
+    those that hold a bag out idle; not with `sampling`. by_slot: how a shared order is laid out, see `EpochOrder`.
     """
 
     def __init__(
@@ -54,9 +68,11 @@ class BagOrder:
         sampling: np.ndarray | None = None,
         row: Callable[[Replica], int] = attrgetter("fold"),
         shared: bool = False,
+        by_slot: bool = False,
     ) -> None:
         assert not (shared and sampling is not None), "what is drawn for one replica is not shared"
-        self.shared = shared
+        assert shared or not by_slot, "replicas with orders of their own have nothing in common in a slot"
+        self.shared, self.by_slot = shared, by_slot
         self.row = row
         self.training = training
         self.bucket = bucket
@@ -99,14 +115,15 @@ class BagOrder:
                 filled[who] = self._fill(slots, replica, epoch)
             mine = filled[who]
             busy[r] = (mine >= 0).any(axis=1)
-            steps = mine[busy[r]]
+            steps = mine if self.by_slot else mine[busy[r]]
             bags[r, : len(steps)] = steps
-        done = np.concatenate([np.zeros((len(replicas), 1), np.int64), np.cumsum(busy, axis=1)], axis=1)
+        row = np.ones_like(busy) if self.by_slot else busy
+        done = np.concatenate([np.zeros((len(replicas), 1), np.int64), np.cumsum(row, axis=1)], axis=1)
         runs = []
         for start, stop in _runs(slots, self.slots_per_dispatch):
-            if (done[:, stop] > done[:, start]).any():
+            if busy[:, start:stop].any():
                 runs.append((int(slots[start]), done[:, start].astype(np.int32), done[:, stop].astype(np.int32)))
-        return EpochOrder(bags, tuple(runs), done[:, -1])
+        return EpochOrder(bags, tuple(runs), busy.sum(axis=1))
 
     def _fill(self, slots: np.ndarray, replica: Replica, epoch: int) -> np.ndarray:
         """[num_slots, B] bag numbers, -1 for none: one replica's bags, shuffled into the slots they fit."""

@@ -8,7 +8,6 @@ state by a select. The replica axis is spread over the mesh; replicas never comm
 from __future__ import annotations
 
 from collections.abc import Callable
-from functools import partial
 from typing import Any
 
 import flax.struct
@@ -17,6 +16,7 @@ import jax.numpy as jnp
 from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
+from mil_jax.bags import Bag
 from mil_jax.data.residency import ResidentBags
 from mil_jax.strategies.base import Batch, Strategy, TrainState
 
@@ -72,17 +72,25 @@ def read_batch(cohort: Cohort, numbers: Array, target: Array, length: int, axis:
 
     axis: of the devices that share the batch; each reads its own part of the bags.
     """
-    present = numbers >= 0
-    safe = jnp.maximum(numbers, 0)
-    mine = safe
+    bags = _read_bags(cohort, numbers, length, axis)
+    return _batch(cohort, bags, numbers, numbers >= 0, target, axis)
+
+
+def _read_bags(cohort: Cohort, numbers: Array, length: int, axis: str | None) -> Bag:
+    """As in `read_batch`, with the leading axis [B], or this device's part of it."""
+    mine = jnp.maximum(numbers, 0)
     if axis:
         share = len(numbers) // jax.lax.axis_size(axis)
-        mine = jax.lax.dynamic_slice_in_dim(safe, jax.lax.axis_index(axis) * share, share)
+        mine = jax.lax.dynamic_slice_in_dim(mine, jax.lax.axis_index(axis) * share, share)
     if mine.shape[0] == 1:
-        bags = jax.tree.map(lambda x: x[None], cohort.bags.bag(mine[0], length))
-    else:
-        bags = jax.vmap(lambda number: cohort.bags.bag(number, length))(mine)
-    return Batch(bags=bags, targets=cohort.targets[target, safe], weights=present.astype(jnp.float32), axis=axis)
+        return jax.tree.map(lambda x: x[None], cohort.bags.bag(mine[0], length))
+    return jax.vmap(lambda number: cohort.bags.bag(number, length))(mine)
+
+
+def _batch(cohort: Cohort, bags: Bag, numbers: Array, present: Array, target: Array, axis: str | None) -> Batch:
+    """The bags `numbers` [B] that were read, of which those count that are `present` [B]."""
+    targets = cohort.targets[target, jnp.maximum(numbers, 0)]
+    return Batch(bags=bags, targets=targets, weights=present.astype(jnp.float32), axis=axis)
 
 
 def _take(tree: PyTree, r: Array) -> PyTree:
@@ -99,10 +107,7 @@ def _over_replicas(count: Array, body: Callable[[Array, PyTree], PyTree], carry:
     return jax.lax.fori_loop(0, count[0], body, carry)
 
 
-def _one_step(
-    strategy: Strategy, length: int, axis: str | None, cohort: Cohort, who: Who, moving: Moving, epoch: Epoch, at: Array
-) -> Moving:
-    batch = read_batch(cohort, epoch.bags[at], who.target, length, axis)
+def _one_step(strategy: Strategy, who: Who, moving: Moving, epoch: Epoch, at: Array, batch: Batch) -> Moving:
     extras = {name: values[at] for name, values in epoch.extras.items()}
     key = jax.random.fold_in(who.key, moving.state.step)
     state, metrics = strategy.step(moving.state, batch, extras, key)
@@ -125,8 +130,12 @@ def train_in_turn(
 
     def replica(r: Array, moving: Moving) -> Moving:
         mine, my_who, order = _take(moving, r), _take(who, r), _take(epoch, r)
-        step = partial(_one_step, strategy, length, axis, cohort, my_who)
-        return _put(moving, jax.lax.fori_loop(lo[r], hi[r], lambda at, one: step(one, order, at), mine), r)
+
+        def step(at: Array, one: Moving) -> Moving:
+            batch = read_batch(cohort, order.bags[at], my_who.target, length, axis)
+            return _one_step(strategy, my_who, one, order, at, batch)
+
+        return _put(moving, jax.lax.fori_loop(lo[r], hi[r], step, mine), r)
 
     return _over_replicas(count, replica, moving), jnp.sum(hi - lo)[None]
 
@@ -167,7 +176,8 @@ def train_side_by_side(
     del count  # replicas that only fill the mesh have no steps: lo = hi
 
     def replica(mine: Moving, my_who: Who, order: Epoch, at: Array, busy: Array) -> Moving:
-        moved = _one_step(strategy, length, axis, cohort, my_who, mine, order, at)
+        batch = read_batch(cohort, order.bags[at], my_who.target, length, axis)
+        moved = _one_step(strategy, my_who, mine, order, at, batch)
         return jax.tree.map(lambda new, old: jnp.where(busy, new, old), moved, mine)
 
     def steps(moving: Moving, who: Who, epoch: Epoch, lo: Array, hi: Array) -> Moving:
@@ -175,6 +185,43 @@ def train_side_by_side(
             return jax.vmap(replica)(moving, who, epoch, jnp.clip(lo + t, 0, epoch.bags.shape[1] - 1), lo + t < hi)
 
         return jax.lax.fori_loop(0, jnp.max(hi - lo), step, moving)
+
+    return _in_chunks(chunk, steps, moving, who, epoch, lo=lo, hi=hi), jnp.sum(hi - lo)[None]
+
+
+def train_together(
+    strategy: Strategy,
+    length: int,
+    axis: str | None,
+    chunk: int,
+    cohort: Cohort,
+    who: Who,
+    moving: Moving,
+    epoch: Epoch,
+    lo: Array,
+    hi: Array,
+    count: Array,
+) -> tuple[Moving, Array]:
+    """As `train_side_by_side`, for an order that all replicas share, laid out by slot: a slot's bags are read once, without a replica
+    axis, so that the first layer of all replicas is one product with their kernels side by side.
+    """
+    del count
+
+    def steps(moving: Moving, who: Who, epoch: Epoch, lo: Array, hi: Array) -> Moving:
+        def step(at: Array, moving: Moving) -> Moving:
+            numbers = jnp.max(epoch.bags[:, at], axis=0)  # [B]: replicas differ in what they hold out only, which is -1
+            bags = _read_bags(cohort, numbers, length, axis)
+
+            def replica(mine: Moving, my_who: Who, order: Epoch, busy: Array) -> Moving:
+                present = order.bags[at] >= 0
+                batch = _batch(cohort, bags, numbers, present, my_who.target, axis)
+                moved = _one_step(strategy, my_who, mine, order, at, batch)
+                return jax.tree.map(lambda new, old: jnp.where(busy & present.any(), new, old), moved, mine)
+
+            return jax.vmap(replica)(moving, who, epoch, (lo <= at) & (at < hi))
+
+        begin = jnp.min(jnp.where(lo < hi, lo, epoch.bags.shape[1]))
+        return jax.lax.fori_loop(begin, jnp.max(jnp.where(lo < hi, hi, 0)), step, moving)
 
     return _in_chunks(chunk, steps, moving, who, epoch, lo=lo, hi=hi), jnp.sum(hi - lo)[None]
 

@@ -21,8 +21,10 @@ TASK = Classification(classes=("no", "yes"))
 HYPER = {"optimizer.lr": 3e-3, "optimizer.weight_decay": 1e-3}
 
 
-def engine_data(num_bags: int = 24, folds: int = 2, width: int = 6, seed: int = 0) -> EngineData:
-    """Bags of 3 to 14 instances in buckets of 8 and 16; a third of the training bags choose epochs."""
+def engine_data(
+    num_bags: int = 24, folds: int = 2, width: int = 6, seed: int = 0, lengths: tuple[int, ...] = (8, 16)
+) -> EngineData:
+    """Bags of 3 to 14 instances in buckets of these lengths, the last 16; a third of the training bags choose epochs."""
     rng = np.random.default_rng(seed)
     sizes = rng.integers(3, 15, num_bags)
     labels = (np.arange(num_bags) % 2).astype(np.int32)
@@ -34,7 +36,7 @@ def engine_data(num_bags: int = 24, folds: int = 2, width: int = 6, seed: int = 
     fold = np.arange(num_bags) // 2 % folds
     test = np.stack([fold == k for k in range(folds)])
     selection = ~test & (np.arange(num_bags) // 4 % 3 == 2)
-    ladder = Ladder((8, 16), 0.0)
+    ladder = Ladder(lengths, 0.0)
     return EngineData(
         bags=ResidentBags(
             features,

@@ -222,8 +222,8 @@ def test_zscore_is_fitted_to_the_training_bags_of_the_fold_alone():
     watching = Watching(**{name: getattr(base, name) for name in base.__dataclass_fields__})
     data = engine_data()
     fit([Phase(watching, 1, LAST)], data, TASK, plan(), EngineSettings(), Silent())
-    assert len(seen) == 2, "once a fold, not once a replica"
-    for fold, (_, fitted) in enumerate(seen):
+    assert len(seen) == 3, "once for the shapes, before any bag is read, and once a fold, not once a replica"
+    for fold, (_, fitted) in enumerate(seen[1:]):
         numbers = np.flatnonzero(data.training[fold])
         rows = np.concatenate(
             [data.bags.features[o : o + s] for o, s in zip(data.bags.offsets[numbers], data.bags.sizes[numbers])]

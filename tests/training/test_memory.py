@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import os
+
 import jax
 import numpy as np
 import pytest
 
 from mil_jax.errors import ConfigError
+from mil_jax.machine import group_limits, memory_bytes
 from mil_jax.training import memory
 from mil_jax.training.devices import replica_mesh
 from mil_jax.training.engine import fit
@@ -15,6 +18,9 @@ from mil_jax.training.stopping import Selection
 from tests.training.cohorts import TASK, Silent, engine_data, plan, strategy
 
 RUNS_PER_DEVICE = 5
+LARGEST_IS_NAMED = (
+    r"bags of up to 16 instances need .* GiB of .* for one run at a time, and .* GiB may be used.* data.filter"
+)
 
 
 def _fit(keep=None, **settings) -> FitResult:
@@ -79,8 +85,43 @@ def test_memory_decides_before_training_how_many_go_side_by_side(together):
 
 
 def test_a_bucket_of_which_one_run_does_not_fit_is_named_with_its_bytes_and_what_to_change():
-    with pytest.raises(ConfigError, match=r"bags of up to \d+ instances need .* GiB of a device .* data.filter"):
+    with pytest.raises(ConfigError, match=LARGEST_IS_NAMED):
         _fit(memory_gib=1e-6)
+
+
+def test_runs_one_after_another_are_refused_before_the_first_step_where_the_longest_bags_do_not_fit():
+    class NoStep(Silent):
+        def steps(self, count):
+            raise AssertionError("a step was made")
+
+    settings = EngineSettings(replica_axis="map", memory_gib=1e-6)
+    with pytest.raises(ConfigError, match=LARGEST_IS_NAMED):
+        fit([Phase(strategy(), 1, Selection("val_loss"))], engine_data(), TASK, plan(), settings, NoStep())
+
+
+def test_what_the_devices_of_a_cpu_share_is_counted_once(monkeypatch):
+    """100 bytes of a device's own and 80 of all."""
+    monkeypatch.setattr(memory, "needed", lambda program: program.needed)
+    monkeypatch.setattr(jax, "local_device_count", lambda: 4)
+    memory.require_room(_Program(180), 120, common=80)
+    with pytest.raises(memory.DoesNotFit) as caught:
+        memory.require_room(_Program(180), 119, common=80)
+    assert (caught.value.needed, caught.value.limit) == (120, 119)
+
+
+@pytest.mark.parametrize(
+    ("line", "top", "name"), [("0::", "", "memory.max"), ("4:cpu,memory:", "memory", "memory.limit_in_bytes")]
+)
+def test_memory_is_what_the_container_or_batch_job_may_use(tmp_path, line, top, name):
+    (tmp_path / "membership").write_text(f"9:name=systemd:/other\n{line}/job/step\n")
+    limits = {"": "max", "job": "3000", "job/step": "5000"}
+    for group, limit in limits.items():
+        folder = tmp_path / "root" / top / group
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / name).write_text(f"{limit}\n")
+    assert sorted(group_limits(tmp_path / "membership", tmp_path / "root")) == [3000, 5000]
+    assert not list(group_limits(tmp_path / "missing", tmp_path / "root"))
+    assert memory_bytes() <= os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
 
 
 class _Program:

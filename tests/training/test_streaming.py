@@ -16,12 +16,12 @@ import pytest
 
 from mil_jax.data import residency, streaming
 from mil_jax.data.buckets import Ladder
-from mil_jax.data.residency import load_bags
+from mil_jax.data.residency import UnreadBags, load_bags
 from mil_jax.data.shards import Provenance, Shards, SlideBag, write_shards
 from mil_jax.data.streaming import THREAD_NAMES, WINDOWS, StreamedBags, StreamedFeed
 from mil_jax.errors import DataError, ShardError
 from mil_jax.training.checkpoints import Checkpoints
-from mil_jax.training.engine import Stopped, fit
+from mil_jax.training.engine import Engine, Stopped, fit
 from mil_jax.training.engine_types import EngineData, EngineSettings, FitResult, Phase
 from mil_jax.training.stopping import Selection
 from tests.training.cohorts import TASK, Silent, plan, strategy
@@ -60,7 +60,7 @@ def data(folder: Path, most_bytes: int | None) -> EngineData:
     test |= number >= 22  # a fixed test set, which no fold trains on
     selection = ~test & (number // 4 % 3 == 2)
     return EngineData(
-        bags=load_bags(shards, slides, LONGEST) if most_bytes is None else StreamedBags(shards, slides, most_bytes),
+        bags=UnreadBags(shards, slides, LONGEST) if most_bytes is None else StreamedBags(shards, slides, most_bytes),
         targets=(number % 2).astype(np.int32)[None],
         training=~test & ~selection,
         selection=selection,
@@ -121,6 +121,21 @@ def test_streamed_is_bit_identical_to_resident(folder, resident, batch_size, wid
     assert listener.rows == told.rows
     assert found.facts["compilations"] == expected.facts["compilations"] == 2 * 2 + 1
     assert not streaming_threads()
+
+
+def test_all_programs_are_begun_to_be_compiled_before_bags_are_read_to_be_held(folder, resident, monkeypatch):
+    begun = []
+
+    def reading(*arguments, **named):
+        begun.append(engine.programs.compilations)
+        return load_bags(*arguments, **named)
+
+    monkeypatch.setattr(residency, "load_bags", reading)
+    engine = Engine(data(folder, None), TASK, plan(), EngineSettings())
+    found = engine.fit([Phase(strategy(normalize="zscore"), 3, VAL_LOSS)], Silent())
+    assert begun == [2 * 2]
+    assert found.facts["compilations"] == 2 * 2 + 1
+    assert_equal(found, resident(batch_size=1, replica_axis="map")[0])
 
 
 def test_a_run_stopped_while_streaming_and_resumed_otherwise_ends_bit_identical(folder, resident, tmp_path):
