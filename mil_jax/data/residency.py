@@ -107,7 +107,9 @@ class UnreadBags:
 
         features = jax.ShapeDtypeStruct((rows, *self.shards.feature_shape), self.shards.dtype)
         neighbors = whole(rows, self.num_neighbors) if self.num_neighbors else None
-        return ResidentBags(features, whole(rows, 2), whole(rows), whole(number), whole(number), neighbors)
+        parts = self.shards.num_parts
+        part_mask = jax.ShapeDtypeStruct((rows, parts), np.bool_) if parts else None
+        return ResidentBags(features, whole(rows, 2), whole(rows), whole(number), whole(number), neighbors, part_mask)
 
 
 class ResidentFeed:

@@ -119,6 +119,7 @@ def test_level_1_is_exported_as_it_was_imported():
     jax.tree.map(np.testing.assert_array_equal, import_state_dict(module, exported, "hipt_vit256"), params)
 
 
+@pytest.mark.full
 def test_memory_of_the_backward_pass_is_not_that_of_the_layers_of_all_regions():
     params = jax.eval_shape(lambda: ENCODER.init(jax.random.key(0), grids(8))["params"])
 

@@ -43,7 +43,9 @@ def small(name: str, **fields: Any) -> nn.Module:
     return aggregators.create(name, TASK.num_outputs, **{**SMALL[name], **fields})
 
 
-@pytest.mark.parametrize("promise", ["padding_train", "replicas", "all_padding"])
+@pytest.mark.parametrize(
+    "promise", ["padding_train", *(pytest.param(name, marks=pytest.mark.full) for name in ("replicas", "all_padding"))]
+)
 def test_law(promise):
     law.check_aggregator(
         MissingTiles(small("hipt", mask_parts=True)), (TILES, WIDTH), promises=[promise], bare_sizes=(1,)
@@ -54,6 +56,7 @@ def test_law_without_transformers():
     law.check_aggregator(MissingTiles(small("hipt_none")), (TILES, WIDTH), promises=["padding_train"], bare_sizes=(1,))
 
 
+@pytest.mark.full
 def test_the_guided_loss_is_exact_under_padding():
     run = training_loss.run(MissingTiles(small("hipt", guided=True)), TASK, np.int32(1), (TILES, WIDTH), train=True)
     law.check_padding(run, (TILES, WIDTH), bare_sizes=())
