@@ -161,7 +161,8 @@ class Engine:
         if self.programs.compilations:
             return
         cohort = compiled.Cohort(self.feed.shapes(0), self.targets)
-        fitted = ahead.fitted_shapes(strategy, plan, self.data, len(self.who.target), cohort.bags.features.shape[1:])
+        tile = cohort.bags.features.shape[1 if cohort.bags.part_mask is None else 2 :]  # what moments are of
+        fitted = ahead.fitted_shapes(strategy, plan, self.data, len(self.who.target), tile)
         first = functools.partial(compiled.initial, strategy, self.data.lengths[0])
         state = jax.eval_shape(first, cohort, self.who, fitted, previous, self.placement.count)
         placed, length = self.who.target.sharding, self.data.lengths[0]

@@ -274,8 +274,7 @@ def parameter_shapes(experiment: Experiment) -> Any:
         part_mask=jax.ShapeDtypeStruct((length, parts), np.bool_) if parts else None,
         neighbors=jax.ShapeDtypeStruct((length, neighbors), np.int32) if neighbors else None,
     )
-    module = strategy(experiment).module
-    return jax.eval_shape(lambda bag: fresh_params(module, jax.random.key(0), bag), bag)
+    return jax.eval_shape(lambda bag: fresh_params(strategy(experiment).module, jax.random.key(0), bag), bag)
 
 
 def train(experiment: Experiment, folder: RunFolder, listener: Listener) -> FitResult:

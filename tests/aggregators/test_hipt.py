@@ -44,13 +44,11 @@ def level_2() -> dict[str, np.ndarray]:
     return export_state_dict(ENCODER, params, "hipt_vit4096")
 
 
-def trained(
-    steps: int = 3, optimizer: str = "adam", hyper: dict[str, Any] | None = None, **fields: Any
-) -> tuple[Any, Any]:
+def trained(steps: int = 3, optimizer: str = "adam", **fields: Any) -> tuple[Any, Any]:
     """(parameters at the start, after some steps), with a weight decay that would move anything."""
     module = aggregators.create("hipt", 2, **{**SMALL, **fields})
     of = Supervised(module, TASK, optimizers.make(optimizers.OptimizerSettings(optimizer)), Schedule())
-    rates = {"optimizer.lr": jnp.float32(0.01), "optimizer.weight_decay": jnp.float32(0.1), **(hyper or {})}
+    rates = {"optimizer.lr": jnp.float32(0.01), "optimizer.weight_decay": jnp.float32(0.1)}
     batch = Batch(jax.tree.map(lambda x: x[None], bag()), jnp.ones(1, jnp.int32), jnp.ones(1))
     first = jax.jit(lambda: of.init(jax.random.key(0), bag(), rates, {}, None))()
     step = jax.jit(lambda state, key: of.step(state, batch, {"lr": rates["optimizer.lr"]}, key)[0])
@@ -84,8 +82,8 @@ def test_a_start_of_another_shape_is_refused(level_2, tmp_path):
 
 
 def test_guidance_of_weight_zero_changes_nothing():
-    _, plain = trained(dropout=0.25)
-    _, guided = trained(dropout=0.25, guided=True, guidance_weight=0.0)
+    _, plain = trained(dropout=0.25, region_depth=1)
+    _, guided = trained(dropout=0.25, region_depth=1, guided=True, guidance_weight=0.0)
     assert set(guided) - set(plain) == {"guidance", "level"}
     for name, params in plain.items():
         jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-5), guided[name], params)
@@ -121,6 +119,7 @@ def test_level_1_is_exported_as_it_was_imported():
     jax.tree.map(np.testing.assert_array_equal, import_state_dict(module, exported, "hipt_vit256"), params)
 
 
+@pytest.mark.full
 def test_memory_of_the_backward_pass_is_not_that_of_the_layers_of_all_regions():
     params = jax.eval_shape(lambda: ENCODER.init(jax.random.key(0), grids(8))["params"])
 

@@ -13,7 +13,7 @@ import pytest
 from mil_jax.config import base_config
 from mil_jax.data.conversion import convert, shards_for_features
 from mil_jax.data.regions import in_regions
-from mil_jax.data.residency import load_bags, moments
+from mil_jax.data.residency import UnreadBags, load_bags, moments
 from mil_jax.data.shards import Shards, SlideBag, write_shards
 from mil_jax.data.streaming import WINDOWS, StreamedBags, StreamedFeed
 from mil_jax.errors import ConfigError, DataError
@@ -64,7 +64,9 @@ def test_regions_survive_the_shards_bit_for_bit(dtype, tmp_path):
     write_shards(slides, tmp_path / "shards", regions=4, for_tensorflow=False)
     shards = Shards.open(tmp_path / "shards")
     assert (shards.num_parts, shards.feature_shape) == (16, (16, D))
-    bags = load_bags(shards, [np.array([2, 1]), np.array([0])], 96)
+    unread = UnreadBags(shards, [np.array([2, 1]), np.array([0])], 96)
+    bags = unread.read
+    assert jax.tree.map(lambda x: (x.shape, x.dtype), unread.shapes) == jax.tree.map(lambda x: (x.shape, x.dtype), bags)
     expected = [in_regions(source, 4) for source in slides]
     for number, members in enumerate([(2, 1), (0,)]):
         bag = bags.bag(number, 96)

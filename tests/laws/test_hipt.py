@@ -17,7 +17,7 @@ from tests.laws import law, training_loss
 TASK = Classification(("a", "b"))
 TILES, WIDTH = 4, 6
 SMALL: dict[str, dict[str, Any]] = {
-    "hipt": {"region_dim": 8, "region_depth": 2, "region_heads": 2, "table_side": 3, "hidden_dim": 8, "num_heads": 2},
+    "hipt": {"region_dim": 8, "region_depth": 1, "region_heads": 2, "table_side": 3, "hidden_dim": 8, "num_heads": 2},
     "hipt_none": {"hidden_dim": 8},
 }
 
@@ -43,7 +43,9 @@ def small(name: str, **fields: Any) -> nn.Module:
     return aggregators.create(name, TASK.num_outputs, **{**SMALL[name], **fields})
 
 
-@pytest.mark.parametrize("promise", ["padding_train", "replicas", "all_padding"])
+@pytest.mark.parametrize(
+    "promise", ["padding_train", *(pytest.param(name, marks=pytest.mark.full) for name in ("replicas", "all_padding"))]
+)
 def test_law(promise):
     law.check_aggregator(
         MissingTiles(small("hipt", mask_parts=True)), (TILES, WIDTH), promises=[promise], bare_sizes=(1,)
@@ -54,10 +56,9 @@ def test_law_without_transformers():
     law.check_aggregator(MissingTiles(small("hipt_none")), (TILES, WIDTH), promises=["padding_train"], bare_sizes=(1,))
 
 
+@pytest.mark.full
 def test_the_guided_loss_is_exact_under_padding():
-    run = training_loss.run(
-        MissingTiles(small("hipt", region_depth=1, guided=True)), TASK, np.int32(1), (TILES, WIDTH), train=True
-    )
+    run = training_loss.run(MissingTiles(small("hipt", guided=True)), TASK, np.int32(1), (TILES, WIDTH), train=True)
     law.check_padding(run, (TILES, WIDTH), bare_sizes=())
 
 
@@ -65,8 +66,8 @@ def test_the_guided_loss_is_exact_under_padding():
 @pytest.mark.parametrize(
     ("name", "fields", "shape"),
     [
-        ("hipt", {}, (TILES, WIDTH)),
-        ("hipt", {"mask_parts": True, "guided": True}, (TILES, WIDTH)),
+        ("hipt", {"region_depth": 2}, (TILES, WIDTH)),
+        ("hipt", {"region_depth": 2, "mask_parts": True, "guided": True}, (TILES, WIDTH)),
         ("hipt_none", {}, (TILES, WIDTH)),
         ("hipt", {"region_encoder": "none"}, (WIDTH,)),
         ("hipt_none", {"one_region": True}, (WIDTH,)),
