@@ -13,7 +13,7 @@ from mil_jax.training.experiment import Experiment, prepare
 from mil_jax.training.forecast import open_bench, plan_epoch
 from mil_jax.training.plan import Plan, Replica
 
-AGGREGATORS = ("abmil", "clam_sb", "clam_mb", "dsmil", "transmil", "rrt")
+AGGREGATORS = ("abmil", "clam_sb", "clam_mb", "dsmil", "dtfd", "patch_gcn", "transmil", "rrt")
 FOLDS = 5
 
 

@@ -38,6 +38,14 @@ def define_flags(values: flags.FlagValues) -> None:
         upper_bound=64,
         flag_values=values,
     )
+    flags.DEFINE_integer(
+        "regions",
+        0,
+        "store square regions of so many tiles a side as the instances, for HIPT (16: 4,096 pixels of tiles of 256)",
+        lower_bound=0,
+        upper_bound=64,
+        flag_values=values,
+    )
     flags.DEFINE_bool("overwrite", False, "replace an existing folder of shards", flag_values=values)
     flags.DEFINE_bool("help", False, "show this", short_name="h", flag_values=values)
 
@@ -72,7 +80,7 @@ def main(arguments: list[str]) -> int:
 def _convert(values: flags.FlagValues) -> None:
     layout = recognise(values.features)
     say(layout.sentence)
-    ladder = storage_ladder(layout)
+    ladder = None if values.regions else storage_ladder(layout)
     if ladder is not None:
         lengths = ", ".join(map(str, ladder.lengths))
         say(f"Padded lengths: {lengths}; {ladder.waste:.1%} of the rows are padding")
@@ -88,6 +96,7 @@ def _convert(values: flags.FlagValues) -> None:
             ladder=ladder,
             overwrite=values.overwrite,
             num_neighbors=values.neighbors,
+            regions=values.regions,
             progress=lambda done, total, slide: bar.update(task, completed=done, description=slide or "Writing shards"),
         )
     _describe(report)

@@ -19,6 +19,7 @@ from mil_jax.reports.loggers import require_packages
 from mil_jax.training import processes
 from mil_jax.training.devices import use_compilation_cache, use_one_device_per_core
 from mil_jax.training.experiment import FREE_ON_RESUME, Experiment, prepare
+from mil_jax.training.memory import smallest
 from mil_jax.training.nonfinite import NotFinite
 from mil_jax.training.run_folder import RunFolder, is_run_folder, require_usable
 from mil_jax.training.sources import cache_folder
@@ -44,6 +45,7 @@ def set_up(config: ConfigDict) -> None:
     use_one_device_per_core()
     use_compilation_cache(cache_folder(config))
     console.quiet = not processes.is_first()
+    smallest()  # while all processes are here: later the first goes ahead of the others
     if config.train.matmul_precision != "default":
         jax.config.update("jax_default_matmul_precision", config.train.matmul_precision)
 

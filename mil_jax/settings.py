@@ -48,6 +48,13 @@ SETTINGS: dict[str, Setting] = {
         least=0,
         most=64,
     ),
+    "data.regions": Setting(
+        0,
+        "Tiles a side of the square regions that are the instances, for HIPT (16); shards must hold such (`data_prep.shard --regions "
+        "16`). 0: instances are as they come.",
+        least=0,
+        most=64,
+    ),
     "data.synthetic.bags": Setting(
         0,
         "For `mil_jax.profile` only, instead of data: forecast for so many bags, their sizes drawn, their features invented.",
@@ -93,7 +100,10 @@ SETTINGS: dict[str, Setting] = {
         choices=("auto", "resident", "streamed"),
     ),
     "data.stream_gib": Setting(
-        4.0, "Streamed: most GiB of host memory for features that are read ahead.", least=1e-6, most=1e6
+        4.0,
+        "Streamed: most GiB of host memory for features that are read ahead; so much of each device where all hold the cohort together.",
+        least=1e-6,
+        most=1e6,
     ),
     "data.normalize": Setting(
         "none", "`none`, `l2` (each instance to length 1) or `zscore` (mean and deviation of the run's training bags)."
@@ -186,6 +196,12 @@ SETTINGS: dict[str, Setting] = {
         "and the devices.",
         least=1,
     ),
+    "train.bag_devices": Setting(
+        1,
+        "Devices that share the instances of each bag, at most: for bags too large for one device. As many are taken as divide both "
+        "the devices and the lengths of the buckets.",
+        least=1,
+    ),
     "train.sample_instances": Setting(
         0,
         "Most instances drawn from a bag for a training step, anew in each; 0: all. Evaluation reads whole bags.",
@@ -221,7 +237,7 @@ SETTINGS: dict[str, Setting] = {
     ),
     "train.memory_gib": Setting(
         0.0,
-        "Most memory of a device to use, in GiB, which decides how many runs go side by side; 0: 90 % of what it has.",
+        "Most memory of a device to use, in GiB, which decides whether it holds the cohort and how many runs go at once; 0: what it has.",
         least=0.0,
     ),
     "train.debug_nans": Setting(

@@ -39,7 +39,7 @@ _REFUSED = {
 }
 _NO_RESULT = (
     *("checkpoint_seconds", "slots_per_dispatch", "replica_axis", "matmul_precision", "tensorboard", "wandb"),
-    *("batch_devices", "memory_gib", "debug_nans"),
+    *("batch_devices", "bag_devices", "memory_gib", "debug_nans"),
 )
 _REFUSED |= {f"train.{name}": "changes no result" for name in _NO_RESULT}
 _REFUSED |= {f"distributed.{name}": "changes no result" for name in ("coordinator", "num_processes", "process_id")}

@@ -18,6 +18,7 @@ from mil_jax.bags import Bag, Prediction
 from mil_jax.errors import ConfigError
 from mil_jax.layers import masked
 from mil_jax.layers.attention_pool import attention_pool, attention_scores
+from mil_jax.layers.coarse_graph import cell_means, make_cells, to_tiles
 from mil_jax.layers.dropout import draw_key, dropout, hyper
 from mil_jax.layers.graph_conv import GENConv, Graph, make_graph
 from mil_jax.layers.initializers import Affine, AffineParameters
@@ -25,6 +26,7 @@ from mil_jax.layers.initializers import Affine, AffineParameters
 Array = jax.Array
 BLOCKS = ("res", "res+")
 READOUTS = ("attention", "mean", "max")
+COARSE_GRAPHS = ("none", "parallel", "sequential")
 
 VARIANTS: dict[str, dict[str, Any]] = {
     "patch_gcn": {},
@@ -51,11 +53,13 @@ class PatchGCN(nn.Module):
     block: "res" (convolution, norm, activation, sum, dropout) or "res+" (norm, activation, dropout, convolution, sum).
     mlp_bias: biases in the convolutions.
     readout: "attention" (gated), "mean" or "max" over the tiles.
+    coarse_graph: not the reference's; "none", or a graph of cells of cell_tiles x cell_tiles tiles, with as many convolutions of its own
+        on the cells' means of h0. What it ends with is one more depth beside the others ("parallel") or is added to h0 ("sequential").
     dropout: after the feature layer. conv_dropout: in each block. context_dropout: after the layer over all depths.
     attention_dropout: of both branches of the attention.
 
-    The rates are numeric: the collection "hyper" may hold other values. The prediction's `embedding` is [(num_convolutions + 1) d].
-    The nodes after the feature layer and each convolution are sown as "nodes" in "intermediates".
+    The rates are numeric: the collection "hyper" may hold other values. The prediction's `embedding` is [depths d], with num_convolutions
+    + 1 depths, or one more. The nodes after the feature layer and each convolution are sown as "nodes" in "intermediates".
     Raises ConfigError for settings that cannot work, and for a bag without a graph.
     """
 
@@ -65,6 +69,8 @@ class PatchGCN(nn.Module):
     block: str = "res"
     mlp_bias: bool = False
     readout: str = "attention"
+    coarse_graph: str = "none"
+    cell_tiles: int = 4
     dropout: float = 0.25
     conv_dropout: float = 0.1
     context_dropout: float = 0.25
@@ -78,6 +84,8 @@ class PatchGCN(nn.Module):
         checks.positive("num_convolutions", self.num_convolutions)
         checks.one_of("block", self.block, BLOCKS)
         checks.one_of("readout", self.readout, READOUTS)
+        checks.one_of("coarse_graph", self.coarse_graph, COARSE_GRAPHS)
+        checks.positive("cell_tiles", self.cell_tiles)
         for name in self.numeric_settings:
             checks.rate(name, getattr(self, name))
         super().__post_init__()
@@ -96,10 +104,14 @@ class PatchGCN(nn.Module):
         graph = make_graph(bag.neighbors, bag.mask)
         x = masked.zero_padding(bag.features, bag.mask)
         h = self._dropped(jax.nn.relu(self._affine("feature", self.hidden_dim, x.shape[-1])(x)), "dropout", 0, train)
+        coarse = [] if self.coarse_graph == "none" else [self._coarse(h, bag, graph, train)]
+        if self.coarse_graph == "sequential":
+            h = h + coarse.pop()
         depths = [h]
         for number in range(self.num_convolutions):
-            h = self._block(number, h, graph, train)
+            h = self._block("", number, h, graph, train)
             depths.append(h)
+        depths += coarse
         for nodes in depths:
             self.sow("intermediates", "nodes", nodes)
         width = len(depths) * self.hidden_dim
@@ -110,15 +122,27 @@ class PatchGCN(nn.Module):
         logits = self._affine("classifier", self.num_outputs, width)(embedding)
         return Prediction(logits, attention, scores, embedding)
 
-    def _block(self, number: int, h: Array, graph: Graph, train: bool) -> Array:
-        convolution = GENConv(self.mlp_bias, name=f"conv_{number}")
+    def _coarse(self, h: Array, bag: Bag, graph: Graph, train: bool) -> Array:
+        """What the graph of cells makes of h [N, d], for each tile."""
+        if bag.coords is None:
+            raise ConfigError("aggregator.coarse_graph needs coordinates, and the bags have none: set it to 'none'")
+        cells = make_cells(bag.coords, bag.slide_index, graph, bag.mask, self.cell_tiles)
+        beside = make_graph(cells.neighbors, cells.real)
+        h = cell_means(h, cells, bag.mask)
+        for number in range(self.num_convolutions):
+            h = self._block("coarse_", number, h, beside, train)
+        return to_tiles(h, cells, bag.mask)
+
+    def _block(self, prefix: str, number: int, h: Array, graph: Graph, train: bool) -> Array:
+        convolution = GENConv(self.mlp_bias, name=f"{prefix}conv_{number}")
         if number == 0:
             return convolution(h, graph)
-        norm = nn.LayerNorm(epsilon=1e-5, use_fast_variance=False, name=f"norm_{number}")
+        norm = nn.LayerNorm(epsilon=1e-5, use_fast_variance=False, name=f"{prefix}norm_{number}")
+        draw = 2 + number + (self.num_convolutions if prefix else 0)
         if self.block == "res":
             h = h + jax.nn.relu(norm(convolution(h, graph)))
-            return self._dropped(h, "conv_dropout", 2 + number, train)
-        inner = self._dropped(jax.nn.relu(norm(h)), "conv_dropout", 2 + number, train)
+            return self._dropped(h, "conv_dropout", draw, train)
+        inner = self._dropped(jax.nn.relu(norm(h)), "conv_dropout", draw, train)
         return h + convolution(inner, graph)
 
     def _read_out(self, context: Array, mask: Array, train: bool) -> tuple[Array | None, Array | None, Array]:
@@ -152,9 +176,13 @@ class PatchGCN(nn.Module):
     def state_dict_map(self, variant: str) -> dict[str, tuple[str, str]]:
         """Published parameter name -> (path of the parameter, transform), for `interop.torch_checkpoints`.
 
-        Raises ConfigError for an unknown variant.
+        Raises ConfigError for an unknown variant, and with a coarse graph.
         """
         checks.one_of("variant", variant, VARIANTS)
+        if self.coarse_graph != "none":
+            raise ConfigError(
+                f"there are no published weights with aggregator.coarse_graph={self.coarse_graph!r}: set it to 'none' to import or export"
+            )
         mapping = {}
 
         def linear(published: str, layer: str, bias: bool = True) -> None:

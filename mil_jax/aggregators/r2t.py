@@ -88,6 +88,7 @@ class RegionTransformer(nn.Module, kw_only=True):
     initializer: str = "xavier_normal"
 
     numeric_settings: ClassVar[tuple[str, ...]] = ("dropout", "transformer_dropout")
+    mixes_instances: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
         checks.one_of("feature_layer", self.feature_layer, ("linear", "none"))

@@ -10,7 +10,7 @@ from __future__ import annotations
 import dataclasses
 import difflib
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, ClassVar
 
 import flax.linen as nn
 import jax
@@ -27,6 +27,8 @@ class Reembedded(nn.Module):
 
     reembed: nn.Module
     aggregator: nn.Module
+
+    mixes_instances: ClassVar[bool] = True
 
     def __call__(self, bag: Bag, train: bool = False) -> Prediction:
         return self.aggregator(self.reembed(bag, train), train)

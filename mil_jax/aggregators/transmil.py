@@ -89,6 +89,7 @@ class TransMIL(nn.Module):
     initializer: str = "torch"
 
     numeric_settings: ClassVar[tuple[str, ...]] = ("dropout", "attention_dropout")
+    mixes_instances: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
         checks.one_of("feature_layer", self.feature_layer, ("linear", "none"))

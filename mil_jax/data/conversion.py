@@ -18,6 +18,7 @@ import numpy as np
 from numpy.typing import DTypeLike
 
 from mil_jax.data.buckets import Ladder, fit_ladder
+from mil_jax.data.regions import as_one_region
 from mil_jax.data.shard_index import VERSION
 from mil_jax.data.shard_writer import ShardWriteReport, write_shards
 from mil_jax.data.shards import Shards
@@ -39,16 +40,17 @@ def convert(
     ladder: Ladder | None = None,
     overwrite: bool = False,
     num_neighbors: int = 0,
+    regions: int = 0,
     progress: Progress | None = None,
 ) -> ShardWriteReport:
     """Writes the shards of a recognised folder. encoder_name: what to record where the files do not name their encoder.
-    num_neighbors: nearest tiles to store of each tile, 0 = none.
+    num_neighbors: nearest tiles to store of each tile, 0 = none. regions: tiles a side of the regions to store, 0 = none.
 
     Raises DataError for unusable features and for files that name another encoder than `encoder_name`; UserError as
     `write_shards`.
     """
     return write_shards(
-        _slides(layout, encoder_name, progress),
+        _slides(layout, encoder_name, regions, progress),
         folder,
         dtype=dtype,
         nonfinite=nonfinite,
@@ -57,6 +59,7 @@ def convert(
         excluded=layout.excluded,
         notes=[layout.sentence],
         num_neighbors=num_neighbors,
+        regions=regions,
     )
 
 
@@ -68,6 +71,7 @@ def shards_for_features(
     nonfinite: str = "error",
     encoder_name: str = "",
     num_neighbors: int = 0,
+    regions: int = 0,
     progress: Progress | None = None,
 ) -> Shards:
     """The shards of a folder of feature files, from `cache_dir` where the files are as they were at conversion.
@@ -78,10 +82,12 @@ def shards_for_features(
     settings = [None if dtype is None else np.dtype(dtype).name, nonfinite, encoder_name]
     if num_neighbors:
         settings.append(f"neighbors {num_neighbors}")
+    if regions:
+        settings.append(f"regions {regions}")
     source = Path(features_dir).absolute()
     folder = Path(cache_dir) / f"{source.name}-{_digest(layout, settings)}"
     if not folder.exists():
-        ladder = storage_ladder(layout)
+        ladder = None if regions else storage_ladder(layout)
         try:
             convert(
                 layout,
@@ -91,6 +97,7 @@ def shards_for_features(
                 encoder_name=encoder_name,
                 ladder=ladder,
                 num_neighbors=num_neighbors,
+                regions=regions,
                 progress=progress,
             )
         except UserError:
@@ -108,11 +115,12 @@ def storage_ladder(layout: Layout) -> Ladder | None:
     return fit_ladder(sizes) if sizes else None
 
 
-def _slides(layout: Layout, encoder_name: str, progress: Progress | None) -> Iterator[SlideBag]:
+def _slides(layout: Layout, encoder_name: str, regions: int, progress: Progress | None) -> Iterator[SlideBag]:
     for number, (file, slide) in enumerate(zip(layout.files, layout.slides())):
         if progress is not None:
             progress(number, len(layout.files), file.slide_id)
-        yield _with_encoder(slide, encoder_name)
+        slide = _with_encoder(slide, encoder_name)
+        yield as_one_region(slide, regions) if regions else slide
     if progress is not None:
         progress(len(layout.files), len(layout.files), "")
 

@@ -37,13 +37,15 @@ class DigitsCohort:
     splits: Path
 
 
-def digits_cohort(cache: Path) -> DigitsCohort:
-    """The cohort below `cache`, written there the first time."""
+def digits_cohort(cache: Path, regions: int = 0) -> DigitsCohort:
+    """The cohort below `cache`, written there the first time. regions: images a side of the regions that are instances; 0: images are."""
     folder = cache / f"digits-v{_VERSION}"
-    cohort = DigitsCohort(folder / "shards", folder / "labels.csv", folder / "splits.csv")
+    shards = folder / (f"shards-regions-{regions}" if regions else "shards")
+    cohort = DigitsCohort(shards, folder / "labels.csv", folder / "splits.csv")
     if not all(path.exists() for path in (cohort.shards, cohort.labels, cohort.splits)) or not _readable(cohort.shards):
         bags, table, splits = draw_bags(np.random.default_rng(0))
-        write_shards(bags, cohort.shards, overwrite=True, num_neighbors=NUM_NEIGHBORS)
+        neighbors = 0 if regions else NUM_NEIGHBORS
+        write_shards(bags, cohort.shards, overwrite=True, num_neighbors=neighbors, regions=regions)
         for path, rows in ((cohort.labels, table), (cohort.splits, splits)):
             with written_whole(path) as temporary:
                 rows.to_csv(temporary, index=False)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import numpy as np
 
 from mil_jax.data.feature_report import FeatureReport
@@ -55,7 +57,7 @@ class SlideChecks:
             self.excluded.append((slide.slide_id, "empty"))
             return None
         self._check_kind(slide.slide_id, slide.features)
-        features, coords = slide.features, slide.coords
+        features, coords, part_mask = slide.features, slide.coords, slide.part_mask
         finite = finite_rows(features)
         if not finite.all():
             bad = np.flatnonzero(~finite)
@@ -66,7 +68,8 @@ class SlideChecks:
                 self.excluded.append((slide.slide_id, f"{bad.size} of {len(finite)} rows are not finite"))
                 return None
             self.dropped[slide.slide_id] = int(bad.size)
-            features, coords = features[finite], None if coords is None else coords[finite]
+            features = features[finite]
+            coords, part_mask = (None if x is None else x[finite] for x in (coords, part_mask))
         if self._offenders:  # nothing will be kept: only the other offenders are still looked for
             return None
         if self.dtype is not None and features.dtype != self.dtype:
@@ -74,7 +77,7 @@ class SlideChecks:
             self.largest_error = max(error, self.largest_error or 0.0)
         features = np.ascontiguousarray(features, features.dtype.newbyteorder("<"))
         self.report.add(slide.slide_id, features)
-        return SlideBag(slide.slide_id, features, coords, slide.provenance, slide.source, slide.source_mtime)
+        return dataclasses.replace(slide, features=features, coords=coords, part_mask=part_mask)
 
     def raise_for_offenders(self) -> None:
         """Raises DataError naming every row that is not finite."""

@@ -34,6 +34,7 @@ class ResidentBags(flax.struct.PyTreeNode):
     features: [rows, *F]. coords: [rows, 2] int32. slide_index: [rows] int32.
     offsets, sizes: int32 [num_bags], first row and number of rows of each bag; in a window the offsets of its own bags hold.
     neighbors: [rows, K] int32, instance numbers in the row's own bag, -1 for none; None where the method reads no graph.
+    part_mask: [rows, T] bool, the tiles there are in a region; None where instances are no regions.
     """
 
     features: Array
@@ -42,19 +43,45 @@ class ResidentBags(flax.struct.PyTreeNode):
     offsets: Array
     sizes: Array
     neighbors: Array | None = None
+    part_mask: Array | None = None
 
     def bag(self, number: jax.Array, length: int) -> Bag:
         """Bag `number`, padded to the static `length`."""
         start = self.offsets[number]
         mask = jnp.arange(length) < self.sizes[number]
-        features = jax.lax.dynamic_slice_in_dim(self.features, start, length)
-        graph = self.neighbors
+
+        def own(array: Array) -> Array:
+            return jax.lax.dynamic_slice_in_dim(array, start, length)
+
         return Bag(
-            features=features.astype(jnp.float32),
+            features=own(self.features).astype(jnp.float32),
             mask=mask,
-            coords=jax.lax.dynamic_slice_in_dim(self.coords, start, length),
-            slide_index=jax.lax.dynamic_slice_in_dim(self.slide_index, start, length),
-            neighbors=None if graph is None else jax.lax.dynamic_slice_in_dim(graph, start, length),
+            coords=own(self.coords),
+            slide_index=own(self.slide_index),
+            part_mask=None if self.part_mask is None else own(self.part_mask),
+            neighbors=None if self.neighbors is None else own(self.neighbors),
+        )
+
+
+class SplitBags(ResidentBags):
+    """The bags of a window whose instances lie in equal parts on the devices that share a bag: every array is [places, L, ...] with its
+    second axis split, each bag in a place of its own, and `offsets` are numbers of places.
+    """
+
+    def bag(self, number: jax.Array, length: int) -> Bag:
+        """Bag `number`, padded to the static `length`, at most L."""
+        place = self.offsets[number]
+
+        def rows(array: Array) -> jax.Array:
+            return jax.lax.dynamic_index_in_dim(array, place, keepdims=False)[:length]
+
+        return Bag(
+            features=rows(self.features).astype(jnp.float32),
+            mask=jnp.arange(length) < self.sizes[number],
+            coords=rows(self.coords),
+            slide_index=rows(self.slide_index),
+            part_mask=None if self.part_mask is None else rows(self.part_mask),
+            neighbors=None if self.neighbors is None else rows(self.neighbors),
         )
 
 
@@ -71,6 +98,17 @@ class Piece:
     bags: ResidentBags
     ends_run: bool
     done: jax.Array | None = None
+
+
+def in_step(pieces: Iterable[Piece]) -> Iterator[Piece]:
+    """The same pieces, each made when at most IN_FLIGHT of those before it are still computed on."""
+    in_flight: collections.deque[jax.Array] = collections.deque()
+    for piece in pieces:
+        yield piece
+        if piece.done is not None:
+            in_flight.append(piece.done)
+        if len(in_flight) > IN_FLIGHT:
+            in_flight.popleft().block_until_ready()
 
 
 @dataclass(frozen=True)
@@ -97,12 +135,13 @@ class UnreadBags:
         """What `read` will give."""
         rows, number = int(self.sizes.sum()) + self.longest, len(self.sizes)
 
-        def whole(*axes: int) -> jax.ShapeDtypeStruct:
-            return jax.ShapeDtypeStruct(axes, np.int32)
+        def whole(*axes: int, dtype: type = np.int32) -> jax.ShapeDtypeStruct:
+            return jax.ShapeDtypeStruct(axes, dtype)
 
         features = jax.ShapeDtypeStruct((rows, *self.shards.feature_shape), self.shards.dtype)
         neighbors = whole(rows, self.num_neighbors) if self.num_neighbors else None
-        return ResidentBags(features, whole(rows, 2), whole(rows), whole(number), whole(number), neighbors)
+        parts = whole(rows, self.shards.num_parts, dtype=bool) if self.shards.num_parts else None
+        return ResidentBags(features, whole(rows, 2), whole(rows), whole(number), whole(number), neighbors, parts)
 
 
 class ResidentFeed:
@@ -139,20 +178,13 @@ class ResidentFeed:
     def pieces(self, bags: np.ndarray, runs: Sequence[Run]) -> Iterator[Piece]:
         """The dispatches of runs (bucket, lo [R], hi [R]) over bags [R, T, B]."""
         del bags
-        in_flight: collections.deque[jax.Array] = collections.deque()
-        for bucket, lo, hi in runs:
-            piece = Piece(bucket, lo, hi, self.device, ends_run=True)
-            yield piece
-            if piece.done is not None:
-                in_flight.append(piece.done)
-            if len(in_flight) > IN_FLIGHT:
-                in_flight.popleft().block_until_ready()
+        return in_step(Piece(bucket, lo, hi, self.device, ends_run=True) for bucket, lo, hi in runs)
 
     def instances(self, numbers: np.ndarray) -> Iterator[tuple[int, np.ndarray]]:
-        """(number, features [n, *F]) of each bag, on the host."""
-        features, offsets, sizes = (np.asarray(x) for x in (self.host.features, self.host.offsets, self.host.sizes))
+        """(number, features [n, *F]) of each bag, on the host; of regions those of the tiles there are."""
+        offsets, sizes = np.asarray(self.host.offsets), np.asarray(self.host.sizes)
         for number in numbers.tolist():
-            yield number, features[offsets[number] : offsets[number] + sizes[number]]
+            yield number, real_features(self.host, slice(offsets[number], offsets[number] + sizes[number]))
 
     def verify_rest(self) -> None:
         """Every record was checked when it was read."""
@@ -185,27 +217,36 @@ def load_bags(shards: Shards, slides: Sequence[np.ndarray], longest: int, num_ne
     return rows.bags(slice(None), offsets.astype(np.int32), sizes.astype(np.int32))
 
 
+def real_features(bags: ResidentBags | Rows, rows: slice) -> np.ndarray:
+    """Features [n, *F] on the host of the instances in `rows`; of regions those of the tiles there are."""
+    features = np.asarray(bags.features)[rows]
+    return features if bags.part_mask is None else features[np.asarray(bags.part_mask[rows])]
+
+
 def row_bytes(shards: Shards, num_neighbors: int = 0) -> int:
-    """Bytes of one instance: its features, two coordinates, the number of its slide, and its neighbours."""
-    return math.prod(shards.feature_shape) * shards.dtype.itemsize + 12 + 4 * num_neighbors
+    """Bytes of one instance: its features, two coordinates, the number of its slide, its neighbours, and a region's mask."""
+    return math.prod(shards.feature_shape) * shards.dtype.itemsize + 12 + 4 * num_neighbors + shards.num_parts
 
 
 @dataclass(frozen=True)
 class Rows:
     """Aligned host memory for instances.
 
-    features: [rows, *F]. coords: [rows, 2]. slide_index: [rows]. neighbors: [rows, K], or None. The last three are int32.
+    features: [rows, *F]. coords: [rows, 2]. slide_index: [rows]. neighbors: [rows, K], or None. These three are int32.
+    part_mask: [rows, T] bool, or None.
     """
 
     features: np.ndarray
     coords: np.ndarray
     slide_index: np.ndarray
     neighbors: np.ndarray | None
+    part_mask: np.ndarray | None
 
     @property
     def arrays(self) -> list[np.ndarray]:
         """Those that there are."""
-        return [x for x in (self.features, self.coords, self.slide_index, self.neighbors) if x is not None]
+        every = (self.features, self.coords, self.slide_index, self.neighbors, self.part_mask)
+        return [x for x in every if x is not None]
 
     def read_slide(self, shards: Shards, number: int, rows: slice, position: int, first_row: int) -> None:
         """Reads a slide into its `rows`. position: which of its bag's slides it is. first_row: of the bag, from which neighbours are
@@ -218,11 +259,15 @@ class Rows:
         if self.neighbors is not None:
             nearest = shards.read_neighbors(number)[:, : self.neighbors.shape[1]]
             self.neighbors[rows] = np.where(nearest >= 0, nearest + (rows.start - first_row), -1)
+        if self.part_mask is not None:
+            self.part_mask[rows] = shards.read_part_mask(number)
 
     def bags(self, rows: slice, offsets: np.ndarray, sizes: Array) -> ResidentBags:
         """Bags that lie in `rows`."""
-        neighbors = None if self.neighbors is None else self.neighbors[rows]
-        return ResidentBags(self.features[rows], self.coords[rows], self.slide_index[rows], offsets, sizes, neighbors)
+        neighbors, part_mask = (None if x is None else x[rows] for x in (self.neighbors, self.part_mask))
+        return ResidentBags(
+            self.features[rows], self.coords[rows], self.slide_index[rows], offsets, sizes, neighbors, part_mask
+        )
 
 
 def new_rows(shards: Shards, rows: int, num_neighbors: int = 0) -> Rows:
@@ -230,7 +275,8 @@ def new_rows(shards: Shards, rows: int, num_neighbors: int = 0) -> Rows:
     whole = np.dtype(np.int32)
     neighbors = aligned((rows, num_neighbors), whole) if num_neighbors else None
     features = aligned((rows, *shards.feature_shape), shards.dtype)
-    return Rows(features, aligned((rows, 2), whole), aligned((rows,), whole), neighbors)
+    part_mask = aligned((rows, shards.num_parts), np.dtype(bool)) if shards.num_parts else None
+    return Rows(features, aligned((rows, 2), whole), aligned((rows,), whole), neighbors, part_mask)
 
 
 def slide_rows(shards: Shards, numbers: np.ndarray, row: int) -> Iterator[tuple[int, int, int]]:

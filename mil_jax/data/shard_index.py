@@ -31,7 +31,7 @@ _WHOLE = (
     *("shard", "record", "offset", "message_bytes", "features_offset", "coords_offset"),
     *("length", "num_instances", "checksum", "dropped_rows"),
 )
-_GRAPH = "neighbors_offset"
+_GRAPH, _PARTS = "neighbors_offset", "part_mask_offset"
 _REAL = ("tile_size_level0", "mpp_level0", "source_mtime")
 
 
@@ -51,7 +51,8 @@ class ShardIndex:
 
     records: one row per slide in the order of the records. excluded: (slide, reason). notes: sentences for people,
     written at conversion. largest_relative_error: of a cast to a narrower type, None without a cast. num_neighbors: the length
-    of each tile's list of neighbours, 0 without such lists; with them `records` has the column `neighbors_offset`.
+    of each tile's list of neighbours, 0 without such lists; with them `records` has the column `neighbors_offset`. num_parts: tiles
+    of a region, 0 where instances are no regions; with them there is the column `part_mask_offset`.
     """
 
     feature_shape: tuple[int, ...]
@@ -62,6 +63,7 @@ class ShardIndex:
     notes: tuple[str, ...] = ()
     largest_relative_error: float | None = None
     num_neighbors: int = 0
+    num_parts: int = 0
 
     def fingerprint(self) -> str:
         """Stable identity of the stored data: slides, order, shapes and checksums; not paths and times."""
@@ -72,8 +74,8 @@ class ShardIndex:
 
 def write_index(folder: Path, index: ShardIndex) -> None:
     """Writes both files into a folder that is not yet in its place."""
-    graph = [_GRAPH] if index.num_neighbors else []
-    table = index.records[[*_TEXT, *_WHOLE, *_REAL, *graph]].to_csv(index=False, na_rep="nan").encode()
+    optional = [name for name, count in ((_GRAPH, index.num_neighbors), (_PARTS, index.num_parts)) if count]
+    table = index.records[[*_TEXT, *_WHOLE, *_REAL, *optional]].to_csv(index=False, na_rep="nan").encode()
     (folder / RECORDS_FILE).write_bytes(table)
     content = {
         "format": FORMAT,
@@ -85,6 +87,7 @@ def write_index(folder: Path, index: ShardIndex) -> None:
         "records_crc32c": google_crc32c.value(table),
         "largest_relative_error": index.largest_relative_error,
         "num_neighbors": index.num_neighbors,
+        "num_parts": index.num_parts,
         "notes": index.notes,
         "excluded": index.excluded,
         "shards": [asdict(shard) for shard in index.shards],
@@ -122,13 +125,15 @@ def _parsed(content: dict[str, Any], records: Path) -> ShardIndex:
         dict.fromkeys(_TEXT, str)
         | dict.fromkeys(_WHOLE, np.int64)
         | dict.fromkeys(_REAL, np.float64)
-        | {_GRAPH: np.int64}
+        | {_GRAPH: np.int64, _PARTS: np.int64}
     )
     missing = {column: ["nan"] for column in _REAL}
     table = pd.read_csv(records, dtype=types, keep_default_na=False, na_values=missing)
-    num_neighbors = content.get("num_neighbors", 0)  # absent from shards that were written before there were graphs
-    if num_neighbors and _GRAPH not in table:
-        raise ValueError(f"no column {_GRAPH}")
+    # Absent from shards that were written before there were graphs and regions.
+    num_neighbors, num_parts = content.get("num_neighbors", 0), content.get("num_parts", 0)
+    for column, count in ((_GRAPH, num_neighbors), (_PARTS, num_parts)):
+        if count and column not in table:
+            raise ValueError(f"no column {column}")
     if len(table) != content["num_slides"]:
         raise ValueError(f"{len(table)} records instead of {content['num_slides']}")
     return ShardIndex(
@@ -140,6 +145,7 @@ def _parsed(content: dict[str, Any], records: Path) -> ShardIndex:
         notes=tuple(content["notes"]),
         largest_relative_error=content["largest_relative_error"],
         num_neighbors=num_neighbors,
+        num_parts=num_parts,
     )
 
 

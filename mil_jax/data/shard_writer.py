@@ -24,9 +24,10 @@ from mil_jax.data import tfrecord
 from mil_jax.data.buckets import Ladder, round_up
 from mil_jax.data.feature_checks import SlideChecks
 from mil_jax.data.graphs import nearest_neighbors
+from mil_jax.data.regions import in_regions
 from mil_jax.data.shard_index import INDEX_FILE, ShardFile, ShardIndex, write_index
 from mil_jax.data.whole_folder import new_folder
-from mil_jax.errors import DataError
+from mil_jax.errors import ConfigError, DataError
 from mil_jax.interop.slide_bag import UNKNOWN, SlideBag
 
 REPORT_FILE = "feature_report.json"
@@ -68,6 +69,7 @@ def write_shards(
     notes: Sequence[str] = (),
     for_tensorflow: bool = True,
     num_neighbors: int = 0,
+    regions: int = 0,
 ) -> ShardWriteReport:
     """Writes a folder of shards, whole or not at all.
 
@@ -76,12 +78,15 @@ def write_shards(
     that has reached this size is closed. excluded: slides left out already. notes: sentences to record in the index.
     for_tensorflow: write TensorFlow Datasets' metadata too, which needs that package; this library reads without.
     num_neighbors: store so many nearest tiles of each tile, for methods on graphs; 0 = none.
+    regions: store regions of so many tiles a side as the instances, for HIPT (16); 0 = as they come.
 
-    Raises DataError for non-finite rows (every slide and row is named), features of different shape or type, a slide
-    that occurs twice, values that a cast would overflow, neighbours asked of a slide without coordinates or with two
-    tiles at one place, or nothing to write; UserError for an existing folder without `overwrite`, or a full disk. The
-    folder is then left as it was.
+    Raises ConfigError for neighbours of regions; DataError for non-finite rows (every slide and row is named), features of different
+    shape or type, a slide that occurs twice, values that a cast would overflow, neighbours or regions asked of a slide without
+    coordinates or with two tiles at one place, a grid that does not fit the tiles' size, or nothing to write; UserError for an existing
+    folder without `overwrite`, or a full disk. The folder is then left as it was.
     """
+    if regions and num_neighbors:
+        raise ConfigError("neighbours are those of tiles, and regions take their place: ask for one of them")
     target = Path(folder)
     with new_folder(target, INDEX_FILE, overwrite) as temporary:
         checked = SlideChecks(None if dtype is None else np.dtype(dtype), nonfinite, list(excluded))
@@ -89,7 +94,7 @@ def write_shards(
             for slide in slides:
                 checked_slide = checked.check(slide)
                 if checked_slide is not None:
-                    writer.write(checked_slide)
+                    writer.write(in_regions(checked_slide, regions) if regions else checked_slide)
         checked.raise_for_offenders()
         report = _finish(temporary, target, checked, writer, tuple(notes))
         if for_tensorflow:
@@ -110,6 +115,11 @@ class _RecordWriter:
         self.rows: list[dict[str, Any]] = []
         self.feature_shape: tuple[int, ...] = ()
         self.dtype = np.dtype(np.float32)
+
+    @property
+    def num_parts(self) -> int:
+        """Tiles of a region; 0 where instances are no regions."""
+        return self.feature_shape[0] if len(self.feature_shape) == 2 else 0
 
     def __enter__(self) -> _RecordWriter:
         return self
@@ -133,8 +143,16 @@ class _RecordWriter:
             self._zeros = np.zeros(padding, np.uint8)
         neighbors = np.full((length, self.num_neighbors), -1, "<i4")
         if self.num_neighbors:
-            neighbors[:n] = nearest_neighbors(slide.coords, self.num_neighbors, slide.slide_id)
-        graph = {"neighbors": tfrecord.bytes_feature([neighbors])} if self.num_neighbors else {}
+            size = provenance.tile_size_level0
+            neighbors[:n] = nearest_neighbors(slide.coords, self.num_neighbors, slide.slide_id, size)
+        parts = np.zeros((length, self.num_parts), bool)
+        if self.num_parts:
+            parts[:n] = True if slide.part_mask is None else slide.part_mask
+        optional = {}
+        if self.num_neighbors:
+            optional["neighbors"] = neighbors
+        if self.num_parts:
+            optional["part_mask"] = parts
         message = tfrecord.example(
             {
                 "slide_id": tfrecord.bytes_feature([slide.slide_id.encode()]),
@@ -146,7 +164,7 @@ class _RecordWriter:
                 "tile_order": tfrecord.bytes_feature([provenance.tile_order.encode()]),
                 "coords": tfrecord.bytes_feature([coords]),
                 "mask": tfrecord.bytes_feature([np.arange(length) < n]),
-                **graph,
+                **{name: tfrecord.bytes_feature([array]) for name, array in optional.items()},
                 "features": tfrecord.bytes_feature([features, self._zeros[:padding]]),
             }
         )
@@ -181,7 +199,7 @@ class _RecordWriter:
                 "source": slide.source.encode(errors="replace").decode(),
                 "source_mtime": slide.source_mtime,
             }
-            | ({"neighbors_offset": offset + tfrecord.offset_of(record, neighbors)} if self.num_neighbors else {})
+            | {f"{name}_offset": offset + tfrecord.offset_of(record, array) for name, array in optional.items()}
         )
         self.sizes[-1] += tfrecord.size(record)
         self.counts[-1] += 1
@@ -234,6 +252,7 @@ def _finish(
         notes=(*notes, *warnings),
         largest_relative_error=checked.largest_error,
         num_neighbors=writer.num_neighbors,
+        num_parts=writer.num_parts,
     )
     write_index(folder, index)
     return ShardWriteReport(
@@ -286,6 +305,7 @@ def _write_metadata(folder: Path, writer: _RecordWriter) -> None:
         "coords": array((None, 2), np.int32),
         "mask": array((None,), np.bool_),
         **({"neighbors": array((None, writer.num_neighbors), np.int32)} if writer.num_neighbors else {}),
+        **({"part_mask": array((None, writer.num_parts), np.bool_)} if writer.num_parts else {}),
         "features": array((None, *writer.feature_shape), writer.dtype),
     }
     split = tfds.core.SplitInfo(

@@ -36,6 +36,7 @@ class Shards:
     provenance: a table of S rows (tile_size_level0, mpp_level0, coordinate_unit, encoder, tile_order, source,
     source_mtime). excluded: (slide, reason) of slides that were not stored. notes: sentences written at conversion.
     fingerprint: identity of the stored data. num_neighbors: length of each tile's list of neighbours, 0 without such lists.
+    num_parts: tiles of each region, 0 where instances are no regions.
     """
 
     def __init__(self, folder: Path, index: ShardIndex) -> None:
@@ -49,6 +50,7 @@ class Shards:
         self.notes = index.notes
         self.largest_relative_error = index.largest_relative_error
         self.num_neighbors = index.num_neighbors
+        self.num_parts = index.num_parts
         self.fingerprint = index.fingerprint()
         self._row_bytes = math.prod(self.feature_shape) * self.dtype.itemsize
         self._records = {name: index.records[name].to_numpy() for name in index.records.columns}
@@ -92,6 +94,12 @@ class Shards:
         neighbors = np.empty((int(self.num_instances[i]), self.num_neighbors), "<i4")
         self._read(i, int(self._records["neighbors_offset"][i]), [neighbors])
         return neighbors
+
+    def read_part_mask(self, i: int) -> np.ndarray:
+        """Which tiles of each region of slide i there are, bool [n, num_parts]."""
+        part_mask = np.empty((int(self.num_instances[i]), self.num_parts), bool)
+        self._read(i, int(self._records["part_mask_offset"][i]), [part_mask])
+        return part_mask
 
     def verify(self, i: int) -> None:
         """Checks every byte of the record of slide i. Raises ShardError naming shard, record and slide."""

@@ -3,7 +3,7 @@
 A window has the arrays of a resident cohort, so the compiled programs do not know the difference. There are WINDOWS of them in host
 memory, and no more: while one is computed on, the next is transferred and the one after it is read. Host memory is
 
-    WINDOWS x (rows of the largest window) x (bytes of an instance's features + 12, and 4 for each neighbour in its graph).
+    WINDOWS x (rows of the largest window) x (bytes of an instance's features + 12, 4 for each neighbour, 1 for each tile of a region).
 
 A window is filled again only when the dispatch that read it has ended: a CPU device computes on the host's memory itself.
 """
@@ -26,10 +26,10 @@ from mil_jax.data.residency import (
     Piece,
     Put,
     ResidentBags,
-    ResidentFeed,
-    UnreadBags,
+    SplitBags,
     bag_sizes,
     new_rows,
+    real_features,
     row_bytes,
     slide_rows,
 )
@@ -92,7 +92,8 @@ class _Window:
 class StreamedFeed:
     """Reads windows in the background. Use it from one thread, and close it on every way out.
 
-    put: brings host arrays to every device. first: the order of the first epoch, by which windows are sized.
+    put: brings host arrays to every device. first: the order of the first epoch, by which windows are sized. split: where devices share
+    a bag, brings arrays [places, L, ...] to them, the second axis in parts; windows are then such arrays.
     Raises DataError when a window cannot hold one step's bags.
     """
 
@@ -102,11 +103,13 @@ class StreamedFeed:
         lengths: tuple[int, ...],
         put: Put,
         first: Order,
+        split: Put | None = None,
     ) -> None:
-        self.bags, self.shards, self.lengths, self.put = bags, bags.shards, lengths, put
-        self.rows = _window_rows(bags, lengths, first.bags, first.runs)
+        self.bags, self.shards, self.lengths, self.put, self.split = bags, bags.shards, lengths, put, split
+        self.rows = window_rows(bags, lengths, first.bags, first.runs)
         self.sizes = bags.sizes
         self._device_sizes = put(self.sizes)
+        self._placed = (split or put)(np.zeros((1, lengths[0]), np.int32)).sharding  # of the arrays of a window
         self._windows = collections.deque(_Window(bags, max(self.rows)) for _ in range(WINDOWS))
         self._verified = np.zeros(len(self.shards), bool)
         readers = min(_MOST_READERS, usable_cores())
@@ -122,14 +125,10 @@ class StreamedFeed:
 
     def shapes(self, bucket: int) -> ResidentBags:
         """Shapes of what a dispatch of the bucket reads."""
-        rows, num_bags = self.rows[bucket], len(self.sizes)
-
-        def shape(*axes: int, dtype: np.dtype | type = np.int32) -> jax.ShapeDtypeStruct:
-            return jax.ShapeDtypeStruct(axes, dtype, sharding=self._device_sizes.sharding)
-
-        features = shape(rows, *self.shards.feature_shape, dtype=self.shards.dtype)
-        neighbors = shape(rows, self.bags.num_neighbors) if self.bags.num_neighbors else None
-        return ResidentBags(features, shape(rows, 2), shape(rows), shape(num_bags), shape(num_bags), neighbors)
+        rows, length = self.rows[bucket], self.lengths[bucket]
+        if self.split:
+            return SplitBags(*window_shapes(self.bags, (rows // length, length), self._placed, self._device_sizes))
+        return ResidentBags(*window_shapes(self.bags, (rows,), self._placed, self._device_sizes))
 
     def pieces(self, bags: np.ndarray, runs: Sequence[Run]) -> Iterator[Piece]:
         """The dispatches of runs (bucket, lo [R], hi [R]) over bags [R, T, B], split so that each one's bags fit into a window.
@@ -142,7 +141,7 @@ class StreamedFeed:
                 self._place, window, load, self._reading.submit(self._read, window, load.offsets)
             )
 
-        loads = split_runs(bags, runs, self.sizes, self.lengths, self.rows)
+        loads = split_runs(bags, runs, self.sizes, self.lengths, self.rows, padded=self.split is not None)
         for load, window, placed in self._in_turn(map(job, loads)):
             piece = Piece(load.bucket, load.lo, load.hi, placed, load.ends_run)
             try:
@@ -151,13 +150,13 @@ class StreamedFeed:
                 window.done = piece.done
 
     def instances(self, numbers: np.ndarray) -> Iterator[tuple[int, np.ndarray]]:
-        """(number, features [n, *F]) of each bag, on the host, in a window: use them before the next."""
+        """(number, features [n, *F]) of each bag, on the host, in a window: use them before the next. Of regions as in memory."""
 
         def job(number: int) -> tuple[int, Callable[[_Window], Future[None]]]:
             return number, lambda window: self._reading.submit(self._read, window, {number: 0})
 
         for number, window, _ in self._in_turn(map(job, numbers.tolist())):
-            yield number, window.rows.features[: self.sizes[number]]
+            yield number, real_features(window.rows, slice(self.sizes[number]))
             window.done = None
 
     def _in_turn(
@@ -222,24 +221,35 @@ class StreamedFeed:
         offsets = np.zeros(len(self.sizes), np.int32)
         offsets[list(load.offsets)] = list(load.offsets.values())
         host = window.rows.bags(slice(self.rows[load.bucket]), offsets, None)
-        return self.put(host).replace(sizes=self._device_sizes)
+        if self.split is None:
+            return self.put(host).replace(sizes=self._device_sizes)
+        length, split = self.lengths[load.bucket], self.split
+        features, coords, slide_index, neighbors, parts = (
+            None if x is None else split(x.reshape(-1, length, *x.shape[1:]))
+            for x in (host.features, host.coords, host.slide_index, host.neighbors, host.part_mask)
+        )
+        places = self.put(offsets // length)
+        return SplitBags(features, coords, slide_index, places, self._device_sizes, neighbors, parts)
 
 
-def open_feed(
-    bags: ResidentBags | UnreadBags | StreamedBags,
-    lengths: tuple[int, ...],
-    put: Put,
-    first: Callable[[], Order],
-) -> ResidentFeed | StreamedFeed:
-    """What brings the bags to the devices; the two kinds are used alike. put: brings host arrays to every device. first:
-    gives the order of the first epoch.
+def window_shapes(
+    bags: StreamedBags, axes: tuple[int, ...], placed: jax.sharding.Sharding, sizes: jax.Array
+) -> tuple[jax.ShapeDtypeStruct | None, ...]:
+    """Shapes of the arrays of a window, in the order of `ResidentBags`. axes: those that its instances lie along, which are `placed`
+    so. sizes: of the bags, on the devices.
     """
-    if isinstance(bags, StreamedBags):
-        return StreamedFeed(bags, lengths, put, first())
-    return ResidentFeed(bags, put)
+
+    def shape(*more: int, dtype: np.dtype | type = np.int32) -> jax.ShapeDtypeStruct:
+        return jax.ShapeDtypeStruct((*axes, *more), dtype, sharding=placed)
+
+    features = shape(*bags.shards.feature_shape, dtype=bags.shards.dtype)
+    neighbors = shape(bags.num_neighbors) if bags.num_neighbors else None
+    parts = shape(bags.shards.num_parts, dtype=bool) if bags.shards.num_parts else None
+    numbers = jax.ShapeDtypeStruct(sizes.shape, sizes.dtype, sharding=sizes.sharding)
+    return features, shape(2), shape(), numbers, numbers, neighbors, parts
 
 
-def _window_rows(
+def window_rows(
     bags: StreamedBags, lengths: tuple[int, ...], order: np.ndarray, runs: Sequence[Run]
 ) -> tuple[int, ...]:
     """Rows of a window, by bucket: for the bags wanted at once, as far as the memory allows, and at least for one step."""

@@ -36,7 +36,8 @@ def synthetic_shards(config: ConfigDict, folder: Path) -> Shards:
             )
     bags, mean_size, sigma, dim = (config.data.synthetic[name] for name in ("bags", "mean_size", "sigma", "dim"))
     drawn = np.random.default_rng(0).lognormal(np.log(mean_size) - sigma**2 / 2, sigma, bags)
-    sizes = np.maximum(np.round(drawn), 1).astype(np.int64)
+    num_parts = config.data.regions**2
+    sizes = np.maximum(np.round(drawn / max(num_parts, 1)), 1).astype(np.int64)
     names = [f"drawn-{number:06d}" for number in range(bags)]
     table = pd.DataFrame({"slide_id": names, "patient_id": names, "label": np.resize(CLASSES, bags)})
     labels = folder / f"synthetic-labels-{bags}.csv"
@@ -48,6 +49,7 @@ def synthetic_shards(config: ConfigDict, folder: Path) -> Shards:
     records = pd.DataFrame({"slide_id": names, "num_instances": sizes, "length": sizes}).assign(
         **numbers, checksum=0, dropped_rows=0, **unknown, **texts
     )
-    index = ShardIndex((dim,), np.dtype("<f2"), (), records, num_neighbors=config.data.neighbors)
+    shape = (num_parts, dim) if num_parts else (dim,)
+    index = ShardIndex(shape, np.dtype("<f2"), (), records, num_neighbors=config.data.neighbors, num_parts=num_parts)
     config.data.update(labels=str(labels), target="label", patient="patient_id", classes=",".join(CLASSES))
     return Shards(folder, index)

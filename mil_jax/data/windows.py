@@ -27,14 +27,21 @@ class Load:
 
 
 def split_runs(
-    bags: np.ndarray, runs: Sequence[Run], sizes: np.ndarray, lengths: Sequence[int], rows: Sequence[int]
+    bags: np.ndarray,
+    runs: Sequence[Run],
+    sizes: np.ndarray,
+    lengths: Sequence[int],
+    rows: Sequence[int],
+    padded: bool = False,
 ) -> Iterator[Load]:
     """The loads of all runs, in order.
 
     bags: int [R, T, B], -1 for none. sizes: [num_bags]. rows: [num_buckets], rows of a window: at least B times the bucket's length.
+    padded: each bag takes the bucket's length, else bags lie end to end.
     """
     for bucket, lo, hi in runs:
-        loads = [*_split(bags, lo, hi, sizes, lengths[bucket], rows[bucket])]
+        taken = np.full_like(sizes, lengths[bucket]) if padded else sizes
+        loads = [*_split(bags, lo, hi, taken, lengths[bucket], rows[bucket])]
         for number, (start, stop, offsets) in enumerate(loads, start=1):
             yield Load(bucket, start, stop, offsets, ends_run=number == len(loads))
 

@@ -65,4 +65,5 @@ def read(file: FeatureFile) -> SlideBag:
         Provenance(tile_size, coordinate_unit="none" if coords is None else "level0_pixels"),
         str(file.path),
         file.path.stat().st_mtime,
+        content.part_mask,
     )

@@ -2,7 +2,8 @@
 
 The layouts (`clam.py`, `trident.py`, `stamp.py`, `plain.py`) say which files belong together and what their
 attributes mean; here is what they share. Arrays may be [N, D], [1, N, D], a slide embedding [D] (a bag of one
-instance), or instance images [N, H, W, C].
+instance), regions of tiles [R, T, D], R > 1 or with an array `part_mask` [R, T] of the tiles there are, or instance
+images [N, H, W, C].
 """
 
 from __future__ import annotations
@@ -22,6 +23,7 @@ from mil_jax.interop.slide_bag import FEATURE_EXTENSIONS, SlideBag, slide_id_of
 
 H5_EXTENSIONS = (".h5", ".hdf5")
 TORCH_EXTENSIONS = (".pt", ".pth")
+PART_MASK = "part_mask"
 FEATURE_KEYS = ("features", "feats", "patch_embeddings", "embeddings")
 
 
@@ -59,11 +61,14 @@ class Layout:
 
 @dataclass(frozen=True)
 class FileContent:
-    """features [n, *F]; coords [n, 2] int32 or None; attributes of the file and of its arrays, 'None' left out."""
+    """features [n, *F]; coords [n, 2] int32 or None; attributes of the file and of its arrays, 'None' left out; part_mask
+    [n, T] bool of regions or None: what is masked is zero in the features.
+    """
 
     features: np.ndarray
     coords: np.ndarray | None = None
     attributes: Mapping[str, Any] = field(default_factory=dict)
+    part_mask: np.ndarray | None = None
 
 
 def counted(number: int, noun: str) -> str:
@@ -82,22 +87,27 @@ def feature_files(folder: Path, extensions: tuple[str, ...] = FEATURE_EXTENSIONS
 
 def read_file(path: Path) -> FileContent:
     """Reads a feature file whole. Raises DataError naming the file when it cannot be read or holds no features."""
-    features, coords, attributes = _load(path, whole=True)
+    features, coords, part_mask, attributes = _load(path, whole=True)
     if features.dtype.kind not in "iuf":
         raise DataError(f"{path}: features must be numbers, not {features.dtype}")
     one_vector = features.ndim == 1
     features = np.asarray(features)
-    features = features.reshape(_instances_shape(path, features.shape))
+    features = features.reshape(_instances_shape(path, features.shape, part_mask is not None))
+    if part_mask is not None:
+        part_mask = np.asarray(part_mask).astype(bool)
+        if part_mask.shape == features.shape[:2]:
+            features = np.where(part_mask[..., None], features, np.zeros((), features.dtype))
     if coords is None or one_vector:  # a slide embedding stands for all its tiles: their coordinates are not its own
-        return FileContent(features, None, attributes)
+        return FileContent(features, None, attributes, part_mask)
     coords = np.asarray(coords)
-    return FileContent(features, coords[0] if coords.ndim == 3 and len(coords) == 1 else coords, attributes)
+    coords = coords[0] if coords.ndim == 3 and len(coords) == 1 else coords
+    return FileContent(features, coords, attributes, part_mask)
 
 
 def count_instances(path: Path) -> int:
     """Number of instances in a feature file, from its header where the format has one."""
-    features, _, _ = _load(path, whole=False)
-    return _instances_shape(path, features.shape)[0]
+    features, _, part_mask, _ = _load(path, whole=False)
+    return _instances_shape(path, features.shape, part_mask is not None)[0]
 
 
 def whole_coords(coords: np.ndarray, path: Path) -> np.ndarray:
@@ -127,32 +137,34 @@ def probe_h5(path: Path) -> tuple[set[str], dict[str, Any]]:
         return set(file), _attributes(file)
 
 
-def _instances_shape(path: Path, shape: tuple[int, ...]) -> tuple[int, ...]:
+def _instances_shape(path: Path, shape: tuple[int, ...], regions: bool) -> tuple[int, ...]:
     if shape == (0,):
         return (0, 0)
     if len(shape) == 1:
         return (1, *shape)
-    if len(shape) == 3 and shape[0] == 1:
+    if len(shape) == 3 and shape[0] == 1 and not regions:
         return shape[1:]
-    if len(shape) in (2, 4):
+    if len(shape) in (2, 3, 4):
         return shape
     raise DataError(
-        f"{path}: features must be [instances, D], [1, instances, D], [D] or images [instances, H, W, C], not {shape}"
+        f"{path}: features must be [instances, D], [1, instances, D], [D], regions [regions, tiles, D] or images "
+        f"[instances, H, W, C], not {shape}"
     )
 
 
-def _load(path: Path, whole: bool) -> tuple[Any, Any, dict[str, Any]]:
-    """features, coords, attributes; features are not read where `whole` is false and the format has a header."""
+def _load(path: Path, whole: bool) -> tuple[Any, Any, Any, dict[str, Any]]:
+    """features, coords, part_mask, attributes; features are not read where `whole` is false and the format has a header."""
     extension = path.suffix.lower()
     if extension in H5_EXTENSIONS:
         with _opened_h5(path) as file:
             key = _feature_key(file, path)
             coords = file["coords"][()] if whole and "coords" in file else None
-            return (file[key][()] if whole else _Header(file[key].shape)), coords, _attributes(file)
+            part_mask = file[PART_MASK][()] if PART_MASK in file else None
+            return (file[key][()] if whole else _Header(file[key].shape)), coords, part_mask, _attributes(file)
     content = _read_torch(path, whole) if extension in TORCH_EXTENSIONS else _read_numpy(path, whole)
     if isinstance(content, dict):
-        return content[_feature_key(content, path)], content.get("coords"), {}
-    return content, None, {}
+        return content[_feature_key(content, path)], content.get("coords"), content.get(PART_MASK), {}
+    return content, None, None, {}
 
 
 @dataclass(frozen=True)

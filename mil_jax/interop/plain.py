@@ -62,6 +62,7 @@ def read(file: FeatureFile) -> SlideBag:
         Provenance(coordinate_unit="none" if coords is None else "level0_pixels", encoder=str(encoder)),
         str(file.path),
         file.path.stat().st_mtime,
+        content.part_mask,
     )
 
 

@@ -54,8 +54,9 @@ class SlideBag:
 
     features: [n, *F]. coords: [n, 2] int32, (x, y) of each tile's upper left corner in `provenance.coordinate_unit`,
     or None. source: the file it was read from. source_mtime: that file's modification time in seconds; NaN = unknown.
+    part_mask: [n, T] bool, which tiles of each region there are, for features [n, T, D] of regions; None = all.
 
-    Raises DataError where features and coordinates do not belong together.
+    Raises DataError where features, coordinates and mask do not belong together, and for a region without tiles.
     """
 
     slide_id: str
@@ -64,11 +65,23 @@ class SlideBag:
     provenance: Provenance = field(default_factory=Provenance)
     source: str = ""
     source_mtime: float = math.nan
+    part_mask: np.ndarray | None = None
 
     def __post_init__(self) -> None:
         where = f"{self.source or 'slide'} (slide {self.slide_id})"
         if self.features.ndim < 2:
             raise DataError(f"{where}: features must be [instances, ...], but their shape is {self.features.shape}")
+        if self.part_mask is not None:
+            if self.part_mask.shape != self.features.shape[:2] or self.features.ndim != 3:
+                raise DataError(
+                    f"{where}: a part_mask of shape {self.part_mask.shape} does not go with features of shape {self.features.shape}; it "
+                    "must be [regions, tiles], for features [regions, tiles, D]"
+                )
+            empty = np.flatnonzero(~self.part_mask.any(axis=1))
+            if empty.size:
+                raise DataError(
+                    f"{where}: region {empty[0]} has no tile, its part_mask is empty; leave such regions out"
+                )
         if self.coords is None:
             return
         if self.coords.ndim != 2 or self.coords.shape[1] != 2:

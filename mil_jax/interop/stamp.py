@@ -65,6 +65,7 @@ def read(file: FeatureFile) -> SlideBag:
         Provenance(tile_size, coordinate_unit=unit, encoder=str(attributes.get("extractor", UNKNOWN))),
         str(file.path),
         file.path.stat().st_mtime,
+        content.part_mask,
     )
 
 

@@ -3,11 +3,12 @@
 The table of names is the aggregator's own (`module.state_dict_map(variant)`); PyTorch's Linear weights are [out,
 in], Conv weights [out, in, height, width]. Wrappers of published files are taken off: a dict under "model" or
 "state_dict", a dict per network, a prefix `module.` or `model.` before every name, and names that a later release of the
-same code changed.
+same code changed. Of DINO's checkpoints the teacher is read, without its head.
 """
 
 from __future__ import annotations
 
+import argparse
 import os
 import pickle
 import zipfile
@@ -25,8 +26,9 @@ from mil_jax.errors import DataError
 PyTree = Any
 StateDict = dict[str, np.ndarray]
 
-_WRAPPERS = ("model", "state_dict")
+_WRAPPERS = ("model", "state_dict", "teacher")  # DINO saves the student, too; the teacher is what is used
 _PREFIXES = ("module.", "model.")
+_BACKBONE, _HEAD = "backbone.", "head."  # DINO: an encoder, and the head that it was pretrained with
 _INNER_WRAPPERS = {"attention_net.module.": "attention_net."}  # CLAM, where a part alone was a DataParallel
 _BUFFERS = ("instance_loss_fn.labels",)  # CLAM: the classes 0, 1, ... of its instance loss
 # MHIM-MIL, branch v1 -> main; DSMIL, with an image encoder -> without.
@@ -44,6 +46,8 @@ _TRANSFORMS: dict[str, tuple[_Transform, _Transform]] = {
     "same": (lambda w: w, lambda w: w),
     "linear": (np.transpose, np.transpose),
     "conv": (lambda w: w.transpose(2, 3, 1, 0), lambda w: w.transpose(3, 2, 0, 1)),
+    "token": (lambda w: w.reshape(-1), lambda w: w[None, None]),  # [1, 1, width] -> [width]
+    "tokens": (lambda w: w[0], lambda w: w[None]),  # [1, tokens, width] -> [tokens, width]
     "conv1d": (lambda w: w.transpose(1, 2, 0), lambda w: w.transpose(2, 0, 1)),  # [out, in, width] -> [in, width, out]
 }
 
@@ -79,7 +83,8 @@ def load_state_dict(path: str | os.PathLike[str]) -> StateDict:
     except ImportError as error:
         raise DataError(f"{path}: reading PyTorch files needs PyTorch; pip install 'mil-jax[torch]'") from error
     try:
-        content = torch.load(path, map_location="cpu", weights_only=True)
+        with torch.serialization.safe_globals([argparse.Namespace]):  # DINO saves its settings, too
+            content = torch.load(path, map_location="cpu", weights_only=True)
     except (OSError, RuntimeError, EOFError, ValueError, pickle.UnpicklingError) as error:
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise DataError(f"{path}: cannot be read safely as a PyTorch checkpoint ({reason})") from error
@@ -105,7 +110,7 @@ def import_state_dict(module: Importable, state_dict: Mapping[str, Any], variant
     params: dict[str, Any] = {}
     for name, (path, transform) in mapping.items():
         array = np.asarray(arrays[name], np.float32)
-        if array.ndim != {"linear": 2, "conv": 4, "conv1d": 3}.get(transform, array.ndim):
+        if array.ndim != {"linear": 2, "conv": 4, "conv1d": 3, "token": 3, "tokens": 3}.get(transform, array.ndim):
             raise _mismatch(variant, shapes=[f"{name} {list(array.shape)}"])
         *folders, leaf = path.split("/")
         place = params
@@ -161,6 +166,8 @@ def _canonical(state_dict: Mapping[str, Any], expected: set[str]) -> dict[str, A
     arrays = dict(state_dict)
     for prefix in _PREFIXES:
         arrays = _without_prefix(arrays, prefix)
+    if any(name.startswith(_BACKBONE) for name in arrays):
+        arrays = {name.removeprefix(_BACKBONE): x for name, x in arrays.items() if not name.startswith(_HEAD)}
     arrays = {name: value for name, value in arrays.items() if name not in _BUFFERS}
     for old, new in _INNER_WRAPPERS.items():
         arrays = {new + name.removeprefix(old) if name.startswith(old) else name: x for name, x in arrays.items()}

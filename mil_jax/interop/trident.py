@@ -72,6 +72,7 @@ def read(file: FeatureFile) -> SlideBag:
         ),
         str(file.path),
         file.path.stat().st_mtime,
+        content.part_mask,
     )
 
 

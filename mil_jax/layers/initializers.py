@@ -3,7 +3,8 @@
 `torch`: PyTorch's default, weight and bias U(-1/sqrt(fan_in), 1/sqrt(fan_in)). `xavier_normal`: N(0, 2 / (fan_in +
 fan_out)), bias 0 (not truncated, unlike `jax.nn.initializers.glorot_normal`). `kaiming_uniform`: U(-sqrt(6/fan_in),
 sqrt(6/fan_in)), bias 0. `orthogonal`: the kernel as a matrix [product of the other axes, out] has orthonormal columns
-(or rows), bias 0. Layers only hold parameters; aggregators do the arithmetic, so that several layers can share
+(or rows), bias 0. `xavier_uniform`: U(-b, b), b = sqrt(6 / (fan_in + fan_out)), bias 0. `normal_0.02`: of vision
+transformers, bias 0. Layers only hold parameters; aggregators do the arithmetic, so that several layers can share
 one matrix product.
 """
 
@@ -15,7 +16,7 @@ from typing import NamedTuple
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
-from jax.nn.initializers import orthogonal, variance_scaling
+from jax.nn.initializers import normal, orthogonal, variance_scaling
 
 Array = jax.Array
 
@@ -24,6 +25,8 @@ KERNEL_INITIALIZERS = {
     "xavier_normal": variance_scaling(1.0, "fan_avg", "normal"),
     "kaiming_uniform": variance_scaling(2.0, "fan_in", "uniform"),
     "orthogonal": orthogonal(),
+    "xavier_uniform": variance_scaling(1.0, "fan_avg", "uniform"),
+    "normal_0.02": normal(0.02),
 }
 
 

@@ -57,7 +57,7 @@ def _iterate(x: Array, w: Array, steps: int) -> tuple[Array, Array]:
 
 
 def _iterate_forward(x: Array, w: Array, steps: int) -> tuple[tuple[Array, Array], list[tuple[Array, ...]]]:
-    saved = []
+    saved: list[tuple[Array, ...]] = []
     for _ in range(steps):
         square, xw = product(x, x), product(x, w)
         saved.append((x, square, w, xw))

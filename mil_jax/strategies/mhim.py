@@ -15,7 +15,6 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-import optax
 
 from mil_jax.aggregators.reembedding import Reembedded
 from mil_jax.bags import Bag, Prediction
@@ -114,7 +113,7 @@ class MHIM(Supervised):
             lr=extras["lr"],
             weight_decay=state.hyper["optimizer.weight_decay"],
         )
-        params = self._averaged(state.params, optax.apply_updates(state.params, updates), predictions, batch, extras)
+        params = self._averaged(state.params, self._moved(state.params, updates), predictions, batch, extras)
         teacher = follow(teacher, self._plain(params), extras["teacher_rate"])
         state = state.replace(step=state.step + 1, params=params, optimizer=self._optimizer_state(optimizer, teacher))
         return state, {"loss": loss, **losses}

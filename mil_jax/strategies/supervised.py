@@ -1,10 +1,11 @@
 """Plain supervised training: the loss of the task on the bags of a step, one optimiser for all parameters.
 
 An aggregator with losses of its own (on instances, on a second stream) defines `training_loss(task, predictions, targets, weights)
--> scalar`, from the batched predictions [B] and what they carry in `aux`; it is used in place of the task's loss.
+-> scalar`, from the batched predictions [B] and what they carry in `aux`; it is used in place of the task's loss. One that starts from
+published weights defines `starting_from(params) -> params`; one with parts that are not trained names them in `frozen_parts`.
 
 The field's setting is one bag a step. Feature normalisation is fitted to the replica's own training bags: `zscore` with their mean
-and standard deviation over all instances (a constant column becomes 0), `l2` per instance.
+and standard deviation over all instances (a constant column becomes 0), `l2` per instance; of regions, tile by tile.
 """
 
 from __future__ import annotations
@@ -82,16 +83,14 @@ class Supervised:
 
     def parameter_shapes(self, bag: Bag) -> PyTree:
         """The tree of the shapes of the parameters, without computing any; bag: of shapes. Raises ConfigError where they do not fit."""
-        return jax.eval_shape(
-            lambda bag: self.module.init({"params": jax.random.key(0)}, bag, train=False)["params"], bag
-        )
+        return jax.eval_shape(lambda bag: fresh_params(self.module, jax.random.key(0), bag), bag)
 
     def init(
         self, key: Array, bag: Bag, hyper: dict[str, Array], constants: PyTree, previous: TrainState | None
     ) -> TrainState:
         """Fresh parameters, whatever came before."""
         del previous
-        params = self.module.init({"params": key}, self._normalized(bag, constants), train=False)["params"]
+        params = fresh_params(self.module, key, self._normalized(bag, constants))
         return TrainState(
             step=jnp.int32(0), params=params, optimizer=self.optimizer.init(params), hyper=hyper, constants=constants
         )
@@ -113,7 +112,7 @@ class Supervised:
             lr=extras["lr"],
             weight_decay=state.hyper["optimizer.weight_decay"],
         )
-        params = optax.apply_updates(state.params, updates)
+        params = self._moved(state.params, updates)
         return state.replace(step=state.step + 1, params=params, optimizer=optimizer), {"loss": loss}
 
     def predict(self, state: TrainState, bag: Bag) -> Prediction:
@@ -144,6 +143,12 @@ class Supervised:
         """For all places of the batch, with dropout."""
         mine = map_bags(lambda bag, key: self._apply(params, hyper, bag, key), inputs.bags, inputs.keys)
         return batch.gathered(mine)
+
+    def _moved(self, params: PyTree, updates: PyTree) -> PyTree:
+        """The updated parameters; frozen parts stay, whatever decay would do."""
+        frozen = {name: params[name] for name in getattr(self.module, "frozen_parts", ())}
+        moved: PyTree = optax.apply_updates(params, updates) | frozen
+        return moved
 
     def _loss(self, predictions: Prediction, batch: Batch, inputs: Inputs) -> Array:
         """The aggregator's own loss where it has one, else the task's."""
@@ -184,12 +189,20 @@ class Supervised:
     def _normalized(self, bag: Bag, constants: PyTree) -> Bag:
         if self.normalize == "none":
             return bag
+        # What is normalised are instances, or the tiles of regions.
+        real = bag.mask if bag.part_mask is None else bag.mask[:, None] & bag.part_mask
         # Padding may hold NaN: it is replaced before it is computed with.
-        mask = bag.mask.reshape(-1, *(1,) * (bag.features.ndim - 1))
+        mask = real.reshape(*real.shape, *(1,) * (bag.features.ndim - real.ndim))
         features = jnp.where(mask, bag.features, 0.0)
         if self.normalize == "zscore":
             features = (features - constants["mean"]) * constants["scale"]
         else:
-            norm = jnp.sqrt(jnp.sum(features**2, axis=tuple(range(1, features.ndim)), keepdims=True))
+            norm = jnp.sqrt(jnp.sum(features**2, axis=tuple(range(real.ndim, features.ndim)), keepdims=True))
             features = features / jnp.maximum(norm, 1e-12)
         return bag.replace(features=jnp.where(mask, features, 0.0))
+
+
+def fresh_params(module: nn.Module, key: Array, bag: Bag) -> PyTree:
+    """The parameters that training begins with."""
+    params = module.init({"params": key}, bag, train=False)["params"]
+    return module.starting_from(params) if hasattr(module, "starting_from") else params

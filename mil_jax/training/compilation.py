@@ -22,7 +22,18 @@ from mil_jax.machine import usable_cores
 from mil_jax.strategies.base import Strategy, TrainState
 from mil_jax.training import programs
 from mil_jax.training.memory import DoesNotFit, even, largest_that_fits, require_room
-from mil_jax.training.programs import AXIS, DATA_AXIS, Array, Cohort, Epoch, Moving, PyTree, Who
+from mil_jax.training.programs import (
+    AXIS,
+    DATA_AXIS,
+    INSTANCE_AXIS,
+    Array,
+    Cohort,
+    Epoch,
+    Moving,
+    PyTree,
+    Who,
+    replica_sharding,
+)
 
 
 class Built(NamedTuple):
@@ -186,8 +197,13 @@ class Programs:
             train = programs.train_together if self.shared else programs.train_side_by_side
             function, donate = partial(train, self.strategy, length, self.axis, chunk), (2,)
         specs = (P(), *(P(AXIS) for _ in arguments[1:]))
-        mapped = jax.shard_map(function, mesh=self.mesh, in_specs=specs, out_specs=P(AXIS), check_vma=False)
-        traced = jax.jit(mapped, donate_argnums=donate).trace(*arguments)
+        # XLA itself divides the work among the devices that share a bag: that axis is left to it.
+        manual = set(self.mesh.axis_names) - {INSTANCE_AXIS}
+        mapped = jax.shard_map(
+            function, mesh=self.mesh, in_specs=specs, out_specs=P(AXIS), axis_names=manual, check_vma=False
+        )
+        placed = replica_sharding(self.mesh)
+        traced = jax.jit(mapped, donate_argnums=donate, out_shardings=placed).trace(*arguments)
         lowered = traced.lower()
         before = time.perf_counter() - begun
 

@@ -65,7 +65,7 @@ class Bench:
 
     lengths: the bucket ladder. feature_shape, dtype: of an instance. targets: [num_targets, M, ...], whose first rows are used.
     order: an epoch of the experiment; the programs have its shapes. first_row: of each target's folds in the split table.
-    num_neighbors: of an instance, for methods on graphs.
+    num_neighbors: of an instance, for methods on graphs. num_parts: tiles of a region, where instances are such.
     """
 
     def __init__(
@@ -81,6 +81,7 @@ class Bench:
         order: EpochOrder,
         first_row: tuple[int, ...] = (0,),
         num_neighbors: int = 0,
+        num_parts: int = 0,
     ) -> None:
         self.plan, self.lengths, self.settings = plan, lengths, settings
         self.row_bytes = math.prod(feature_shape) * dtype.itemsize
@@ -90,7 +91,7 @@ class Bench:
         rows = 1 + max(first_row[replica.target] + replica.fold for replica in plan.replicas)
         everything = np.ones((rows, len(bucket)), bool)
         data = EngineData(
-            bags=_windows(sizes, lengths[-1], feature_shape, dtype, num_neighbors),
+            bags=_windows(sizes, lengths[-1], feature_shape, dtype, num_neighbors, num_parts),
             targets=targets[:, np.arange(len(bucket)) % targets.shape[1]],
             training=everything,
             selection=everything,
@@ -246,7 +247,12 @@ def _median(values: Iterable[float]) -> float:
 
 
 def _windows(
-    sizes: np.ndarray, longest: int, feature_shape: tuple[int, ...], dtype: np.dtype, num_neighbors: int
+    sizes: np.ndarray,
+    longest: int,
+    feature_shape: tuple[int, ...],
+    dtype: np.dtype,
+    num_neighbors: int,
+    num_parts: int,
 ) -> ResidentBags:
     """Bags of full buckets, whose rows overlap: windows of one array of random numbers that is drawn on the device. Neighbours are
     drawn, too, so that edges that lead out of a shorter bag are missing there.
@@ -263,4 +269,5 @@ def _windows(
         neighbors=np.random.default_rng(0).integers(0, longest, (rows, num_neighbors), np.int32)
         if num_neighbors
         else None,
+        part_mask=np.ones((rows, num_parts), bool) if num_parts else None,
     )

@@ -4,19 +4,21 @@ from __future__ import annotations
 
 import ctypes
 import hashlib
-import math
 import os
 import platform
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import jax
 import numpy as np
 from jax.sharding import AxisType, Mesh, NamedSharding
+from jax.sharding import PartitionSpec as P
 
+from mil_jax.errors import ConfigError
 from mil_jax.machine import usable_cores
-from mil_jax.training.programs import AXIS, DATA_AXIS, replica_sharding, shared_sharding
+from mil_jax.training.programs import AXIS, DATA_AXIS, INSTANCE_AXIS, replica_sharding, shared_sharding
 
 PyTree = Any
 
@@ -70,23 +72,21 @@ def wait(tree: PyTree) -> PyTree:
     return jax.block_until_ready(tree)
 
 
-def replica_mesh(batch_devices: int = 1) -> Mesh:
+def replica_mesh(batch_devices: int = 1, bag_devices: int = 1) -> Mesh:
     """A mesh of all devices of all processes, also when there are fewer replicas: XLA compiles a program for one device otherwise
     than for several, and a replica alone would then not be bit-identical to the same replica in company.
 
-    batch_devices: how many devices share a batch; a divisor of their number.
+    batch_devices: how many devices share a batch. bag_devices: how many share each bag of it. Their product divides the devices.
     """
     devices = jax.devices()
-    if batch_devices == 1:
-        return jax.make_mesh((len(devices),), (AXIS,), axis_types=(AxisType.Auto,), devices=devices)
-    shape, names = (len(devices) // batch_devices, batch_devices), (AXIS, DATA_AXIS)
-    return jax.make_mesh(shape, names, axis_types=(AxisType.Auto,) * 2, devices=devices)
+    axes = {AXIS: len(devices) // (batch_devices * bag_devices)}
+    axes |= {name: count for name, count in ((DATA_AXIS, batch_devices), (INSTANCE_AXIS, bag_devices)) if count > 1}
+    return jax.make_mesh(tuple(axes.values()), tuple(axes), axis_types=(AxisType.Auto,) * len(axes), devices=devices)
 
 
-def sharing(at_most: int, batch_size: int) -> int:
-    """How many devices share a batch: the most, up to `at_most`, that divide both the devices and the batch."""
-    common = math.gcd(len(jax.devices()), batch_size)
-    return max(count for count in range(1, common + 1) if common % count == 0 and count <= max(at_most, 1))
+def sharing(at_most: int, *wholes: int) -> int:
+    """How many devices share something: the most, up to `at_most`, that divide all of `wholes`, such as devices and batch size."""
+    return max(count for count in range(1, max(at_most, 1) + 1) if not any(whole % count for whole in wholes))
 
 
 def put(array: np.ndarray, sharding: NamedSharding) -> jax.Array:
@@ -97,19 +97,36 @@ def put(array: np.ndarray, sharding: NamedSharding) -> jax.Array:
     return jax.make_array_from_callback(array.shape, sharding, lambda index: array[index])
 
 
+def require_devices(module: Any, batch_devices: int, bag_devices: int) -> None:
+    """Raises ConfigError where there are fewer devices than are to share a batch, and where devices cannot share a bag: `module` says
+    with `mixes_instances` that it computes each instance from others, all of which every device would need.
+    """
+    if batch_devices * bag_devices > jax.device_count():
+        raise ConfigError(
+            f"train.batch_devices={batch_devices} and train.bag_devices={bag_devices} ask for {batch_devices * bag_devices} devices for "
+            f"one batch, and there are {jax.device_count()}: lower one of them"
+        )
+    if bag_devices > 1 and getattr(module, "mixes_instances", False):
+        raise ConfigError(
+            f"train.bag_devices={bag_devices} would save no memory: {type(module).__name__} computes each instance from others, so every "
+            "device would need the whole bag; leave it at 1, and where bags are too large set train.sample_instances"
+        )
+
+
 class Placement:
     """Where the arrays of R replicas lie: the leading axis in equal parts over the devices, filled up where R does not divide.
 
     Arrays on the host are always those of all R replicas; devices have those of the `members`, all of them at first.
-    batch_devices: as many devices hold the same replicas, and share their batches. count: int32 [devices], how many replicas each
-    device (or each such group) really has.
+    batch_devices, bag_devices: as many devices hold the same replicas, and share their batches and each bag. count: int32 [devices],
+    how many replicas each device (or each such group) really has.
     """
 
-    def __init__(self, num_replicas: int, batch_devices: int = 1) -> None:
+    def __init__(self, num_replicas: int, batch_devices: int = 1, bag_devices: int = 1) -> None:
         self.num_replicas = num_replicas
-        self.mesh = replica_mesh(batch_devices)
+        self.mesh = replica_mesh(batch_devices, bag_devices)
         self.places = self.mesh.shape[AXIS]
         self.hold(np.arange(num_replicas))
+        self.split: Callable[[PyTree], PyTree] | None = self._split if INSTANCE_AXIS in self.mesh.axis_names else None
         self.fetches = 0
         self._gather = jax.jit(lambda tree: tree, out_shardings=shared_sharding(self.mesh))
 
@@ -135,6 +152,11 @@ class Placement:
     def shared(self, tree: PyTree) -> PyTree:
         """Host arrays, whole on every device."""
         return jax.tree.map(lambda x: put(np.asarray(x), shared_sharding(self.mesh)), tree)
+
+    def _split(self, tree: PyTree) -> PyTree:
+        """Host arrays [places, L, ...], the second axis in equal parts over the devices that share a bag."""
+        in_parts = NamedSharding(self.mesh, P(None, INSTANCE_AXIS))
+        return jax.tree.map(lambda x: put(x, in_parts), tree)
 
     def fetch(self, tree: PyTree) -> PyTree:
         """The same tree of host arrays, with the replicas of all processes. Waits for what is being computed.

@@ -20,7 +20,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from mil_jax.data.residency import Piece, moments
-from mil_jax.data.streaming import open_feed
+from mil_jax.data.room import open_feed
 from mil_jax.data.windows import Run
 from mil_jax.strategies.base import Strategy, TrainingBags, TrainState
 from mil_jax.tasks.classification import Classification
@@ -67,7 +67,9 @@ class Engine:
         self.all_programs: list[Programs] = []
         self.side_by_side, self.kept = copy.deepcopy(settings.side_by_side), settings.side_by_side
         self.num_replicas = len(plan.replicas)
-        self.placement = Placement(self.num_replicas, sharing(settings.batch_devices, settings.batch_size))
+        bag_devices = sharing(settings.bag_devices, jax.device_count(), *data.lengths)
+        batch_devices = sharing(settings.batch_devices, jax.device_count() // bag_devices, settings.batch_size)
+        self.placement = Placement(self.num_replicas, batch_devices, bag_devices)
         self.spread, self.fetch, self.unfilled = self.placement.spread, self.placement.fetch, self.placement.unfilled
         self.agreement = Agreement()
         self.vectorised = settings.vectorised
@@ -85,7 +87,7 @@ class Engine:
         )
         everyone = np.ones(self.num_replicas, bool)
         first = functools.partial(self.order.epoch, plan.replicas, everyone, 0)
-        self.feed = open_feed(data.bags, data.lengths, self.placement.shared, first)
+        self.feed = open_feed(data.bags, data.lengths, self.placement, first)
         self.exits = contextlib.ExitStack()  # what ends the work in the background
         self.exits.callback(self.feed.close)
         self.targets = self.placement.shared(data.targets)
@@ -162,7 +164,8 @@ class Engine:
         if self.programs.compilations:
             return
         cohort = compiled.Cohort(self.feed.shapes(0), self.targets)
-        fitted = ahead.fitted_shapes(strategy, plan, self.data, len(self.who.target), cohort.bags.features.shape[1:])
+        tile = cohort.bags.features.shape[1 if cohort.bags.part_mask is None else 2 :]  # what moments are of
+        fitted = ahead.fitted_shapes(strategy, plan, self.data, len(self.who.target), tile)
         first = functools.partial(compiled.initial, strategy, self.data.lengths[0])
         state = jax.eval_shape(first, cohort, self.who, fitted, previous, self.placement.count)
         placed, length = self.who.target.sharding, self.data.lengths[0]

@@ -29,9 +29,10 @@ from mil_jax.errors import ConfigError
 from mil_jax.strategies.supervised import Supervised
 from mil_jax.tasks.classification import Classification
 from mil_jax.training.checkpoints import Checkpoints
+from mil_jax.training.devices import require_devices
 from mil_jax.training.engine import Engine, Listener
 from mil_jax.training.engine_types import EngineData, EngineSettings, FitResult, Phase
-from mil_jax.training.memory import side_by_side
+from mil_jax.training.memory import side_by_side, there_is
 from mil_jax.training.phases import make_phases, make_plain, make_strategy
 from mil_jax.training.plan import Overrides, Plan, Replica, make_plan
 from mil_jax.training.processes import is_first
@@ -45,6 +46,7 @@ PROTOCOLS = ("clean", "reference")
 FREE_ON_RESUME = (
     *("run", "distributed", "data.cache", "data.residency", "data.stream_gib"),
     *("train.checkpoint_seconds", "train.debug_nans", "train.tensorboard", "train.wandb"),
+    *("train.batch_devices", "train.bag_devices"),
 )
 
 
@@ -191,9 +193,10 @@ def prepare(
     asked = config.data.residency
     if asked == AUTO:  # what was chosen before is chosen again
         asked = (choices or {}).get("residency", AUTO)
-    rows = int(sizes.sum()) + ladder.lengths[-1]
     instance = row_bytes(shards, config.data.neighbors)
-    residency = choose_residency(asked, rows, instance, config.data.stream_gib)
+    residency = choose_residency(
+        asked, sizes, ladder.lengths[-1], instance, config.data.stream_gib, there_is(config.train.memory_gib)
+    )
     experiment = Experiment(
         config=config,
         shards=shards,
@@ -233,11 +236,13 @@ def _check(experiment: Experiment) -> None:
     _choose_selection(experiment)
     parameter_shapes(experiment)
     _ = experiment.teacher
-    if experiment.config.train.order == "shared" and experiment.config.train.balanced:
+    train = experiment.config.train
+    require_devices(strategy(experiment).module, train.batch_devices, train.bag_devices)
+    if train.order == "shared" and train.balanced:
         raise ConfigError(
             "train.order=shared shows all runs the same bags, and train.balanced draws them for each run: leave one of them out"
         )
-    if experiment.config.train.class_weights or experiment.config.train.balanced:
+    if train.class_weights or train.balanced:
         for target in experiment.targets:
             target.task.class_weights(target.values)
 
@@ -255,12 +260,13 @@ def parameter_shapes(experiment: Experiment) -> Any:
 def bag_shapes(experiment: Experiment) -> Bag:
     """A bag of shapes, of the shortest bucket."""
     length, shape = experiment.ladder.lengths[0], experiment.shards.feature_shape
-    neighbors = experiment.config.data.neighbors
+    neighbors, parts = experiment.config.data.neighbors, experiment.shards.num_parts
     return Bag(
         features=jax.ShapeDtypeStruct((length, *shape), np.float32),
         coords=jax.ShapeDtypeStruct((length, 2), np.int32),
         slide_index=jax.ShapeDtypeStruct((length,), np.int32),
         mask=jax.ShapeDtypeStruct((length,), np.bool_),
+        part_mask=jax.ShapeDtypeStruct((length, parts), np.bool_) if parts else None,
         neighbors=jax.ShapeDtypeStruct((length, neighbors), np.int32) if neighbors else None,
     )
 
@@ -300,7 +306,7 @@ def engine_data(experiment: Experiment) -> EngineData:
     lengths, shards, slides = experiment.ladder.lengths, experiment.shards, experiment.cohort.slides
     data = experiment.config.data
     return EngineData(
-        bags=open_bags(experiment.residency.kind, shards, slides, lengths[-1], data.stream_gib, data.neighbors),
+        bags=open_bags(experiment.residency, shards, slides, lengths[-1], data.stream_gib, data.neighbors),
         targets=np.stack([target.values for target in experiment.targets]),
         training=training,
         selection=parts == experiment.selection_part,
@@ -325,17 +331,9 @@ def sampling_weights(experiment: Experiment) -> np.ndarray | None:
 
 
 def engine_settings(config: ConfigDict) -> EngineSettings:
-    """The engine's own settings."""
-    return EngineSettings(
-        order=config.train.order,
-        batch_size=config.train.batch_size,
-        batch_devices=config.train.batch_devices,
-        data_seed=config.splits.seed,
-        slots_per_dispatch=config.train.slots_per_dispatch,
-        replica_axis=config.train.replica_axis,
-        debug_nans=config.train.debug_nans,
-        memory_gib=config.train.memory_gib,
-    )
+    """The engine's own settings: those of `train` that have the name of one of its fields, and the seed of the splits."""
+    names = [field.name for field in dataclasses.fields(EngineSettings) if field.name in config.train]
+    return EngineSettings(data_seed=config.splits.seed, **{name: config.train[name] for name in names})
 
 
 def _ladder(config: ConfigDict, sizes: np.ndarray, chosen: list[int] | None) -> Ladder:

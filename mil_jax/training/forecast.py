@@ -92,6 +92,7 @@ def open_bench(experiment: Experiment, plan: EpochPlan) -> Bench:
         plan.order,
         experiment.first_row,
         experiment.config.data.neighbors,
+        experiment.shards.num_parts,
     )
 
 

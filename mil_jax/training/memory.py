@@ -7,11 +7,14 @@ the largest k that the line through both allows. Trials are compilations, and co
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable, Mapping
+from functools import cache
 from typing import Any
 
 import jax
 
+from mil_jax.data.room import Memory
 from mil_jax.machine import memory_bytes
 from mil_jax.training.processes import least
 
@@ -27,17 +30,26 @@ class DoesNotFit(Exception):
         self.needed, self.limit = needed, limit
 
 
+@cache
+def smallest() -> Memory:
+    """What there is, of all processes the least, so that they decide alike. Asked once, by all processes at the same time."""
+    stats = [device.memory_stats() or {} for device in jax.local_devices()]  # None on a CPU
+    host, own = memory_bytes(), all("bytes_limit" in one for one in stats)
+    device = min(one["bytes_limit"] for one in stats) if own else host // len(stats)
+    return Memory(int(least(host)), int(least(device)), bool(least(own)), jax.device_count())
+
+
+def there_is(gib: float) -> Memory:
+    """`smallest`, with `gib` of each device where it is not 0."""
+    return dataclasses.replace(smallest(), device=int(gib * 2**30), own=True) if gib else smallest()
+
+
 def device_limit(gib: float) -> int:
     """Bytes that a program may use of each device: `gib`, or for 0 a share of the memory that the smallest device has.
 
     Devices of a CPU share the host's memory.
     """
-    if gib:
-        return int(gib * 2**30)
-    devices = jax.local_devices()
-    stats = [device.memory_stats() or {} for device in devices]
-    host = memory_bytes() // len(devices)
-    return int(SHARE * least(min(one.get("bytes_limit", host) for one in stats)))
+    return int(gib * 2**30) if gib else int(SHARE * smallest().device)
 
 
 def needed(program: jax.stages.Compiled) -> int:

@@ -9,6 +9,7 @@ from ml_collections import ConfigDict
 
 from mil_jax import aggregators
 from mil_jax.aggregators import reembedding
+from mil_jax.errors import ConfigError
 from mil_jax.strategies import chosen
 from mil_jax.strategies.dtfd import TwoTiers
 from mil_jax.strategies.masking import Masking
@@ -42,6 +43,10 @@ def make_strategy(config: ConfigDict, task: Classification, plan: Plan) -> Super
         if isinstance(aggregator, reembedding.Reembedded):
             aggregator = aggregator.aggregator
         return strategy_class(aggregator)(**common)
+    if config.train.bag_devices > 1:
+        raise ConfigError(
+            "train.bag_devices lets devices share a bag, and strategy.name=mhim ranks all its instances: leave it at 1"
+        )
     known = chosen.default_fields(config.strategy.name)
     masking = Masking(**{key: value for key, value in config.strategy.items() if key in known})
     per_run = [masking.with_hyper(plan.replica_hyper(replica)) for replica in plan.replicas]

@@ -2,7 +2,8 @@
 
 On a CPU replicas run one after another on each device (`map`), each making all its steps of a dispatch while its state is in the
 cache; on a GPU they run side by side (`vmap`), as many as the memory takes in that bucket, and a replica without a bag keeps its
-state by a select. The replica axis is spread over the mesh; replicas never communicate.
+state by a select. The replica axis is spread over the mesh; replicas never communicate. Where devices share a bag, its instances are
+laid out over them, and XLA's partitioner does the reductions.
 """
 
 from __future__ import annotations
@@ -24,6 +25,7 @@ PyTree = Any
 Array = jax.Array
 AXIS = "replica"
 DATA_AXIS = "data"  # devices that share the bags of a batch; a mesh without it has one device for each batch
+INSTANCE_AXIS = "instance"  # devices that share the instances of a bag; a mesh without it has one device for each bag
 INIT_STREAM = (
     2**32 - 1
 )  # folded into a replica's key for its initial state; updates fold in their number, which stays below
@@ -67,6 +69,14 @@ def shared_sharding(mesh: Mesh) -> NamedSharding:
     return NamedSharding(mesh, P())
 
 
+def read_bag(bags: ResidentBags, number: Array, length: int) -> Bag:
+    """A bag, its instances laid out over the devices that share it."""
+    bag = bags.bag(number, length)
+    if INSTANCE_AXIS not in jax.sharding.get_abstract_mesh().axis_names:
+        return bag
+    return jax.tree.map(lambda x: jax.lax.with_sharding_constraint(x, P(INSTANCE_AXIS)), bag)
+
+
 def read_batch(cohort: Cohort, numbers: Array, target: Array, length: int, axis: str | None = None) -> Batch:
     """The bags `numbers` [B], -1 for none, padded to `length`; a place without a bag holds bag 0 with weight 0.
 
@@ -83,8 +93,8 @@ def _read_bags(cohort: Cohort, numbers: Array, length: int, axis: str | None) ->
         share = len(numbers) // jax.lax.axis_size(axis)
         mine = jax.lax.dynamic_slice_in_dim(mine, jax.lax.axis_index(axis) * share, share)
     if mine.shape[0] == 1:
-        return jax.tree.map(lambda x: x[None], cohort.bags.bag(mine[0], length))
-    return jax.vmap(lambda number: cohort.bags.bag(number, length))(mine)
+        return jax.tree.map(lambda x: x[None], read_bag(cohort.bags, mine[0], length))
+    return jax.vmap(lambda number: read_bag(cohort.bags, number, length))(mine)
 
 
 def _batch(cohort: Cohort, bags: Bag, numbers: Array, present: Array, target: Array, axis: str | None) -> Batch:
@@ -242,7 +252,7 @@ def evaluate(
     done = jnp.sum(hi - lo)[None]
 
     def one(state: TrainState, numbers: Array, logits: Array, at: Array) -> Array:
-        bag = cohort.bags.bag(jnp.maximum(numbers[at], 0), length)
+        bag = read_bag(cohort.bags, jnp.maximum(numbers[at], 0), length)
         return logits.at[at].set(strategy.predict(state, bag).logits)
 
     if chunk is not None:
@@ -269,7 +279,7 @@ def initial(
     strategy: Strategy, length: int, cohort: Cohort, who: Who, fitted: PyTree, previous: TrainState | None, count: Array
 ) -> TrainState:
     """The initial states; fitted: (hyper, constants) with the leading axis [R]. count [devices]: replicas on each."""
-    bag = cohort.bags.bag(jnp.int32(0), length)
+    bag = read_bag(cohort.bags, jnp.int32(0), length)
 
     def fresh(r: Array) -> TrainState:
         hyper, constants = _take(fitted, r)

@@ -26,7 +26,7 @@ def cache_folder(config: ConfigDict) -> Path:
 def open_shards(config: ConfigDict, progress: Progress | None) -> Shards:
     """The shard folder that is named, converted, or embedded; the last also sets the tables it comes with.
 
-    Raises DataError for shards that hold fewer neighbours than data.neighbors asks for.
+    Raises DataError for shards that hold fewer neighbours than data.neighbors asks for, or no such regions as data.regions does.
     """
     shards = _open(config, progress)
     if shards.num_neighbors < config.data.neighbors:
@@ -34,6 +34,13 @@ def open_shards(config: ConfigDict, progress: Progress | None) -> Shards:
         raise DataError(
             f"{shards.folder}: these shards hold {held}, and data.neighbors={config.data.neighbors}; write them again with python -m "
             f"data_prep.shard --neighbors {config.data.neighbors}"
+        )
+    side = config.data.regions
+    if side and shards.num_parts != side**2:
+        held = f"regions of {shards.num_parts} tiles" if shards.num_parts else "no regions"
+        raise DataError(
+            f"{shards.folder}: these shards hold {held}, and data.regions={side}; write them again with python -m data_prep.shard "
+            f"--regions {side}"
         )
     return shards
 
@@ -53,6 +60,7 @@ def _open(config: ConfigDict, progress: Progress | None) -> Shards:
             encoder_name=data.encoder_name,
             nonfinite=data.nonfinite,
             num_neighbors=data.neighbors,
+            regions=data.regions,
             progress=progress,
         )
     for name in ("labels", "target"):
@@ -62,7 +70,7 @@ def _open(config: ConfigDict, progress: Progress | None) -> Shards:
             )
     if config.splits.file or config.splits.kind != "k_fold":
         raise ConfigError("the embedded digits come with their own five folds: leave splits.kind and splits.file out")
-    digits = digits_cohort(cache_folder(config))
+    digits = digits_cohort(cache_folder(config), data.regions)
     data.labels, data.target, data.patient = str(digits.labels), "label", "patient_id"
     data.classes = "no nine,nine"
     config.splits.kind, config.splits.file = "file", str(digits.splits)

@@ -10,6 +10,7 @@ import pytest
 from mil_jax import aggregators
 from mil_jax.bags import Bag
 from mil_jax.config import base_config
+from mil_jax.data.graphs import nearest_neighbors
 from mil_jax.data.shards import SlideBag, write_shards
 from mil_jax.errors import ConfigError, DataError
 from mil_jax.interop.torch_checkpoints import export_state_dict, import_state_dict
@@ -22,7 +23,17 @@ def test_a_bag_without_a_graph_is_an_error():
         jax.eval_shape(lambda: aggregators.create("patch_gcn", 2).init(jax.random.key(0), bag))
 
 
-@pytest.mark.parametrize("fields", [{"block": "dense"}, {"readout": "sum"}, {"hidden_dim": 0}, {"conv_dropout": 1.0}])
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {"block": "dense"},
+        {"readout": "sum"},
+        {"coarse_graph": "fine"},
+        {"cell_tiles": 0},
+        {"hidden_dim": 0},
+        {"conv_dropout": 1.0},
+    ],
+)
 def test_settings_that_cannot_work(fields):
     with pytest.raises(ConfigError, match=f"aggregator.{next(iter(fields))}="):
         aggregators.create("patch_gcn", 2, **fields)
@@ -38,6 +49,34 @@ def test_published_layouts_survive_the_round_trip(variant):
     assert exported["layers.0.norm.weight"].shape == (4,)
     assert ("layers.1.conv.t" in exported) == (variant == "patch_gcn_pyg1")
     jax.tree.map(np.testing.assert_array_equal, import_state_dict(module, exported, variant), params)
+
+
+def test_a_coarse_graph_that_ends_with_zeros_leaves_the_model_as_it_is():
+    rng = np.random.default_rng(0)
+    coords = jnp.asarray(np.stack([np.arange(12) % 4, np.arange(12) // 4], axis=1) * 256, jnp.int32)
+    neighbors = jnp.asarray(nearest_neighbors(np.asarray(coords), 3, "a"))
+    bag = Bag(jnp.asarray(rng.standard_normal((12, 6)), jnp.float32), jnp.ones(12, bool), coords, neighbors=neighbors)
+    sizes = {"hidden_dim": 4, "num_convolutions": 1}
+    plain = aggregators.create("patch_gcn", 2, **sizes)
+    coarse = aggregators.create("patch_gcn", 2, coarse_graph="sequential", cell_tiles=2, **sizes)
+    params = jax.jit(coarse.init)(jax.random.key(0), bag)["params"]
+    logits = jax.jit(lambda params: coarse.apply({"params": params}, bag).logits)
+    before = logits(params)
+    params["coarse_conv_0"]["contract"]["kernel"] *= 0.0
+    without = logits(params)
+    assert np.abs(before - without).max() > 1e-4
+    own = {name: x for name, x in params.items() if not name.startswith("coarse")}
+    expected = jax.jit(lambda params: plain.apply({"params": params}, bag).logits)(own)
+    np.testing.assert_allclose(without, expected, rtol=0, atol=1e-6)
+
+
+def test_a_coarse_graph_needs_coordinates_and_has_no_published_weights():
+    module = aggregators.create("patch_gcn", 2, coarse_graph="parallel")
+    bag = Bag(jnp.zeros((4, 6)), jnp.ones(4, bool), neighbors=jnp.zeros((4, 2), jnp.int32))
+    with pytest.raises(ConfigError, match="coarse_graph needs coordinates"):
+        jax.eval_shape(lambda: module.init(jax.random.key(0), bag))
+    with pytest.raises(ConfigError, match=r"no published weights with aggregator\.coarse_graph='parallel'"):
+        module.state_dict_map("patch_gcn")
 
 
 def test_shards_without_neighbors_name_the_command(tmp_path):

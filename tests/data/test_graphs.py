@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 
+import h5py
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -47,6 +48,25 @@ def test_ties_of_many_tiles_are_broken_by_number():
     found = nearest_neighbors(coords, K, "a")
     np.testing.assert_array_equal(found[-1], np.arange(K))
     np.testing.assert_array_equal(found, brute_force(coords, K))
+
+
+def test_the_graph_of_a_real_slide(shared):
+    """Inside the tissue of a regular grid a tile lists the eight around it: the four beside it, then the four across the corners."""
+    with h5py.File(shared / "data" / "mopadi_features" / "TCGA-AD-6964-01Z-00-DX1.h5") as file:
+        coords = np.asarray(file["coords"])
+    lists = nearest_neighbors(coords, K, "TCGA-AD-6964", 512.0)
+    np.testing.assert_array_equal(lists, brute_force(coords, K))
+    grid = coords // 512
+    np.testing.assert_array_equal(grid * 512 - coords, np.zeros_like(coords))
+    number = {(x, y): tile for tile, (x, y) in enumerate(grid)}
+    inside = 0
+    for tile, (x, y) in enumerate(grid):
+        beside = [number.get((x + dx, y + dy)) for dx, dy in ((-1, 0), (1, 0), (0, -1), (0, 1))]
+        across = [number.get((x + dx, y + dy)) for dx in (-1, 1) for dy in (-1, 1)]
+        if None not in beside + across:
+            inside += 1
+            np.testing.assert_array_equal(lists[tile], sorted(beside) + sorted(across))
+    assert inside > 300
 
 
 @pytest.mark.full
@@ -117,6 +137,31 @@ def test_shards_without_neighbors_are_as_before(slides, tmp_path):
 def test_slides_without_a_graph_are_named(coords, said, tmp_path):
     slide = SlideBag("odd", np.ones((3, 4), np.float32), coords)
     with pytest.raises(DataError, match=said):
+        write_shards([slide], tmp_path / "shards", num_neighbors=K, for_tensorflow=False)
+
+
+@pytest.mark.parametrize(("step", "fits"), [(512, False), (257, True), (256, True), (128, True), (60, False)])
+def test_a_step_that_does_not_fit_the_tile_size_is_an_error(step, fits):
+    """Coordinates of one level and a tile size of another; overlapping tiles are in order."""
+    coords = tissue(40, 0, step)
+    if fits:
+        np.testing.assert_array_equal(nearest_neighbors(coords, K, "a", 256.0), brute_force(coords, K))
+    else:
+        with pytest.raises(DataError, match=f"slide odd: its tiles lie {step} apart, but a tile is 256 wide"):
+            nearest_neighbors(coords, K, "odd", 256.0)
+
+
+def test_the_step_is_judged_where_there_are_tiles_enough_and_by_most_of_them():
+    """A few tiles may be far apart, and each contour of a slide may have a grid of its own."""
+    assert nearest_neighbors(tissue(K, 0, 5000), K, "a", 256.0)[0, 0] >= 0
+    coords = np.concatenate([tissue(40, 0), tissue(40, 1) + np.array([8 * 256 + 37, 37])])
+    np.testing.assert_array_equal(nearest_neighbors(coords, K, "a", 256.0), brute_force(coords, K))
+
+
+def test_the_writer_knows_the_tile_size(tmp_path):
+    where = Provenance(256.0, coordinate_unit="level0_pixels")
+    slide = SlideBag("odd", np.ones((40, 4), np.float32), tissue(40, 0, 512), where)
+    with pytest.raises(DataError, match="slide odd: its tiles lie 512 apart"):
         write_shards([slide], tmp_path / "shards", num_neighbors=K, for_tensorflow=False)
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
+from mil_jax.data.graphs import nearest_neighbors
 from mil_jax.data.shards import Provenance, Shards, SlideBag, write_shards
 
 pytestmark = pytest.mark.full
@@ -44,3 +45,29 @@ def test_tensorflow_reads_shards_bit_for_bit(tmp_path, dtype, shape):
         assert example["encoder"] == b"uni"
         assert example["tile_size_level0"] == bag.provenance.tile_size_level0
         assert np.isnan(example["mpp_level0"])
+
+
+def test_tensorflow_reads_the_graphs_of_slides(tmp_path):
+    pytest.importorskip("tensorflow")
+    import tensorflow_datasets as tfds
+
+    rng = np.random.default_rng(0)
+    bags = []
+    for number, n in enumerate((1, 5, 130)):
+        cells = rng.permutation(200)[:n]
+        coords = np.stack([cells % 15, cells // 15], axis=1).astype(np.int32) * 256
+        where = Provenance(256.0, coordinate_unit="level0_pixels")
+        bags.append(SlideBag(f"slide.{number}", rng.normal(size=(n, 4)).astype(np.float32), coords, where))
+    write_shards(bags, tmp_path / "shards", num_neighbors=8)
+
+    shards = Shards.open(tmp_path / "shards")
+    builder = tfds.builder_from_directory(tmp_path / "shards")
+    examples = list(tfds.as_numpy(builder.as_dataset(split="slides")))
+    assert [example["slide_id"].decode() for example in examples] == shards.slide_ids
+    for number, (example, bag) in enumerate(zip(examples, bags)):
+        lists = example["neighbors"]
+        assert lists.dtype == np.int32
+        assert lists.shape == (len(example["mask"]), 8)
+        assert lists[example["mask"]].tobytes() == shards.read_neighbors(number).astype("<i4").tobytes()
+        assert lists[example["mask"]].tobytes() == nearest_neighbors(bag.coords, 8, "a").tobytes()
+        assert (lists[~example["mask"]] == -1).all()

@@ -14,7 +14,7 @@ from mil_jax.bags import Bag
 from mil_jax.errors import ConfigError, DataError
 from mil_jax.interop.torch_checkpoints import export_state_dict, import_state_dict, load_state_dict
 
-SMALL = {"feature_dim": 8, "attention_dim": 4}
+SMALL = {"feature_dim": 8, "attention_dim": 4, "region_dim": 12, "region_depth": 2}
 
 
 def _model(variant: str) -> tuple[Any, Any]:
@@ -23,6 +23,8 @@ def _model(variant: str) -> tuple[Any, Any]:
     small = {key: value for key, value in SMALL.items() if key in known and fields.get(key, 0) is not None}
     module = aggregators.create(name, 2, **{**fields, **small})
     shape = (28, 28, 1) if fields.get("feature_layer") == "lenet" else (6,)
+    if variant in ("hipt", "hipt_c2f", "hipt_none"):
+        shape = (4, 6)  # regions of tiles
     graph = jnp.zeros((3, 1), jnp.int32)  # for those that read one
     bag = Bag(jnp.zeros((3, *shape)), jnp.ones(3, bool), neighbors=graph)
     return module, jax.jit(module.init)(jax.random.key(0), bag)["params"]

@@ -51,7 +51,15 @@ def test_law(promise):
 @pytest.mark.full
 @pytest.mark.parametrize(
     "fields",
-    [{}, {"num_convolutions": 3, "mlp_bias": True}, {"block": "res+"}, {"readout": "mean"}, {"readout": "max"}],
+    [
+        {},
+        {"num_convolutions": 3, "mlp_bias": True},
+        {"block": "res+"},
+        {"readout": "mean"},
+        {"readout": "max"},
+        {"coarse_graph": "parallel", "cell_tiles": 2},
+        {"coarse_graph": "sequential", "cell_tiles": 3},
+    ],
 )
 def test_law_of_every_form(fields):
     law.check_aggregator(small(**fields), (12,), bare_sizes=SIZES)

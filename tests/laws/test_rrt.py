@@ -34,7 +34,7 @@ OPTIONS: dict[str, dict[str, Any]] = {
 
 
 def model(**options: Any) -> nn.Module:
-    return aggregators.create("rrt", 2, **SMALL, **options)
+    return aggregators.create("rrt", 2, **SMALL | options)
 
 
 @pytest.mark.parametrize("promise", ["padding_train", "one_instance", "all_padding"])

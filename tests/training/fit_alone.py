@@ -19,6 +19,10 @@ from typing import Any
 import jax
 import numpy as np
 
+from mil_jax.data.residency import ResidentBags
+from mil_jax.data.shards import Shards, SlideBag, write_shards
+from mil_jax.data.spread import SpreadBags
+from mil_jax.data.streaming import WINDOWS, StreamedBags
 from mil_jax.training.checkpoints import Checkpoints
 from mil_jax.training.engine import Stopped, fit
 from mil_jax.training.engine_types import EngineSettings, Phase
@@ -34,7 +38,8 @@ SECONDS = 240.0  # of a process that hangs
 class Job:
     """out: the file to write. devices: simulated on the CPU, of each process. replicas: of 5 folds x 5 seeds, the first so many.
 
-    checkpoints: their folder, "" for none. stop_after: dispatches. settings: of EngineSettings.
+    checkpoints: their folder, "" for none. stop_after: dispatches. settings: of EngineSettings. kind: of the bags, ResidentBags or, from
+    shards that are written beside `out`, StreamedBags or SpreadBags.
     """
 
     out: str
@@ -44,21 +49,27 @@ class Job:
     checkpoints: str = ""
     stop_after: int = 10**9
     settings: dict[str, Any] = field(default_factory=dict)
+    kind: str = "ResidentBags"
+
+
+def simulated(devices: int) -> dict[str, str]:
+    """The environment of a process with so many devices on the CPU."""
+    return os.environ | {
+        "XLA_FLAGS": f"--xla_force_host_platform_device_count={devices}",
+        "JAX_PLATFORMS": "cpu",
+        "PYTHONPATH": str(ROOT),
+        # Each of these programs is compiled once in a session of tests, whichever process needs it first.
+        "JAX_COMPILATION_CACHE_DIR": jax.config.jax_compilation_cache_dir or "",
+        "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
+    }
 
 
 def fit_alone(*jobs: Job) -> list[dict[str, np.ndarray]]:
     """Runs jobs side by side, each in its own process. A job that is stopped gives {}."""
     processes = []
     for job in jobs:
-        environment = os.environ | {
-            "XLA_FLAGS": f"--xla_force_host_platform_device_count={job.devices}",
-            "JAX_PLATFORMS": "cpu",
-            "PYTHONPATH": str(ROOT),
-            # Each of these programs is compiled once in a session of tests, whichever process needs it first.
-            "JAX_COMPILATION_CACHE_DIR": jax.config.jax_compilation_cache_dir or "",
-            "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
-        }
         command = [sys.executable, "-m", "tests.training.fit_alone", json.dumps(dataclasses.asdict(job))]
+        environment = simulated(job.devices)
         processes.append(subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT))
     results = []
     try:
@@ -79,14 +90,31 @@ def free_port() -> int:
         return one.getsockname()[1]
 
 
+def _in_shards(bags: ResidentBags, job: Job) -> StreamedBags:
+    """The same bags, in shards, with windows of at most two steps of a run."""
+    features, longest = np.asarray(bags.features), 16
+    slides = [
+        SlideBag(f"{number}", features[at : at + n]) for number, (at, n) in enumerate(zip(bags.offsets, bags.sizes))
+    ]
+    folder = Path(job.out).with_suffix(".shards")
+    write_shards(slides, folder, for_tensorflow=False)
+    row_bytes = features[0].nbytes + 12
+    most_bytes = WINDOWS * 2 * job.settings.get("batch_size", 1) * longest * row_bytes
+    kind = {"StreamedBags": StreamedBags, "SpreadBags": SpreadBags}[job.kind]
+    return kind(Shards.open(folder), np.arange(len(slides))[:, None], most_bytes)
+
+
 def fit_here(job: Job) -> dict[str, np.ndarray]:
     """Runs a job in this process, on the devices that it has."""
     the_plan = Plan(plan(folds=5, seeds=5).replicas[: job.replicas], HYPER)
     folder = Path(job.checkpoints)
+    data = engine_data(num_bags=40, folds=5)
+    if job.kind != "ResidentBags":
+        data = dataclasses.replace(data, bags=_in_shards(data.bags, job))
     try:
         result = fit(
             [Phase(strategy(), job.epochs, Selection("val_loss"))],
-            engine_data(num_bags=40, folds=5),
+            data,
             TASK,
             the_plan,
             EngineSettings(**job.settings),

@@ -131,6 +131,7 @@ def test_only_the_engines_fetch_brings_arrays_to_the_host():
         "training/engine.py",
         "training/run_folder.py",
         "data/residency.py",
+        "data/spread.py",
         "data/streaming.py",
     }, callers
 

@@ -33,12 +33,14 @@ SMALL: dict[str, dict[str, Any]] = {
     "clam_sb": {"feature_dim": 8, "attention_dim": 4, "num_sampled": 2},
     "dsmil": {"feature_layer": "linear", "feature_dim": 8, "query_dim": 4, "value": "relu"},
     "dtfd": {"feature_dim": 8, "attention_dim": 4},
+    "hipt": {"region_encoder": "none", "hidden_dim": 8, "num_heads": 2},
+    "hipt_none": {"one_region": True, "hidden_dim": 8},
     "max_pooling": {"feature_dim": 8},
     "mean_pooling": {"feature_dim": 8},
     "rrt": {"feature_dim": 8, "attention_dim": 4, "region_num": 2},
     "transmil": {"feature_dim": 16, "num_heads": 2, "num_landmarks": 4},
 }
-SLOW = ("abmil", "clam_mb", "clam_sb", "dtfd", "max_pooling", "patch_gcn", "rrt", "transmil")
+SLOW = ("abmil", "clam_mb", "clam_sb", "dtfd", "hipt", "max_pooling", "patch_gcn", "rrt", "transmil")
 
 
 def one_bucket() -> EngineData:

@@ -212,7 +212,7 @@ class Invented:
     """Stands in for shards of 32,769 slides of 65,536 instances: more than 2^31 together. Every value of slide i is i / 2^15."""
 
     num_instances = np.full(2**15 + 1, 2**16)
-    feature_shape, dtype = (1,), np.dtype(np.float32)
+    feature_shape, dtype, num_parts = (1,), np.dtype(np.float32), 0
 
     def __len__(self) -> int:
         return len(self.num_instances)

@@ -1,0 +1,1 @@
+"""One instance -> one feature vector."""
