@@ -106,9 +106,7 @@ class Engine:
     ) -> FitResult:
         """As the function `fit`; once. start: parameters [R, ...] that the first phase gets as those of a phase before."""
         self.listener, self.keep_choices = listener, keep_choices or (lambda choices: None)
-        state: TrainState | None = (
-            None if start is None else self.spread(TrainState.ended_with(start, self.num_replicas))
-        )
+        state: TrainState | None = start and self.spread(TrainState.ended_with(start, self.num_replicas))
         progress = Progress.start(self.num_replicas, phases[-1].selection)
         with self.exits:
             for phase in phases:
