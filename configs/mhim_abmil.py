@@ -47,10 +47,17 @@ def get_config() -> ConfigDict:
     config.optimizer.update({"name": "adam", "lr": 2e-4, "weight_decay": 1e-5})  # --lr, --weight_decay (L2)
     config.optimizer.schedule.update({"name": "cosine", "epochs": 200})  # --lr_sche cosine --num_epoch 200
     config.train.update({"epochs": 130, "patience": 20, "min_epochs": 30})
+    # In a demo bag one image decides: it is masked in a step out of five.
     config.demo = ConfigDict(
         {
             "aggregator": {"feature_dim": 128, "attention_dim": 64},
-            "strategy": {"mask_random": 0.2, "mask_high": 0.05, "momentum": 0.999, "schedule_epochs": 20},
+            "strategy": {
+                "mask_random": 0.2,
+                "mask_high": 0.02,
+                "mask_high_share": 0.1,
+                "momentum": 0.999,
+                "schedule_epochs": 20,
+            },
             "optimizer": {"lr": 1e-3, "schedule": {"epochs": 20}},
             "train": {"epochs": 20, "patience": 0, "min_epochs": 0},
         }

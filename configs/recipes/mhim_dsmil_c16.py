@@ -55,10 +55,17 @@ def get_config() -> ConfigDict:
     config.optimizer.schedule.update({"name": "cosine", "epochs": 200})  # --lr_sche cosine --num_epoch 200
     # --num_epoch 200; stops from epoch 132 on
     config.train.update({"epochs": 200, "patience": 30, "min_epochs": 132, "select": "val_auc", "seed": 2021})
+    # In a demo bag one image decides: it is masked in a step out of five.
     config.demo = ConfigDict(
         {
             "aggregator": {"feature_dim": 128, "query_dim": 32},
-            "strategy": {"mask_random": 0.2, "mask_high": 0.05, "momentum": 0.999, "schedule_epochs": 12},
+            "strategy": {
+                "mask_random": 0.2,
+                "mask_high": 0.02,
+                "mask_high_share": 0.1,
+                "momentum": 0.999,
+                "schedule_epochs": 12,
+            },
             "optimizer": {"lr": 1e-3, "schedule": {"epochs": 12}},
             "train": {"epochs": 12, "patience": 0, "min_epochs": 0, "select": "val_loss"},
         }

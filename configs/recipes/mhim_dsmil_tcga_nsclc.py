@@ -57,13 +57,15 @@ def get_config() -> ConfigDict:
     config.optimizer.schedule.update({"name": "cosine", "epochs": 200})  # --lr_sche cosine --num_epoch 200
     # --num_epoch 200; stops from epoch 72 on
     config.train.update({"epochs": 200, "patience": 20, "min_epochs": 72, "select": "val_auc", "seed": 2021})
+    # In a demo bag one image decides: it is masked in a step out of five.
     config.demo = ConfigDict(
         {
             "aggregator": {"feature_dim": 128, "query_dim": 32},
             "strategy": {
                 "mask_low": 0.2,
                 "mask_random": 0.2,
-                "mask_high": 0.05,
+                "mask_high": 0.02,
+                "mask_high_share": 0.1,
                 "momentum": 0.999,
                 "schedule_epochs": 12,
             },

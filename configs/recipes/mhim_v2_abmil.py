@@ -51,10 +51,11 @@ def get_config() -> ConfigDict:
     config.train.update(
         {"epochs": 100, "patience": 20, "select": "val_auc", "seed": 2021}
     )  # --max_epoch 100 --patience 20
+    # In a demo bag one image decides: it is masked in a step out of five.
     config.demo = ConfigDict(
         {
             "aggregator": {"feature_dim": 128, "attention_dim": 64},
-            "strategy": {"mask_high": 0.05, "momentum": 0.999, "merge_momentum": 0.999},
+            "strategy": {"mask_high": 0.02, "mask_high_share": 0.1, "momentum": 0.999, "merge_momentum": 0.999},
             "optimizer": {"lr": 1e-3, "schedule": {"epochs": 12}},
             "train": {"epochs": 12, "patience": 0, "select": "val_loss"},
         }
