@@ -149,7 +149,7 @@ def _jax_step(model: str, features: np.ndarray, dropout: float) -> Step:
     from mil_jax.tasks.classification import Classification
     from mil_jax.training import optimizers
     from mil_jax.training.devices import keep_freed_memory
-    from mil_jax.training.experiment import strategy_class
+    from mil_jax.training.phases import strategy_class
     from mil_jax.training.schedule import Schedule
 
     keep_freed_memory()  # as every command does

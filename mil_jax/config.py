@@ -24,7 +24,9 @@ from mil_jax import aggregators
 from mil_jax.aggregators import reembedding
 from mil_jax.errors import ConfigError, UserError
 from mil_jax.settings import SETTINGS, check_value
+from mil_jax.strategies import chosen
 
+_NAMED_GROUPS = ("reembed", "strategy")  # whose other settings come with their name
 _FREE_GROUPS = ("aggregator.", "demo.")  # the method's own settings, which its aggregator knows
 
 
@@ -88,10 +90,12 @@ def load_config(path: Path) -> ConfigDict:
 
 
 def _method_settings(config: ConfigDict) -> dict[str, Any]:
-    """The settings that the config's aggregator and re-embedding have, by dotted name, with their defaults."""
+    """The settings that the config's aggregator, re-embedding and strategy have, by dotted name, with their defaults."""
     groups = {"aggregator": aggregators.default_fields(config.aggregator.name)}
     if "reembed" in config and config.reembed.name:
         groups["reembed"] = reembedding.default_fields(config.reembed.name)
+    if "strategy" in config and config.strategy.name:
+        groups["strategy"] = chosen.default_fields(config.strategy.name)
     return {f"{group}.{field}": default for group, fields in groups.items() for field, default in fields.items()}
 
 
@@ -168,7 +172,9 @@ def help_text(arguments: list[str], define: Callable[[flags.FlagValues], None], 
         lines += _entry(f"--{name}", values[name].help or "")
     lines += ["", f"settings and their values in {named}:" if named else "settings and their defaults:"]
     own = [
-        name for name in dotted_names(config) if name.startswith(("aggregator.", "reembed.")) and name not in SETTINGS
+        name
+        for name in dotted_names(config)
+        if name.startswith(("aggregator.", *(f"{group}." for group in _NAMED_GROUPS))) and name not in SETTINGS
     ]
     for name in [*SETTINGS, *own]:
         meaning = SETTINGS[name].meaning.replace("`", "") if name in SETTINGS else ""
@@ -215,8 +221,9 @@ def _overridden(
 ) -> flags.FlagValues:
     """Parses the overrides into `config`, in place, and the command's own flags."""
     own = []
-    # A re-embedding brings settings with it, so its name is read first.
-    for argument in sorted(overrides, key=lambda argument: "config.reembed.name=" not in argument):
+    # A re-embedding and a strategy bring settings with them, so their names are read first.
+    first = tuple(f"config.{group}.name=" for group in _NAMED_GROUPS)
+    for argument in sorted(overrides, key=lambda argument: not argument.lstrip("-").startswith(first)):
         name, equals, text = argument.lstrip("-").partition("=")
         if not argument.startswith("-") or not name.startswith("config."):
             own.append(argument)
@@ -242,7 +249,7 @@ def set_from_text(config: ConfigDict, name: str, text: str) -> None:
     """
     require_setting(config, name)
     set_value(config, name, value_from_text(config, name, text))
-    if name == "reembed.name":
+    if name in [f"{group}.name" for group in _NAMED_GROUPS]:
         _fill_method_settings(config)  # its settings can be given now
 
 
@@ -275,12 +282,12 @@ def source_of(config: ConfigDict, about: str) -> str:
     """The text of a config file that gives these settings. about: its docstring."""
     lines = [f'"""{about}"""', "", "from mil_jax.config import ConfigDict, base_config", "", ""]
     lines += ["def get_config() -> ConfigDict:", '    """The recipe."""', "    config = base_config()"]
-    for group in ("aggregator", *(["reembed"] if config.reembed.name else [])):
+    for group in ("aggregator", *(group for group in _NAMED_GROUPS if config[group].name)):
         fields = [f"            {key!r}: {value!r}," for key, value in config[group].items()]
         lines += [f"    config.{group} = ConfigDict(", "        {", *fields, "        }", "    )"]
     for name, setting in SETTINGS.items():
         value = _get(config, name)
-        if value != setting.default and not name.startswith("reembed."):
+        if value != setting.default and name.split(".")[0] not in _NAMED_GROUPS:
             lines.append(f"    config.{name} = {value!r}")
     return "\n".join([*lines, "    return config"]) + "\n"
 

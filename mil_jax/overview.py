@@ -16,6 +16,7 @@ from mil_jax.data.splits import TEST, TRAIN
 from mil_jax.interop.feature_files import counted
 from mil_jax.reports.targets import common_sentences
 from mil_jax.training.experiment import Experiment, parameter_shapes
+from mil_jax.training.phases import trains_teacher
 
 CLASS_COLUMNS_WIDTH, FOLD_COLUMN_WIDTH = 24, 11  # of the table that --check shows
 
@@ -44,11 +45,17 @@ def describe_experiment(experiment: Experiment, demo: Sequence[str] = (), *, eve
     )
     train_bags = int((experiment.parts == TRAIN).sum(axis=1).max())
     parameters = sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(parameter_shapes(experiment)))
+    stages = 2 if trains_teacher(experiment.config) else 1
     say(
         f"{counted(len(experiment.plan.replicas), 'run')} ({_factors(experiment)}) of {parameters:,} parameters, "
         f"at most {counted(experiment.config.train.epochs, 'epoch')} of up to {train_bags} training bags each; "
-        f"at most {2 * len(ladder.lengths) + 1} programs to compile"
+        f"at most {stages * (2 * len(ladder.lengths) + 1)} programs to compile"
     )
+    if stages == 2:
+        epochs = experiment.config.strategy.teacher_epochs or experiment.config.train.epochs
+        say(
+            f"before that each run is trained plainly for at most {counted(epochs, 'epoch')}: its best state is the first teacher"
+        )
     say(_monitor(experiment))
 
 

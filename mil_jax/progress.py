@@ -20,6 +20,7 @@ from mil_jax.data import conversion
 from mil_jax.data.splits import TEST, TRAIN
 from mil_jax.reports.loggers import open_loggers
 from mil_jax.training.experiment import Experiment
+from mil_jax.training.phases import trains_teacher
 from mil_jax.training.run_folder import RunFolder
 
 SECONDS_BETWEEN_LINES = 30.0
@@ -88,7 +89,8 @@ class TrainingProgress(StopOnSignal):
         self.loggers.close()
 
     def phase(self, name: str, epoch: int, epochs: int) -> None:
-        self.folder.truncate_metrics(epoch - 1)
+        self.folder.truncate_metrics(name, epoch - 1)
+        self.stage = f"{self.title}stage {name}: " if trains_teacher(self.experiment.config) else self.title
         rows = self.folder.read_metrics()
         self.seconds_before = rows[-1]["seconds"] if rows else 0.0
         self.begun = self.line_at = time.monotonic()
@@ -99,7 +101,7 @@ class TrainingProgress(StopOnSignal):
         )
         if self.folder.resumed:
             where = f"Resumed in epoch {epoch + 1} of {epochs}." if epoch < epochs else "All epochs are done."
-            say(self.title + where)
+            say(self.stage + where)
 
     def steps(self, count: int) -> None:
         self.done += count * self.batch_size
@@ -116,7 +118,7 @@ class TrainingProgress(StopOnSignal):
         epoch = rows[0]["epoch"] + 1
         # Runs that have stopped early leave less to do than was thought.
         left = (self.epochs - epoch) * sum(row["steps"] for row in rows) * self.batch_size
-        shown = f"{self.title}epoch {epoch}/{self.epochs}, {len(rows)} runs{_means(rows)}"
+        shown = f"{self.stage}epoch {epoch}/{self.epochs}, {len(rows)} runs{_means(rows)}"
         if self.experiment.selection_part == TEST:
             shown = shown.replace(" val ", " test ")
         self.bar.update(self.task, total=self.done + left, description=shown)

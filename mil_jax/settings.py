@@ -123,6 +123,10 @@ SETTINGS: dict[str, Setting] = {
         "",
         "Re-embeds the instances of a bag before the aggregator sees them: `rrt` (R2T); empty: they stay as they are.",
     ),
+    "strategy.name": Setting(
+        "",
+        "How the aggregator is trained: `mhim` (a teacher masks instances); empty: as is usual for it.",
+    ),
     "splits.kind": Setting("k_fold", "`k_fold`, `monte_carlo`, `leave_one_group_out` or `file`."),
     "splits.file": Setting("", "A published split, or the `splits.csv` of an earlier run; sets the kind to `file`."),
     "splits.folds": Setting(5, "Number of folds, or of draws of `monte_carlo`."),

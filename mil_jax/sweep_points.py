@@ -27,6 +27,7 @@ _REFUSED = {
     "run": "names the run folder",
     "aggregator.name": "needs a config of its own for each method",
     "reembed.name": "needs a config of its own for each method",
+    "strategy.name": "needs a config of its own for each method",
     "task.name": _OTHER_COHORT,
     "task.multi_label": _OTHER_COHORT,
     "task.loss_name": "changes the validation loss by which settings are compared",

@@ -69,6 +69,7 @@ def _report(experiment: Experiment, folder: RunFolder, result: FitResult, second
     """Writes predictions, summary and figures, and shows the result."""
     history = folder.read_metrics()
     facts = results.facts(experiment, folder, history, result, seconds)
+    history = [row for row in history if row["phase"] == history[-1]["phase"]]  # the curves are of the last stage
     common: dict[str, Any] = {"title": results.title(experiment), "notes": notes_on_data(experiment), "facts": facts}
     conduct = results.conduct(experiment, results.failures(experiment, result))
     predictions = results.predictions(experiment, result)

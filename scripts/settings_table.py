@@ -18,6 +18,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 from mil_jax import aggregators
 from mil_jax.aggregators import reembedding
 from mil_jax.settings import SETTINGS
+from mil_jax.strategies import chosen
 
 ROOT = Path(__file__).resolve().parent.parent
 PAGE = ROOT / "docs" / "settings.md"
@@ -35,6 +36,7 @@ GROUPS = {
     "": "The run",
     "data": "Data",
     "reembed": "Re-embedding",
+    "strategy": "Strategy",
     "splits": "Splits",
     "task": "Task",
     "optimizer": "Optimiser",
@@ -61,6 +63,10 @@ def page() -> str:
     for name in reembedding.REEMBEDDINGS:
         fields = reembedding.default_fields(name).items()
         rows = [[f"`reembed.{field}`", _shown(default)] for field, default in fields]
+        parts.append(f"### {name}\n\n{_table(['setting', 'default'], rows)}\n")
+    parts.append("## Strategies\n\nSettings that `strategy.name` brings with it (see `docs/methods/mhim.md`):\n")
+    for name in chosen.SETTINGS:
+        rows = [[f"`strategy.{field}`", _shown(default)] for field, default in chosen.default_fields(name).items()]
         parts.append(f"### {name}\n\n{_table(['setting', 'default'], rows)}\n")
     return "\n".join(parts)
 

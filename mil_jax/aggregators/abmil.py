@@ -12,6 +12,7 @@ from typing import Any, ClassVar
 
 import flax.linen as nn
 import jax
+import jax.numpy as jnp
 
 from mil_jax.aggregators import checks
 from mil_jax.bags import Bag, Prediction
@@ -21,6 +22,7 @@ from mil_jax.layers.activations import ACTIVATIONS
 from mil_jax.layers.attention_pool import attention_pool, attention_scores
 from mil_jax.layers.dropout import draw_key, dropout, hyper
 from mil_jax.layers.initializers import KERNEL_INITIALIZERS, AffineParameters
+from mil_jax.layers.instance_masks import class_certainty
 from mil_jax.layers.lenet import CHANNELS, IMAGE_SIZE, KERNEL_SIZE, lenet_features
 
 _ILSE = {
@@ -60,6 +62,11 @@ VARIANTS: dict[str, dict[str, Any]] = {
 }
 
 _ILSE_CONVOLUTIONS = {"convolution_1": "feature_extractor_part1.0", "convolution_2": "feature_extractor_part1.3"}
+_MHIM_GATED = {  # the attention of MHIM-MIL's published TCGA checkpoints
+    "attention_v": "online_encoder.attention.attention_a.0",
+    "attention_u": "online_encoder.attention.attention_b.0",
+    "attention_w": "online_encoder.attention.attention_c",
+}
 _PUBLISHED_LAYERS: dict[str, dict[str, str]] = {
     "ilse_attention": {
         **_ILSE_CONVOLUTIONS,
@@ -125,7 +132,8 @@ class ABMIL(nn.Module):
     initializer: "torch", "xavier_normal" or "kaiming_uniform".
 
     Both dropout rates are numeric: the collection "hyper" may hold other values, traced ones too. The prediction's
-    `embedding` is [L]; the instance features [N, L] are sown as "instance_features" in "intermediates".
+    `embedding` is [L]; aux["class_scores"] [N] (-inf on padding) orders instances by the largest class probability of what each adds to
+    the logits, and costs nothing under `jit` unless it is used. The features [N, L] are sown as "instance_features" in "intermediates".
     Raises ConfigError for settings that cannot work.
     """
 
@@ -169,8 +177,15 @@ class ABMIL(nn.Module):
         scores = self._scores(h, train)  # [N]
         attention = masked.softmax(scores, bag.mask)
         embedding = attention_pool(attention, h)  # [L]
-        logits = AffineParameters(self.num_outputs, self.initializer, name="classifier")(h.shape[-1])(embedding)
-        return Prediction(logits, attention, masked.hide_padding(scores, bag.mask), embedding)
+        classifier = AffineParameters(self.num_outputs, self.initializer, name="classifier")(h.shape[-1])
+        shares = attention[:, None] * jnp.dot(h, classifier.kernel, preferred_element_type=jnp.float32)  # [N, C]
+        return Prediction(
+            classifier(embedding),
+            attention,
+            masked.hide_padding(scores, bag.mask),
+            embedding,
+            aux={"class_scores": masked.hide_padding(class_certainty(shares), bag.mask)},
+        )
 
     def _instance_features(self, x: jax.Array, train: bool) -> jax.Array:
         expected = 4 if self.feature_layer == "lenet" else 2
@@ -220,8 +235,10 @@ class ABMIL(nn.Module):
         Raises ConfigError for an unknown variant.
         """
         checks.one_of("variant", variant, _PUBLISHED_LAYERS)
-        mapping = {}
-        for layer, published in _PUBLISHED_LAYERS[variant].items():
+        mapping, layers = {}, _PUBLISHED_LAYERS[variant]
+        if variant == "mhim_pure_attn" and self.gated:
+            layers = layers | _MHIM_GATED
+        for layer, published in layers.items():
             mapping[f"{published}.weight"] = (f"{layer}/kernel", "conv" if "convolution" in layer else "linear")
             if self.attention_bias or not layer.startswith("attention"):
                 mapping[f"{published}.bias"] = (f"{layer}/bias", "same")

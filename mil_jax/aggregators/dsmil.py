@@ -43,6 +43,8 @@ VARIANTS: dict[str, dict[str, Any]] = {
     },
 }
 
+PREDICTIONS = ("bag", "mean_logit", "mean_probability", "mean_softmax")
+
 _ENCODER = "online_encoder."
 _PUBLISHED_LAYERS: dict[str, dict[str, str]] = {
     "official": {"instance_classifier": "i_classifier.fc.0", "classifier": "b_classifier.fcc"},
@@ -69,13 +71,14 @@ class DSMIL(nn.Module):
     value: "identity", "relu" (`passing_v`: relu of a linear layer) or "linear"; `value_dropout` comes before the layer.
     normalize_embedding: layer norm of B.
     instance_dropout: share of the instances left out of a training step (`dropout_patch`; the reference leaves some out of test, too).
-    prediction: "bag" (bag logits), "mean_logit" (mean of bag and max logits) or "mean_probability" (logits whose sigmoid is the mean
-        of both streams' sigmoids: `average` of the reference).
+    prediction: "bag" (bag logits), "mean_logit" (mean of bag and max logits), "mean_probability" (logits whose sigmoid is the mean
+        of both streams' sigmoids: `average` of the reference) or "mean_softmax" (whose softmax is the mean of theirs: MHIM-MIL v1).
     loss: "streams" = bag_weight * loss(bag logits) + max_weight * loss(max logits), or "prediction" = the loss of the logits.
     initializer: "orthogonal" (present code on slides), "torch" (classic sets, PathGene), "xavier_normal" or "kaiming_uniform".
 
     Prediction: attention and scores [C, N], embedding B [C, L], instance_logits [N, C]. aux: "critical" [C], the numbers of the
-    critical instances; "bag_logits" and "max_logits" [C]; "bag_weight", "max_weight". Of equal instances the first is critical.
+    critical instances; "bag_logits" and "max_logits" [C]; "bag_weight", "max_weight"; "class_scores" [N], the largest instance logit of
+    each (-inf on padding). Of equal instances the first is critical.
     Raises ConfigError for settings that cannot work.
     """
 
@@ -110,7 +113,7 @@ class DSMIL(nn.Module):
         checks.one_of("feature_layer", self.feature_layer, ("none", "linear"))
         checks.one_of("feature_activation", self.feature_activation, ("relu", "gelu"))
         checks.one_of("value", self.value, ("identity", "relu", "linear"))
-        checks.one_of("prediction", self.prediction, ("bag", "mean_logit", "mean_probability"))
+        checks.one_of("prediction", self.prediction, PREDICTIONS)
         checks.one_of("loss", self.loss, ("streams", "prediction"))
         checks.one_of("initializer", self.initializer, KERNEL_INITIALIZERS)
         for name in ("dropout", "value_dropout", "instance_dropout"):
@@ -165,6 +168,7 @@ class DSMIL(nn.Module):
                 "max_logits": max_logits,
                 "bag_weight": jnp.asarray(hyper(self, "bag_weight", self.bag_weight), jnp.float32),
                 "max_weight": jnp.asarray(hyper(self, "max_weight", self.max_weight), jnp.float32),
+                "class_scores": masked.hide_padding(jnp.max(instance_logits, axis=-1), bag.mask),
             },
         )
 
@@ -229,6 +233,9 @@ class DSMIL(nn.Module):
             return bag_logits
         if self.prediction == "mean_logit":
             return (bag_logits + max_logits) / 2
+        if self.prediction == "mean_softmax":
+            streams = jax.nn.log_softmax(jnp.stack([bag_logits, max_logits]).astype(jnp.float32), axis=-1)
+            return jax.nn.logsumexp(streams, axis=0) - math.log(2)
         present = jnp.logaddexp(jax.nn.log_sigmoid(bag_logits), jax.nn.log_sigmoid(max_logits))
         absent = jnp.logaddexp(jax.nn.log_sigmoid(-bag_logits), jax.nn.log_sigmoid(-max_logits))
         return present - absent

@@ -21,7 +21,14 @@ from mil_jax.layers import masked
 from mil_jax.layers.activations import ACTIVATIONS
 from mil_jax.layers.dropout import draw_key, dropout, hyper
 from mil_jax.layers.initializers import KERNEL_INITIALIZERS, Affine, AffineParameters
-from mil_jax.layers.nystrom import NystromWeights, first_token_attention, first_token_output, nystrom_attention
+from mil_jax.layers.instance_masks import class_certainty
+from mil_jax.layers.nystrom import (
+    NystromWeights,
+    first_token_attention,
+    first_token_output,
+    first_token_shares,
+    nystrom_attention,
+)
 from mil_jax.layers.ppeg import complete_square, position_encoding, square_encoding, square_side
 
 Array = jax.Array
@@ -58,8 +65,9 @@ class TransMIL(nn.Module):
 
     Both dropout rates are numeric: the collection "hyper" may hold other values. The prediction's `embedding` is LN(Y3)[0]; its
     `aux["class_attention"]` [2, heads, N] is the class token's row of A1 Z A3 in both layers, `attention` [N] its mean over the heads of
-    the last: as in the method it may be negative and does not sum to 1. Under `jit` neither costs anything unless it is used; they
-    carry no gradient. Raises ConfigError for settings that cannot work.
+    the last: as in the method it may be negative and does not sum to 1; `aux["class_scores"]` [N] (-inf on padding) orders instances by
+    the largest class probability of what each adds to the class token in the first layer. Under `jit` none costs anything unless it is
+    used; they carry no gradient. Raises ConfigError for settings that cannot work.
     """
 
     num_outputs: int
@@ -131,17 +139,21 @@ class TransMIL(nn.Module):
             tokens, num_tokens = complete_square(h, num_instances), square_side(num_instances) ** 2
         class_token = self.param("class_token", nn.initializers.normal(self.class_token_deviation), (1, 1, h.shape[-1]))
         y = jnp.concatenate([class_token[0], tokens])  # [S, E]
-        y, first = self._layer("layer_1", y, num_tokens + 1, 1, train)
+        classifier = self._affine("classifier", self.num_outputs, h.shape[-1])
+        y, first, shares = self._layer("layer_1", y, num_tokens + 1, 1, train, kernel=classifier.kernel)
         self.sow("intermediates", "layer_1", y)
         y = self._with_position(y, num_tokens)
         self.sow("intermediates", "position", y)
-        y, last = self._layer("layer_2", y, num_tokens + 1, 2, train, first_only=True)  # [1, E]
+        y, last, _ = self._layer("layer_2", y, num_tokens + 1, 2, train, first_only=True)  # [1, E]
         self.sow("intermediates", "layer_2", y)
         embedding = _layer_norm("norm")(y)[0].astype(jnp.float32)
-        logits = self._affine("classifier", self.num_outputs, h.shape[-1])(embedding)
         class_attention = jnp.where(bag.mask, jnp.stack([first, last])[..., 1 : len(h) + 1], 0)  # [2, heads, N]
+        class_scores = masked.hide_padding(class_certainty(shares[1 : len(h) + 1]), bag.mask)
         return Prediction(
-            logits, jnp.mean(class_attention[1], axis=0), embedding=embedding, aux={"class_attention": class_attention}
+            classifier(embedding),
+            jnp.mean(class_attention[1], axis=0),
+            embedding=embedding,
+            aux={"class_attention": class_attention, "class_scores": class_scores},
         )
 
     def _instance_features(self, x: Array, train: bool) -> Array:
@@ -156,9 +168,19 @@ class TransMIL(nn.Module):
         return h
 
     def _layer(
-        self, name: str, y: Array, num_tokens: Array, number: int, train: bool, first_only: bool = False
-    ) -> tuple[Array, Array]:
-        """y + NA(LN(y)), of all tokens [S, E] or the first [1, E], and the first token's attention [heads, S]."""
+        self,
+        name: str,
+        y: Array,
+        num_tokens: Array,
+        number: int,
+        train: bool,
+        first_only: bool = False,
+        kernel: Array | None = None,
+    ) -> tuple[Array, Array, Array]:
+        """y + NA(LN(y)), of all tokens [S, E] or the first [1, E], and the first token's attention [heads, S].
+
+        kernel: [E, C]; then also what each token adds to the first one's logits, [S, C].
+        """
         width = y.shape[-1]
         inner = self.num_heads * (self.head_dim or width // self.num_heads)
         weights = NystromWeights(
@@ -178,10 +200,12 @@ class TransMIL(nn.Module):
             attended = nystrom_attention(x, num_tokens, weights, **settings)
             x, weights = jax.lax.stop_gradient((x, weights))
             attention = first_token_attention(x, num_tokens, weights, **settings)
+        shares = jnp.zeros(()) if kernel is None else first_token_shares(x, attention, weights, kernel)
         key = draw_key(self, "attention_dropout", self.attention_dropout, train, number)
         if key is not None:
             attended = dropout(attended, hyper(self, "attention_dropout", self.attention_dropout), key)
-        return (y + attended if first_only else jnp.where(real, y + attended, 0)), jax.lax.stop_gradient(attention)
+        y = y + attended if first_only else jnp.where(real, y + attended, 0)
+        return y, jax.lax.stop_gradient(attention), shares
 
     def _with_position(self, y: Array, num_tokens: Array) -> Array:
         """The tokens behind the class token through the position layer."""

@@ -1,5 +1,5 @@
-"""Losses on class scores that methods add to the task's: the smooth top-1 SVM of Berrada et al. 2018, cross entropy, and the
-mean over the bags of a step.
+"""Losses on class scores that methods add to the task's: the smooth top-1 SVM of Berrada et al. 2018, cross entropy, the
+consistency of MHIM-MIL, and the mean over the bags of a step.
 
 The SVM is written in closed form: for k = 1 the elementary symmetric polynomials of the paper reduce to a log-sum-exp.
 """
@@ -42,3 +42,15 @@ def mean_over_bags(per_bag: Array, present: Array, weights: Array) -> Array:
     As `tasks.classification.Classification.loss` takes it. `per_bag` must be finite in empty places.
     """
     return jnp.sum(jnp.where(present, weights * per_bag, 0.0)) / jnp.maximum(jnp.sum(present), 1)
+
+
+def feature_consistency(
+    student: Array, teacher: Array, student_temperature: float | Array = 1.0, teacher_temperature: float | Array = 0.1
+) -> Array:
+    """Cross entropy of softmaxes over the FEATURES of two embeddings [..., E], the teacher's without gradient: mean over [...].
+
+    -sum_d softmax(teacher / teacher_temperature)_d log softmax(student / student_temperature)_d (MHIM-MIL, eq. 6), in float32.
+    """
+    target = jax.nn.softmax(jax.lax.stop_gradient(teacher).astype(jnp.float32) / teacher_temperature, axis=-1)
+    log_p = jax.nn.log_softmax(student.astype(jnp.float32) / student_temperature, axis=-1)
+    return jnp.mean(-jnp.sum(target * log_p, axis=-1))

@@ -101,6 +101,20 @@ def first_token_output(x: Array, attention: Array, weights: NystromWeights) -> A
     return weights.output(jnp.einsum("hc,chd->hd", pooled, projections).reshape(1, inner))
 
 
+def first_token_shares(x: Array, attention: Array, weights: NystromWeights, kernel: Array) -> Array:
+    """What each token adds to the first row of A1 Z A3 V, after the output layer and `kernel` [D, C]: [S, C], without gradient.
+
+    attention: from `first_token_attention`. The three linear maps are one per head, so that no values [S, D] are formed.
+    """
+    x, attention, weights, kernel = jax.lax.stop_gradient((x, attention, weights, kernel))
+    heads, inner = weights.num_heads, weights.output.kernel.shape[0]
+    values = weights.qkv[:, 2 * inner :].reshape(-1, heads, weights.head_dim)
+    outputs = (weights.output.kernel @ kernel).reshape(heads, weights.head_dim, -1)
+    projections = jnp.einsum("ehd,hdc->hec", values, outputs)  # [heads, D, C]
+    shares = jnp.einsum("hs,hsc->sc", attention, (x @ projections).astype(jnp.float32))
+    return shares if weights.output.bias is None else shares + weights.output.bias @ kernel
+
+
 def _by_head(x: Array, parts: int, heads: int) -> Array:
     """[S, parts * heads * d] -> [parts, heads, S, d]."""
     return x.reshape(len(x), parts, heads, -1).transpose(1, 2, 0, 3)

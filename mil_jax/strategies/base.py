@@ -37,6 +37,12 @@ class TrainState(flax.struct.PyTreeNode):
     hyper: dict[str, Array]
     constants: PyTree
 
+    @classmethod
+    def ended_with(cls, params: PyTree, num_replicas: int) -> TrainState:
+        """The states of replicas that ended with these parameters [R, ...], on the host, as the next phase is given them."""
+        steps: Any = np.zeros(num_replicas, np.int32)
+        return cls(steps, params, optimizer={}, hyper={}, constants={})
+
 
 class Batch(flax.struct.PyTreeNode):
     """B bags of one bucket: `bags` and `targets` have a leading axis [B]; `weights` [B] is 0 where a place holds no bag.

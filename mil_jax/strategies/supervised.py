@@ -81,6 +81,10 @@ class Supervised:
             fitted["class_weights"] = self.task.class_weights(training.targets)
         return fitted
 
+    def parameter_shapes(self, bag: Bag) -> PyTree:
+        """The tree of the shapes of the parameters, without computing any; bag: of shapes. Raises ConfigError where they do not fit."""
+        return jax.eval_shape(lambda bag: fresh_params(self.module, jax.random.key(0), bag), bag)
+
     def init(
         self, key: Array, bag: Bag, hyper: dict[str, Array], constants: PyTree, previous: TrainState | None
     ) -> TrainState:
@@ -98,10 +102,7 @@ class Supervised:
         inputs = self._inputs(state, batch, key)
 
         def loss_of(params: PyTree) -> Array:
-            predictions = self._predictions(params, state.hyper, batch, inputs)
-            if hasattr(self.module, "training_loss"):
-                return self.module.training_loss(inputs.task, predictions, batch.targets, inputs.weights)
-            return inputs.task.loss(predictions, batch.targets, inputs.weights)
+            return self._loss(self._predictions(params, state.hyper, batch, inputs), batch, inputs)
 
         loss, gradients = jax.value_and_grad(loss_of)(state.params)
         updates, optimizer = self.optimizer.update(
@@ -111,8 +112,7 @@ class Supervised:
             lr=extras["lr"],
             weight_decay=state.hyper["optimizer.weight_decay"],
         )
-        frozen = {name: state.params[name] for name in getattr(self.module, "frozen_parts", ())}  # from decay, too
-        params = optax.apply_updates(state.params, updates) | frozen
+        params = self._moved(state.params, updates)
         return state.replace(step=state.step + 1, params=params, optimizer=optimizer), {"loss": loss}
 
     def predict(self, state: TrainState, bag: Bag) -> Prediction:
@@ -144,7 +144,23 @@ class Supervised:
         mine = map_bags(lambda bag, key: self._apply(params, hyper, bag, key), inputs.bags, inputs.keys)
         return batch.gathered(mine)
 
-    def _apply(self, params: PyTree, hyper: dict[str, Array], bag: Bag, key: Array | None) -> Prediction:
+    def _moved(self, params: PyTree, updates: PyTree) -> PyTree:
+        """The updated parameters; frozen parts stay, whatever decay would do."""
+        frozen = {name: params[name] for name in getattr(self.module, "frozen_parts", ())}
+        moved: PyTree = optax.apply_updates(params, updates) | frozen
+        return moved
+
+    def _loss(self, predictions: Prediction, batch: Batch, inputs: Inputs) -> Array:
+        """The aggregator's own loss where it has one, else the task's."""
+        if hasattr(self.module, "training_loss"):
+            return self.module.training_loss(inputs.task, predictions, batch.targets, inputs.weights)
+        return inputs.task.loss(predictions, batch.targets, inputs.weights)
+
+    def _apply(
+        self, params: PyTree, hyper: dict[str, Array], bag: Bag, key: Array | None, module: nn.Module | None = None
+    ) -> Prediction:
+        """The prediction of the module, or of another one, with dropout where there is a key."""
+        module = self.module if module is None else module
         if self.precision == "bfloat16":
             params = jax.tree.map(lambda x: x.astype(jnp.bfloat16), params)
             bag = bag.replace(features=bag.features.astype(jnp.bfloat16))
@@ -154,9 +170,9 @@ class Supervised:
             group, _, setting = name.partition(".")
             if group in groups:
                 groups[group][setting] = x
-        variables["hyper"] = groups if isinstance(self.module, Reembedded) else groups["aggregator"]
+        variables["hyper"] = groups if isinstance(module, Reembedded) else groups["aggregator"]
         rngs = None if key is None else {"dropout": key}
-        prediction: Any = self.module.apply(variables, bag, train=key is not None, rngs=rngs)
+        prediction: Any = module.apply(variables, bag, train=key is not None, rngs=rngs)
         return prediction.replace(logits=prediction.logits.astype(jnp.float32))
 
     def _sampled(self, bag: Bag, hyper: dict[str, Array], key: Array) -> Bag:

@@ -25,6 +25,20 @@ PyTree = Any
 _BYTES_BESIDE_ARRAYS = 1 << 20  # orbax's own files and `place`
 
 
+def read_final(checkpoints: Path) -> tuple[PyTree, list[dict[str, Any]]]:
+    """What the runs of a run folder chose: the parameters, the runs on a leading axis, and of each its fold, seed and ids.
+
+    Raises RunFolderError when there is nothing.
+    """
+    folder = checkpoints / "final"
+    if not folder.is_dir():
+        raise RunFolderError(f"{folder}: there are no chosen parameters; finish the run with --resume")
+    with ocp.CheckpointManager(folder.resolve(), options=ocp.CheckpointManagerOptions(create=False)) as manager:
+        parts = ocp.args.Composite(arrays=ocp.args.StandardRestore(), place=ocp.args.JsonRestore())
+        restored = manager.restore(manager.latest_step(), args=parts)
+    return jax.tree.map(np.asarray, restored["arrays"]["params"]), restored["place"]["runs"]
+
+
 class Checkpoints:
     """The checkpoints of one phase below a run folder. `seconds`: the least time between two saves."""
 

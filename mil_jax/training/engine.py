@@ -102,10 +102,13 @@ class Engine:
         listener: Listener,
         open_checkpoints: Callable[[str], Checkpoints] | None = None,
         keep_choices: Callable[[Mapping[str, Any]], None] | None = None,
+        start: PyTree | None = None,
     ) -> FitResult:
-        """As the function `fit`; once."""
+        """As the function `fit`; once. start: parameters [R, ...] that the first phase gets as those of a phase before."""
         self.listener, self.keep_choices = listener, keep_choices or (lambda choices: None)
-        state: TrainState | None = None
+        state: TrainState | None = (
+            None if start is None else self.spread(TrainState.ended_with(start, self.num_replicas))
+        )
         progress = Progress.start(self.num_replicas, phases[-1].selection)
         with self.exits:
             for phase in phases:

@@ -12,14 +12,11 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
 
-import flax.linen as nn
 import jax
 import numpy as np
 import pandas as pd
 from ml_collections import ConfigDict
 
-from mil_jax import aggregators
-from mil_jax.aggregators import reembedding
 from mil_jax.bags import Bag
 from mil_jax.data.buckets import Ladder, fit_ladder
 from mil_jax.data.cohort import Cohort, build_cohort
@@ -29,25 +26,23 @@ from mil_jax.data.room import AUTO, Residency, choose_residency, open_bags
 from mil_jax.data.shards import Shards
 from mil_jax.data.splits import TEST, TRAIN, VALIDATION
 from mil_jax.errors import ConfigError
-from mil_jax.strategies.dtfd import TwoTiers
-from mil_jax.strategies.supervised import Supervised, fresh_params
+from mil_jax.strategies.supervised import Supervised
 from mil_jax.tasks.classification import Classification
-from mil_jax.training import optimizers
 from mil_jax.training.checkpoints import Checkpoints
 from mil_jax.training.devices import require_devices
 from mil_jax.training.engine import Engine, Listener
 from mil_jax.training.engine_types import EngineData, EngineSettings, FitResult, Phase
 from mil_jax.training.memory import side_by_side, there_is
+from mil_jax.training.phases import make_phases, make_plain, make_strategy
 from mil_jax.training.plan import Overrides, Plan, Replica, make_plan
 from mil_jax.training.processes import is_first
 from mil_jax.training.run_folder import RunFolder, fingerprint
-from mil_jax.training.schedule import Schedule
 from mil_jax.training.sources import open_shards
 from mil_jax.training.stopping import Selection
 from mil_jax.training.targets import Target, cohort_settings, make_targets, split_settings
+from mil_jax.training.teachers import Pupil, Teacher, load_teacher, loads_teacher
 
 PROTOCOLS = ("clean", "reference")
-STRATEGIES = {"supervised": Supervised, "dtfd": TwoTiers}
 FREE_ON_RESUME = (
     *("run", "distributed", "data.cache", "data.residency", "data.stream_gib"),
     *("train.checkpoint_seconds", "train.debug_nans", "train.tensorboard", "train.wandb"),
@@ -140,6 +135,18 @@ class Experiment:
         }
 
     @cached_property
+    def teacher(self) -> Teacher | None:
+        """First weights that come from elsewhere. Raises UserError where they do not fit, or have seen what they must not."""
+        if not loads_teacher(self.config):
+            return None
+        ids, on_test = self.cohort.bags["bag_id"].to_numpy(), self.selection_part == TEST
+        pupils = [
+            Pupil.of(self.run_name(run), run, self.targets[run.target], ids, self.parts[self.row(run)], on_test)
+            for run in self.plan.replicas
+        ]
+        return load_teacher(self.config, make_plain(self.config, self.task), bag_shapes(self), pupils)
+
+    @cached_property
     def data(self) -> EngineData:
         """The bags and their parts; those held in memory are read once, when they are first needed."""
         return engine_data(self)
@@ -147,7 +154,7 @@ class Experiment:
     @cached_property
     def phases(self) -> tuple[Phase, ...]:
         """The strategies, one after another."""
-        return (Phase(strategy(self), self.config.train.epochs, self.selection),)
+        return make_phases(self.config, self.task, self.plan, self.selection)
 
     @cached_property
     def engine(self) -> Engine:
@@ -228,6 +235,7 @@ def _check(experiment: Experiment) -> None:
     """Finds impossible settings before anything is written, and what chooses epochs."""
     _choose_selection(experiment)
     parameter_shapes(experiment)
+    _ = experiment.teacher
     train = experiment.config.train
     require_devices(strategy(experiment).module, train.batch_devices, train.bag_devices)
     if train.order == "shared" and train.balanced:
@@ -239,34 +247,21 @@ def _check(experiment: Experiment) -> None:
             target.task.class_weights(target.values)
 
 
-def strategy_class(aggregator: nn.Module) -> type[Supervised]:
-    """How an aggregator is trained: by the strategy that it names, or plainly supervised."""
-    return STRATEGIES[getattr(aggregator, "strategy", "supervised")]
-
-
 def strategy(experiment: Experiment) -> Supervised:
-    """The strategy that the config asks for."""
-    config = experiment.config
-    optimizer = {key: value for key, value in config.optimizer.items() if key not in ("lr", "weight_decay", "schedule")}
-    fields = {key: value for key, value in config.aggregator.items() if key != "name"}
-    aggregator = aggregators.create(config.aggregator.name, experiment.task.num_outputs, **fields)
-    return strategy_class(aggregator)(
-        module=reembedding.reembedded(aggregator, config.reembed),
-        task=experiment.task,
-        optimizer=optimizers.make(optimizers.OptimizerSettings(**optimizer)),
-        learning_rate=Schedule(**config.optimizer.schedule),
-        normalize=config.data.normalize,
-        class_weights=config.train.class_weights,
-        sample_instances=config.train.sample_instances,
-        precision=config.train.precision,
-    )
+    """The strategy that the config asks for, of its last phase."""
+    return make_strategy(experiment.config, experiment.task, experiment.plan)
 
 
 def parameter_shapes(experiment: Experiment) -> Any:
     """The tree of the shapes of one run's parameters, without computing any. Raises ConfigError where model and features differ."""
+    return strategy(experiment).parameter_shapes(bag_shapes(experiment))
+
+
+def bag_shapes(experiment: Experiment) -> Bag:
+    """A bag of shapes, of the shortest bucket."""
     length, shape = experiment.ladder.lengths[0], experiment.shards.feature_shape
     neighbors, parts = experiment.config.data.neighbors, experiment.shards.num_parts
-    bag = Bag(
+    return Bag(
         features=jax.ShapeDtypeStruct((length, *shape), np.float32),
         coords=jax.ShapeDtypeStruct((length, 2), np.int32),
         slide_index=jax.ShapeDtypeStruct((length,), np.int32),
@@ -274,7 +269,6 @@ def parameter_shapes(experiment: Experiment) -> Any:
         part_mask=jax.ShapeDtypeStruct((length, parts), np.bool_) if parts else None,
         neighbors=jax.ShapeDtypeStruct((length, neighbors), np.int32) if neighbors else None,
     )
-    return jax.eval_shape(lambda bag: fresh_params(strategy(experiment).module, jax.random.key(0), bag), bag)
 
 
 def train(experiment: Experiment, folder: RunFolder, listener: Listener) -> FitResult:
@@ -301,7 +295,8 @@ def run(
     """Runs the experiment through the engine; without `open_checkpoints` nothing is written."""
     engine = experiment.engine
     del experiment.engine  # it trains once
-    return engine.fit(experiment.phases, listener, open_checkpoints, keep_choices)
+    start = experiment.teacher.params if experiment.teacher else None
+    return engine.fit(experiment.phases, listener, open_checkpoints, keep_choices, start)
 
 
 def engine_data(experiment: Experiment) -> EngineData:

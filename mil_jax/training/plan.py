@@ -14,6 +14,7 @@ from ml_collections import ConfigDict
 from mil_jax import aggregators
 from mil_jax.aggregators import reembedding
 from mil_jax.errors import ConfigError
+from mil_jax.strategies import chosen
 
 Overrides = tuple[tuple[str, float], ...]  # dotted names of numeric settings and their values
 
@@ -83,6 +84,8 @@ def numeric_names(config: ConfigDict) -> tuple[str, ...]:
     names += [f"aggregator.{name}" for name in aggregators.numeric_settings(config.aggregator.name)]
     if config.reembed.name:
         names += [f"reembed.{name}" for name in reembedding.numeric_settings(config.reembed.name)]
+    if config.strategy.name:
+        names += [f"strategy.{name}" for name in chosen.numeric_settings(config.strategy.name)]
     return tuple(names)
 
 

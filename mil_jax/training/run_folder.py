@@ -144,8 +144,8 @@ class RunFolder:
         self.write_json("config.json", {**stored, "choices": {**stored["choices"], **plain(choices)}})
 
     def append_metrics(self, rows: Iterable[Mapping[str, Any]]) -> None:
-        """Adds one line per row to metrics.jsonl, all in one write; each row has at least `epoch`, `fold` and
-        `seed`.
+        """Adds one line per row to metrics.jsonl, all in one write; each row has at least `phase`, `epoch`,
+        `fold` and `seed`.
         """
         lines = "".join(f"{_line(row)}\n" for row in rows)
         file = self.path / "metrics.jsonl"
@@ -155,9 +155,9 @@ class RunFolder:
         except OSError as error:
             raise RunFolderError(f"{file} cannot be written ({error.strerror}); mend that and use --resume") from error
 
-    def truncate_metrics(self, last_epoch: int) -> None:
-        """Drops the rows after epoch `last_epoch` (-1: all), and a line that a killed run left half-written."""
-        kept = [row for row in self.read_metrics() if row["epoch"] <= last_epoch]
+    def truncate_metrics(self, phase: str, last_epoch: int) -> None:
+        """Drops the rows of a phase after epoch `last_epoch` (-1: all), and a line that a killed run left half-written."""
+        kept = [row for row in self.read_metrics() if row["phase"] != phase or row["epoch"] <= last_epoch]
         write_text(self.path / "metrics.jsonl", "".join(f"{_line(row)}\n" for row in kept))
 
     def read_metrics(self) -> list[dict[str, Any]]:

@@ -19,7 +19,7 @@ from mil_jax.strategies.supervised import Supervised
 from mil_jax.training import optimizers
 from mil_jax.training.engine import fit
 from mil_jax.training.engine_types import EngineData, EngineSettings, FitResult, Phase
-from mil_jax.training.experiment import strategy_class
+from mil_jax.training.phases import strategy_class
 from mil_jax.training.plan import Plan, Replica, make_plan, numeric_names
 from mil_jax.training.schedule import Schedule
 from mil_jax.training.stopping import Selection

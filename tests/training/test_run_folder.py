@@ -63,18 +63,20 @@ def test_automatic_choices_add_up_and_survive_resuming(tmp_path):
 def test_metrics_grow_by_lines_and_are_cut_back_to_an_epoch(tmp_path):
     run = RunFolder.create(tmp_path / "run", CONFIG, DATA)
     for epoch in range(3):
-        run.append_metrics([{"epoch": epoch, "fold": fold, "seed": 0, "loss": np.float32(0.5)} for fold in range(2)])
-    run.truncate_metrics(last_epoch=1)
-    assert [(row["epoch"], row["fold"]) for row in run.read_metrics()] == [(0, 0), (0, 1), (1, 0), (1, 1)]
+        rows = [{"phase": "b", "epoch": epoch, "fold": fold, "seed": 0, "loss": np.float32(0.5)} for fold in range(2)]
+        run.append_metrics(rows)
+    run.append_metrics([{"phase": "a", "epoch": 9, "fold": 0, "seed": 0}])
+    run.truncate_metrics("b", last_epoch=1)
+    assert [(row["epoch"], row["fold"]) for row in run.read_metrics()] == [(0, 0), (0, 1), (1, 0), (1, 1), (9, 0)]
 
 
 def test_a_half_written_last_line_of_metrics_is_dropped(tmp_path):
     run = RunFolder.create(tmp_path / "run", CONFIG, DATA)
-    run.append_metrics([{"epoch": 0, "fold": 0, "seed": 0}])
+    run.append_metrics([{"phase": "a", "epoch": 0, "fold": 0, "seed": 0}])
     with (run.path / "metrics.jsonl").open("a") as file:
         file.write('{"epoch": 1, "fo')
-    run.truncate_metrics(last_epoch=5)
-    run.append_metrics([{"epoch": 1, "fold": 0, "seed": 0}])
+    run.truncate_metrics("a", last_epoch=5)
+    run.append_metrics([{"phase": "a", "epoch": 1, "fold": 0, "seed": 0}])
     assert [row["epoch"] for row in run.read_metrics()] == [0, 1]
 
 
