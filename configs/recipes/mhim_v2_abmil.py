@@ -55,7 +55,14 @@ def get_config() -> ConfigDict:
     config.demo = ConfigDict(
         {
             "aggregator": {"feature_dim": 128, "attention_dim": 64},
-            "strategy": {"mask_high": 0.02, "mask_high_share": 0.1, "momentum": 0.999, "merge_momentum": 0.999},
+            "strategy": {
+                "mask_high": 0.02,
+                "mask_high_share": 0.1,
+                "consistency_weight": 0.1,
+                "momentum": 0.999,
+                "merge_momentum": 0.999,
+                "init_student": "fc",
+            },
             "optimizer": {"lr": 1e-3, "schedule": {"epochs": 12}},
             "train": {"epochs": 12, "patience": 0, "select": "val_loss"},
         }
