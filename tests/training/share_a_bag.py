@@ -22,7 +22,7 @@ from mil_jax.strategies.supervised import Supervised
 from mil_jax.training import optimizers
 from mil_jax.training.engine import Engine
 from mil_jax.training.engine_types import EngineData, EngineSettings, Phase
-from mil_jax.training.experiment import strategy_class
+from mil_jax.training.phases import strategy_class
 from mil_jax.training.plan import Plan, Replica
 from mil_jax.training.schedule import Schedule
 from mil_jax.training.stopping import Selection
@@ -69,12 +69,10 @@ def one_step(data: EngineData, name: str, bag_devices: int) -> dict[str, Any]:
     """loss, the parameters after a step as long as the gradient, logits; bytes of a device beside and among the arguments."""
     listener, phase = Silent(), Phase(strategy(name), 1, Selection("last"))
     plan = Plan((Replica(0, 0),), {"optimizer.lr": 1.0, "optimizer.weight_decay": 0.0})
-    engine = Engine(data, TASK, plan, EngineSettings(bag_devices=bag_devices), listener)
-    with engine.exits:
-        state, progress = engine.run(phase, None, None)
-        result = engine.result(state, progress)
-        memory = engine.programs.built("train", 0).program.memory_analysis()
-        shapes = engine.feed.shapes(0)
+    engine = Engine(data, TASK, plan, EngineSettings(bag_devices=bag_devices))
+    result = engine.fit((phase,), listener)
+    memory = engine.programs.built("train", 0).program.memory_analysis()
+    shapes = engine.feed.shapes(0)
     assert isinstance(shapes, SplitBags) == (bag_devices > 1)
     return {
         "loss": listener.rows[0]["train_loss"],
