@@ -81,6 +81,7 @@ def test_a_start_of_another_shape_is_refused(level_2, tmp_path):
         trained(region_weights=str(tmp_path / "level2.npz"))
 
 
+@pytest.mark.full
 def test_guidance_of_weight_zero_changes_nothing():
     _, plain = trained(dropout=0.25, region_depth=1)
     _, guided = trained(dropout=0.25, region_depth=1, guided=True, guidance_weight=0.0)

@@ -28,6 +28,7 @@ def test_law(promise):
     law.check_aggregator(small(), (12,), promises=[promise], bare_sizes=(5,))
 
 
+@pytest.mark.full
 def test_padding_without_squaring():
     law.check_aggregator(small(squaring=False), (12,), promises=["padding_train"], bare_sizes=())
 
