@@ -124,6 +124,7 @@ def _evaluate(run: TrainedRun, options: Any, values: flags.FlagValues, folder: P
         report = {
             "title": f"{run.config.name} scored on {', '.join(one.name for one in options)}",
             "run": str(run.folder.path),
+            "task": run.config.task.to_dict(),
             "statements": _statements(run, results),
             "cohorts": cohorts,
         }

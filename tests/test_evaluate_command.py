@@ -194,3 +194,45 @@ def test_a_label_that_the_run_does_not_know_is_named_with_its_row(home, capsys, 
 def test_help_shows_an_example(capsys):
     assert evaluate.main(["--help"]) == 0
     assert "python -m mil_jax.evaluate --run runs/subtype --features external/" in capsys.readouterr().out
+
+
+@pytest.fixture(scope="module")
+def final(home: Path) -> Path:
+    """The final model, with the epochs of the run."""
+    data = [f"--config.data.features={home / 'own'}", f"--config.data.labels={home / 'own.csv'}"]
+    more = ["--config.data.target=subtype", f"--config.data.cache={home / 'cache'}", "--config.optimizer.lr=0.01"]
+    arguments = [*(one for one in SMALL if "folds" not in one), *data, *more, "--config.splits.folds=0"]
+    arguments += [f"--config.train.epochs_of={home / 'run'}", f"--config.run={home / 'final'}"]
+    assert train.main(arguments) == 0
+    return home / "final"
+
+
+def test_the_final_model_is_trained_on_everything_for_the_epochs_that_were_chosen(home, final):
+    splits = pd.read_csv(final / "splits.csv")
+    assert set(splits["part"]) == {"train"}
+    assert set(splits["bag_id"]) == set(pd.read_csv(home / "run" / "splits.csv")["bag_id"])
+    chosen = [json.loads(line) for line in (home / "run" / "metrics.jsonl").read_text().splitlines()]
+    best = {(row["fold"], row["seed"]): row["epoch"] + 1 for row in chosen if row["improved"]}
+    trained = [json.loads(line)["epoch"] + 1 for line in (final / "metrics.jsonl").read_text().splitlines()]
+    assert max(trained) == int(np.median(list(best.values())))
+    assert "cross-validated result of" in (final / "summary.md").read_text()
+
+
+def test_the_final_model_scores_strangers_and_refuses_everybody_it_was_trained_on(home, final, capsys, tmp_path):
+    other = ["--features", str(home / "other"), "--labels", str(home / "other.csv")]
+    content = evaluated(home, tmp_path / "out", *other, run_folder="final")
+    assert [one["num_models"] for one in content["results"]] == [1]
+    own = ["--run", str(final), "--features", str(home / "own"), "--out", str(tmp_path / "own"), "--exclude-seen"]
+    ended = run(evaluate.main, own, capsys)
+    assert ended.code == 2
+    assert "20 of 20 patients" in ended.err
+
+
+def test_the_epochs_of_a_run_with_other_settings_are_refused(home, capsys, tmp_path):
+    data = [f"--config.data.features={home / 'own'}", f"--config.data.labels={home / 'own.csv'}"]
+    more = ["--config.data.target=subtype", f"--config.data.cache={home / 'cache'}", f"--config.run={tmp_path / 'f'}"]
+    common = [*(one for one in SMALL if "folds" not in one), *data, *more, "--config.splits.folds=0"]
+    ended = run(train.main, [*common, f"--config.train.epochs_of={home / 'run'}"], capsys)
+    assert ended.code == 2
+    assert "optimizer.lr (was 0.01" in ended.err
+    assert "train.epochs_of=RUN" in run(train.main, common, capsys).err

@@ -106,6 +106,7 @@ def result(scored: Scored, averages: Averaged, columns: Sequence[str] = ()) -> d
         "num_models": len(models),
         "num_folds": int(models["fold"].nunique()),
         "labelled": scored.labelled,
+        "classes": scored.task.classes,
     }
     if not scored.labelled:
         return content

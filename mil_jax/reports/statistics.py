@@ -107,7 +107,7 @@ def bootstrap_intervals(
         rows = test.iloc[positions]
         per_seed.append((probabilities_of(rows, task), targets_of(rows, task), patient[positions]))
     chunks: list[dict[str, np.ndarray]] = []
-    for counts in _patient_counts(len(patients), len(test), resamples, seed):
+    for counts in patient_counts(len(patients), len(test), resamples, seed):
         seeds = [weighted_metrics(task, p, y, counts[:, which]) for p, y, which in per_seed]
         chunks.append({name: np.mean([one[name] for one in seeds], axis=0) for name in NAMES})
     intervals = {}
@@ -119,7 +119,7 @@ def bootstrap_intervals(
     return intervals
 
 
-def _patient_counts(num_patients: int, num_rows: int, resamples: int, seed: int) -> Iterator[np.ndarray]:
+def patient_counts(num_patients: int, num_rows: int, resamples: int, seed: int) -> Iterator[np.ndarray]:
     """Chunks [b, num_patients] float64 of how often each patient is drawn; b keeps a chunk's arrays small."""
     rng = np.random.default_rng(seed)
     step = max(1, _CHUNK // num_rows)

@@ -73,5 +73,6 @@ def _open(config: ConfigDict, progress: Progress | None) -> Shards:
     digits = digits_cohort(cache_folder(config), data.regions)
     data.labels, data.target, data.patient = str(digits.labels), "label", "patient_id"
     data.classes = "no nine,nine"
-    config.splits.kind, config.splits.file = "file", str(digits.splits)
+    if config.splits.folds:
+        config.splits.kind, config.splits.file = "file", str(digits.splits)
     return Shards.open(digits.shards)

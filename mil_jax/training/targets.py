@@ -141,7 +141,7 @@ def make_targets(
         name = ",".join(columns)
         try:
             target = _target(config, cohort, columns, settings, splitting)
-            if name in found:
+            if name in found and splitting.folds:
                 _require_cases_to_test(target)
         except DataError as error:
             if len(groups) == 1:
