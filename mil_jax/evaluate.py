@@ -124,7 +124,6 @@ def _evaluate(run: TrainedRun, options: Any, values: flags.FlagValues, folder: P
         report = {
             "title": f"{run.config.name} scored on {', '.join(one.name for one in options)}",
             "run": str(run.folder.path),
-            "task": run.config.task.to_dict(),
             "statements": _statements(run, results),
             "cohorts": cohorts,
         }
@@ -147,15 +146,16 @@ def _statements(run: TrainedRun, results: Any) -> list[str]:
         f"95 % interval: percentiles over {RESAMPLES} resamples of the patients of the cohort (a patient's bags together); the models stay "
         "as trained."
     )
-    if any(len(group.validation) for group, _, _ in results):
+    labelled = [one for _, _, one in results if one["labelled"]]
+    if any(one["calibrated"] or "accuracy_at_threshold" in one["metrics"] for one in labelled):
         said.append(
             "Thresholds (largest tpr - fpr) and temperatures (smallest log loss) were chosen on the run's validation predictions alone, "
             "averaged over models in the same way."
         )
     else:
         said.append(
-            "The run has no validation predictions of its own: there are no thresholds and no temperature; decisions are by the largest "
-            "probability."
+            "There are no thresholds and no temperature: the run has no validation predictions of its own, or fewer than 10 cases of a "
+            "class; decisions are by the largest probability."
         )
     if run.folder.read_json("summary.json").get("selected_on_test"):
         said.append("The run chose its epochs on its test parts: what is held out there was used before.")

@@ -14,7 +14,6 @@ import numpy as np
 import pandas as pd
 from ml_collections import ConfigDict
 
-from mil_jax import tasks
 from mil_jax.config import require_setting, set_from_text
 from mil_jax.data.cohort import Cohort, build_cohort
 from mil_jax.data.conversion import Progress
@@ -167,7 +166,7 @@ def prepare(
             raise ConfigError(f"--by={','.join(columns)} names columns of a label table, and {options.name} has none")
         unit, rule = config.data.unit, config.data.patient
         cohort, values = unlabelled_cohort(shards.slide_ids, shards.num_instances, patient=rule, unit=unit), None
-        task_of = tuple(_task(run, config, target) for target in range(len(run.targets)))
+        task_of = tuple(run.tasks.values())
     converted = pd.DataFrame(shards.excluded, columns=["slide", "reason"], dtype=object)
     excluded = pd.concat([converted, cohort.excluded], ignore_index=True).drop_duplicates(ignore_index=True)
     scoring = [who_may_score(run.splits(target), run.folds[target], cohort) for target in range(len(run.targets))]
@@ -194,7 +193,7 @@ def prepare(
 def score(run: TrainedRun, external: External, columns: Sequence[str] = ()) -> list[Scored]:
     """Predicts the cohort; for each label column its bags in one group for each way of scoring."""
     by_fold = [scoring.by_fold for scoring in external.scoring]
-    models = predict(run, external.task_of[0], external.config, external.shards, external.cohort, by_fold)
+    models = predict(run, external.config, external.shards, external.cohort, by_fold)
     groups = []
     for target, scoring in enumerate(external.scoring):
         task = external.task_of[target]
@@ -222,7 +221,8 @@ def _labelled(
     run: TrainedRun, config: ConfigDict, shards: Shards, columns: Sequence[str], strict: bool
 ) -> tuple[Cohort, tuple[Classification, ...], tuple[np.ndarray, ...]]:
     settings, _ = cohort_settings(config, strict)
-    same_classes = run.classes[0] if len(set(run.classes)) == 1 and not config.task.multi_label else None
+    all_classes = {task.classes for task in run.tasks.values()}
+    same_classes = next(iter(all_classes)) if len(all_classes) == 1 and not config.task.multi_label else None
     # A column called "site" is the label table's, unless it is the site that TCGA barcodes tell.
     wanted = tuple(name for name in columns if name != "site" or "site" in read_header(config.data.labels))
     cohort = build_cohort(
@@ -231,17 +231,11 @@ def _labelled(
         dataclasses.replace(settings, classes=same_classes, positive=None, columns=wanted),
         modified=shards.provenance["source_mtime"].to_numpy(np.float64),
     )
-    task_of = tuple(_task(run, config, target) for target in range(len(run.targets)))
     values = []
-    for name, task in zip(run.targets, task_of, strict=True):
+    for name, task in run.tasks.items():
         names = list(settings.targets) if config.task.multi_label else [name or config.data.target]
         values.append(task.targets(cohort.labels[names].set_index(cohort.bags["bag_id"])))
-    return cohort, task_of, tuple(values)
-
-
-def _task(run: TrainedRun, config: ConfigDict, target: int) -> Classification:
-    fields = {key: value for key, value in config.task.items() if key != "name"}
-    return tasks.create(config.task.name, run.classes[target], fields)
+    return cohort, tuple(run.tasks.values()), tuple(values)
 
 
 def _whose(scoring: Sequence[Scoring], cohort: Cohort) -> list[str]:
@@ -260,7 +254,7 @@ def _table(
     run: TrainedRun, external: External, model: ModelPredictions, chosen: np.ndarray, columns: Sequence[str]
 ) -> pd.DataFrame:
     """The rows of predictions.csv of one model, of the bags that are `chosen` [M]."""
-    task, bags = external.task_of[model.target], external.cohort.bags
+    task, bags = model.task, external.cohort.bags
     mine = chosen[model.bags]
     rows, logits = model.bags[mine], model.logits[mine]
     order = np.argsort(rows)

@@ -12,7 +12,7 @@ from mil_jax.data.feature_moments import bag_moments
 from mil_jax.data.splits import TEST, TRAIN
 from mil_jax.reports.predictions import predictions_table
 from mil_jax.reports.statements import Conduct
-from mil_jax.training import features_file
+from mil_jax.training import features_file, task_file
 from mil_jax.training.engine_types import FitResult
 from mil_jax.training.experiment import Experiment
 from mil_jax.training.leaks import leak_report
@@ -86,8 +86,9 @@ def failures(experiment: Experiment, result: FitResult) -> list[str]:
     return sentences
 
 
-def look_at_features(experiment: Experiment, folder: RunFolder) -> list[str]:
-    """Writes features.json, and gives the sentences of the leak report."""
+def leave_for_evaluation(experiment: Experiment, folder: RunFolder) -> list[str]:
+    """Writes tasks.json and features.json, and gives the sentences of the leak report."""
+    task_file.write(folder, experiment.targets)
     bags = bag_moments(experiment.shards, experiment.cohort.slides)
     training = (experiment.parts == TRAIN).any(axis=0)
     moments = features_file.training_moments(bags, training)

@@ -19,7 +19,7 @@ from mil_jax.reports.loggers import require_packages
 from mil_jax.training import processes
 from mil_jax.training.devices import use_compilation_cache, use_one_device_per_core
 from mil_jax.training.experiment import FREE_ON_RESUME, Experiment, prepare
-from mil_jax.training.final import final_settings
+from mil_jax.training.final_model import final_settings
 from mil_jax.training.memory import smallest
 from mil_jax.training.nonfinite import NotFinite
 from mil_jax.training.run_folder import RunFolder, is_run_folder, require_usable

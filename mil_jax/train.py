@@ -22,7 +22,7 @@ from mil_jax.training import processes
 from mil_jax.training.engine import Stopped
 from mil_jax.training.engine_types import FitResult
 from mil_jax.training.experiment import Experiment, train
-from mil_jax.training.final import final_settings, is_final
+from mil_jax.training.final_model import final_settings, is_final
 from mil_jax.training.nonfinite import NotFinite
 from mil_jax.training.run_folder import RunFolder
 
@@ -84,7 +84,7 @@ def _report(experiment: Experiment, folder: RunFolder, result: FitResult, second
     history = [row for row in history if row["phase"] == history[-1]["phase"]]  # the curves are of the last stage
     common: dict[str, Any] = {"title": results.title(experiment), "notes": notes_on_data(experiment), "facts": facts}
     with console.status("looking at the features: what they are, and whether the parts share any"):
-        shared = results.look_at_features(experiment, folder)
+        shared = results.leave_for_evaluation(experiment, folder)
     conduct = results.conduct(experiment, results.failures(experiment, result), shared)
     predictions = results.predictions(experiment, result)
     with console.status("predictions, intervals and figures"):
@@ -123,11 +123,9 @@ def _report_final(
     """Writes the summary of the final model, which has no part to be measured on."""
     history = folder.read_metrics()
     facts = results.facts(experiment, folder, history, result, seconds)
-    shared = results.look_at_features(experiment, folder)
+    shared = results.leave_for_evaluation(experiment, folder)
     summary = write_final_summary(
         folder,
-        classes={target.name: target.task.classes for target in experiment.targets},
-        several=experiment.several,
         history=[row for row in history if row["phase"] == history[-1]["phase"]],
         statements=[*notes, *results.conduct(experiment, results.failures(experiment, result), shared).notes],
         title=results.title(experiment),

@@ -11,7 +11,9 @@ import pytest
 
 from mil_jax import compare
 from mil_jax.config import base_config
+from mil_jax.tasks import Classification
 from mil_jax.training.run_folder import RunFolder
+from mil_jax.training.task_file import described
 from tests.commands import contents, run
 
 
@@ -44,9 +46,10 @@ def write_run(
         splits.append(split)
     created.write_table("predictions.csv", pd.concat(predictions))
     created.write_table("splits.csv", pd.concat(splits))
-    classes = {"classes": ["no", "yes"]}
-    of_targets = {"targets": dict.fromkeys(targets, classes)} if len(targets) > 1 else classes
-    created.write_json("summary.json", {"complete": True, "selected_on_test": False, **of_targets})
+    task = Classification(("no", "yes"))
+    created.write_json("tasks.json", [{"label_column": target, **described(task)} for target in targets])
+    several = {"targets": {}} if len(targets) > 1 else {}
+    created.write_json("summary.json", {"complete": True, "selected_on_test": False, **several})
     return folder
 
 

@@ -10,7 +10,6 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from mil_jax import tasks
 from mil_jax.data.tables import listed
 from mil_jax.errors import DataError
 from mil_jax.reports.comparison import (
@@ -26,6 +25,7 @@ from mil_jax.reports.comparison import (
 from mil_jax.reports.predictions import probabilities_of, targets_of
 from mil_jax.reports.statistics import RESAMPLES, run_metrics
 from mil_jax.tasks import Classification
+from mil_jax.training import task_file
 from mil_jax.training.run_folder import RunFolder, is_run_folder
 
 METRICS = ("auc", "average_precision", "balanced_accuracy", "f1", "brier")
@@ -131,22 +131,20 @@ def _read(path: Path) -> list[tuple[str, str, TaskResult]]:
 
 
 def _read_run(folder: RunFolder) -> list[tuple[str, str, TaskResult]]:
-    config, summary = folder.config, folder.read_json("summary.json")
+    labels, summary = folder.config["data"]["labels"], folder.read_json("summary.json")
     if summary.get("final"):
         raise DataError(f"{folder.path}: a final model has no test predictions; compare the cross-validated runs")
     table, splits = folder.read_table("predictions.csv"), folder.read_table("splits.csv")
     test = table[table["part"] == "test"]
     several = "targets" in summary
     found = []
-    for name in summary["targets"] if several else [config["data"]["target"] or "label"]:
+    for name, task in task_file.read(folder).items():
         rows = test[test["label_column"] == name].dropna(axis="columns", how="all") if several else test
         own = splits[splits["label_column"] == name] if several else splits
         counts = own["part"].value_counts()
         ratio = counts.get("test", np.nan) / counts.get("train", np.nan)
-        of_column = summary["targets"][name] if several else summary
-        task = _task(config["task"], of_column["classes"])
         result = TaskResult(task, rows.reset_index(drop=True), float(ratio), bool(summary["selected_on_test"]))
-        found.append((name, Path(config["data"]["labels"]).stem, result))
+        found.append((name, Path(labels).stem, result))
     return found
 
 
@@ -163,14 +161,10 @@ def _read_evaluation(folder: RunFolder) -> list[tuple[str, str, TaskResult]]:
         if "fold" not in rows:
             rows = rows.assign(fold=0)
         name = ", ".join(filter(None, (one["cohort"], one["label_column"], one["scored"])))
-        found.append((name, "", TaskResult(_task(content["task"], one["classes"]), rows, np.nan, False)))
+        found.append((name, "", TaskResult(task_file.restored(one["task"]), rows, np.nan, False)))
     if not found:
         raise DataError(f"{folder.path}: no cohort of this evaluation has labels, so there is nothing to compare")
     return found
-
-
-def _task(settings: dict[str, Any], classes: Sequence[str]) -> Classification:
-    return tasks.create(settings["name"], classes, {key: value for key, value in settings.items() if key != "name"})
 
 
 def _differences(base: TaskResult, other: TaskResult) -> list[dict[str, Any]]:

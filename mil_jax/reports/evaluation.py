@@ -17,6 +17,7 @@ import pandas as pd
 from mil_jax.reports import calibration, statistics
 from mil_jax.reports.predictions import probabilities_of, targets_of
 from mil_jax.tasks import Classification
+from mil_jax.training.task_file import described
 
 HELD_OUT, ENSEMBLE = "held out", "ensemble"
 LEAST_OF_SUBGROUP = 5  # bags, for metrics of their own
@@ -106,7 +107,7 @@ def result(scored: Scored, averages: Averaged, columns: Sequence[str] = ()) -> d
         "num_models": len(models),
         "num_folds": int(models["fold"].nunique()),
         "labelled": scored.labelled,
-        "classes": scored.task.classes,
+        "task": described(scored.task),
     }
     if not scored.labelled:
         return content

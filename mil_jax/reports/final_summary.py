@@ -13,20 +13,16 @@ from mil_jax.training.run_folder import RunFolder
 def write_final_summary(
     folder: RunFolder,
     *,
-    classes: Mapping[str, Sequence[str]],
-    several: bool,
     history: Sequence[Mapping[str, Any]],
     statements: Sequence[str],
     title: str,
     notes: Sequence[str],
     facts: Mapping[str, Any],
 ) -> dict[str, Any]:
-    """Writes the files, and returns the content of summary.json. classes: of each label column, of which there may be `several`."""
-    of_columns = {name: {"classes": list(names)} for name, names in classes.items()}
+    """Writes the files, and returns the content of summary.json."""
     summary: dict[str, Any] = {
         "title": f"{title}, final model",
         "final": True,
-        **({"targets": of_columns} if several else next(iter(of_columns.values()))),
         "selected_on_test": False,
         "statements": list(statements),
         "figures": [],
