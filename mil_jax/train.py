@@ -71,7 +71,8 @@ def _report(experiment: Experiment, folder: RunFolder, result: FitResult, second
     facts = results.facts(experiment, folder, history, result, seconds)
     history = [row for row in history if row["phase"] == history[-1]["phase"]]  # the curves are of the last stage
     common: dict[str, Any] = {"title": results.title(experiment), "notes": notes_on_data(experiment), "facts": facts}
-    conduct = results.conduct(experiment, results.failures(experiment, result))
+    said = [*results.failures(experiment, result), *results.probe_notes(experiment, result)]
+    conduct = results.conduct(experiment, said)
     predictions = results.predictions(experiment, result)
     with console.status("predictions, intervals and figures"):
         if experiment.several:
@@ -80,7 +81,7 @@ def _report(experiment: Experiment, folder: RunFolder, result: FitResult, second
                     target.name,
                     target.task,
                     target.class_counts,
-                    results.training_frequencies(target),
+                    results.constant_answers(target),
                     results.fold_names(target),
                 )
                 for target in experiment.targets
@@ -95,7 +96,7 @@ def _report(experiment: Experiment, folder: RunFolder, result: FitResult, second
                 task=target.task,
                 predictions=predictions,
                 history=history,
-                training_frequencies=results.training_frequencies(target),
+                constants=results.constant_answers(target),
                 conduct=conduct,
                 fold_names=results.fold_names(target),
                 **common,
