@@ -22,6 +22,7 @@ from mil_jax.training.experiment import FREE_ON_RESUME, Experiment, prepare
 from mil_jax.training.final_model import final_settings
 from mil_jax.training.memory import smallest
 from mil_jax.training.nonfinite import NotFinite
+from mil_jax.training.phases import PROBE
 from mil_jax.training.run_folder import RunFolder, is_run_folder, require_usable
 from mil_jax.training.sources import cache_folder
 from mil_jax.training.targets import splits_table
@@ -107,6 +108,8 @@ def read(experiment: Experiment, *, compiling: bool = False) -> None:
 
     Raises ShardError for a torn or altered record.
     """
+    if experiment.config.strategy.name == PROBE:
+        return  # it reads each bag once
     bags = experiment.data.bags
     if isinstance(bags, UnreadBags):
         with contextlib.ExitStack() as given_up:

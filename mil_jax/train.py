@@ -85,7 +85,8 @@ def _report(experiment: Experiment, folder: RunFolder, result: FitResult, second
     common: dict[str, Any] = {"title": results.title(experiment), "notes": notes_on_data(experiment), "facts": facts}
     with console.status("looking at the features: what they are, and whether the parts share any"):
         shared = results.leave_for_evaluation(experiment, folder)
-    conduct = results.conduct(experiment, results.failures(experiment, result), shared)
+    said = [*results.failures(experiment, result), *results.probe_notes(experiment, result)]
+    conduct = results.conduct(experiment, said, shared)
     predictions = results.predictions(experiment, result)
     with console.status("predictions, intervals and figures"):
         if experiment.several:
@@ -94,7 +95,7 @@ def _report(experiment: Experiment, folder: RunFolder, result: FitResult, second
                     target.name,
                     target.task,
                     target.class_counts,
-                    results.training_frequencies(target),
+                    results.constant_answers(target),
                     results.fold_names(target),
                 )
                 for target in experiment.targets
@@ -109,7 +110,7 @@ def _report(experiment: Experiment, folder: RunFolder, result: FitResult, second
                 task=target.task,
                 predictions=predictions,
                 history=history,
-                training_frequencies=results.training_frequencies(target),
+                constants=results.constant_answers(target),
                 conduct=conduct,
                 fold_names=results.fold_names(target),
                 **common,

@@ -15,6 +15,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
+from mil_jax.data.numbers import raw_column, require_numbers
 from mil_jax.data.tables import (
     is_number,
     kept_rows,
@@ -52,6 +53,8 @@ class CohortSettings:
         setting, contradicting ones are an error under any.
     min_matched: least part of the labelled rows that must find a slide with tiles.
     strict: whatever would be excluded is an error.
+    multi_label: the target columns are labels of 0 and 1 of one model. numbers: target columns that hold numbers. events: of survival, the
+        target columns that say whether it happened, one for each of `numbers`, which are then times, and not negative.
     Raises ConfigError for a value that is none of these.
     """
 
@@ -70,6 +73,8 @@ class CohortSettings:
     min_matched: float = 0.5
     strict: bool = False
     multi_label: bool = False
+    numbers: Sequence[str] = ()
+    events: Sequence[str] = ()
 
     def __post_init__(self) -> None:
         for key, allowed in (("unit", ("slide", "patient")), ("duplicates", ("error", "newest", "all"))):
@@ -95,7 +100,11 @@ class CohortSettings:
                 f"data.patient={self.patient!r} cannot go with data.slides_table, which names the patients"
             )
         if self.multi_label and (self.class_order or self.positive_class):
-            raise ConfigError("data.classes and data.positive cannot go with task.multi_label: each column is a class")
+            raise ConfigError(
+                "data.classes and data.positive cannot go with task.name=multilabel: each column is a class"
+            )
+        if self.numbers and (self.class_order or self.positive_class):
+            raise ConfigError("data.classes and data.positive are for classes, and the target columns hold numbers")
         if len(set(self.class_order)) < len(self.class_order):
             raise ConfigError(f"data.classes={list(self.class_order)} names a class twice")
         if self.class_order and self.positive_class and self.positive_class not in self.class_order:
@@ -174,6 +183,7 @@ def read_label_rows(settings: CohortSettings) -> LabelRows:
         count = int((state == FILTERED).sum())
         said.append(f"{path.name}: data.filter={settings.filter!r} leaves out {count} of {len(table)} rows")
     _require_declared(table, state, settings)
+    require_numbers(table, state == KEPT, settings)
     named = table["name"].notna().to_numpy()
     if not named.all():
         raise DataError(
@@ -199,7 +209,7 @@ def resolve_classes(labels: pd.DataFrame, settings: CohortSettings) -> tuple[str
             )
             if found:
                 raise DataError(
-                    f"{path}: column {name!r} holds {listed(found)}; with task.multi_label target columns hold 0 and 1"
+                    f"{path}: column {name!r} holds {listed(found)}; with task.name=multilabel target columns hold 0 and 1"
                 )
         return settings.targets
     present = set(labels[column].dropna())
@@ -222,11 +232,6 @@ def resolve_classes(labels: pd.DataFrame, settings: CohortSettings) -> tuple[str
 def is_rule(patient: str) -> bool:
     """Whether `data.patient` is a rule on slide ids rather than a column."""
     return patient in ("none", "tcga") or patient.startswith("regex:")
-
-
-def raw_column(name: str) -> str:
-    """The name of a raw column inside `LabelRows.table`, which can never meet `name` or `patient`."""
-    return f"column {name}"
 
 
 def _patient_column(settings: CohortSettings, header: list[str], said: list[str]) -> str:
