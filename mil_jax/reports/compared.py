@@ -24,19 +24,17 @@ from mil_jax.reports.comparison import (
 )
 from mil_jax.reports.predictions import probabilities_of, targets_of
 from mil_jax.reports.statistics import RESAMPLES, run_metrics
-from mil_jax.tasks import Classification
+from mil_jax.tasks.base import METRIC_LABELS, Task, higher_is_better
+from mil_jax.tasks.classification import Classification
 from mil_jax.training import task_file
 from mil_jax.training.run_folder import RunFolder, is_run_folder
-
-METRICS = ("auc", "average_precision", "balanced_accuracy", "f1", "brier")
-MAIN = "auc"
 
 
 @dataclass(frozen=True)
 class TaskResult:
     """Test predictions of a method for one task. tested_to_trained: bags tested on by bags trained on, NaN where that is not known."""
 
-    task: Classification
+    task: Task
     test: pd.DataFrame
     tested_to_trained: float
     selected_on_test: bool
@@ -52,9 +50,12 @@ class Method:
 
 @dataclass(frozen=True)
 class Comparison:
-    """differences: a dictionary for each task, method but the first, and metric. scores: {method: {task: AUC}}. ranks: over tasks."""
+    """metrics: the name of the main metric of each task. differences: a dictionary for each task, method but the first, and metric. scores:
+    {method: {task: main metric}}. ranks: over tasks.
+    """
 
     methods: tuple[str, ...]
+    metrics: dict[str, str]
     differences: list[dict[str, Any]]
     scores: dict[str, dict[str, float]]
     ranks: Ranks | None
@@ -95,9 +96,11 @@ def compare_methods(methods: Sequence[Method]) -> Comparison:
             ]
     _correct(differences)
     scores = {method.name: {task: _score(result) for task, result in method.results.items()} for method in methods}
-    ranks = rank_methods({name: [of_task[task] for task in first.results] for name, of_task in scores.items()})
+    sense = {task: 1 if higher_is_better(result.task.main_metric) else -1 for task, result in first.results.items()}
+    ranks = rank_methods({name: [sense[task] * of_task[task] for task in sense] for name, of_task in scores.items()})
     names = tuple(method.name for method in methods)
-    return Comparison(names, differences, scores, ranks, _statements(methods, ranks, differences))
+    metrics = {task: METRIC_LABELS[result.task.main_metric] for task, result in first.results.items()}
+    return Comparison(names, metrics, differences, scores, ranks, _statements(methods, ranks, differences))
 
 
 def require_same_bags(task: str, name: str, first: pd.DataFrame, other_name: str, second: pd.DataFrame) -> None:
@@ -172,12 +175,18 @@ def _differences(base: TaskResult, other: TaskResult) -> list[dict[str, Any]]:
     folds = _same_folds(base.test, other.test)
     of_fold = [run_metrics(one.task, one.test).groupby("fold").mean() for one in (base, other)]
     rows = []
-    for name, drawn in paired_bootstrap(base.task, base.test, other.test, METRICS).items():
-        row: dict[str, Any] = {"metric": name, "difference": drawn.value, "low": drawn.low, "high": drawn.high}
+    for name, drawn in paired_bootstrap(base.task, base.test, other.test, base.task.metric_names).items():
+        row: dict[str, Any] = {
+            "metric": name,
+            "main": name == base.task.main_metric,
+            "difference": drawn.value,
+            "low": drawn.low,
+            "high": drawn.high,
+        }
         row |= {"p_bootstrap": drawn.p, "undefined_resamples": drawn.undefined}
         t = corrected_t(of_fold[0][name], of_fold[1][name], base.tested_to_trained) if folds else None
         row |= {"fold_difference": t.value if t else np.nan, "p_folds": t.p if t else np.nan}
-        row["p_delong"] = _delong(base, other) if name == MAIN else np.nan
+        row["p_delong"] = _delong(base, other) if name == "auc" else np.nan
         rows.append(row)
     return rows
 
@@ -191,10 +200,10 @@ def _same_folds(first: pd.DataFrame, second: pd.DataFrame) -> bool:
 def _delong(base: TaskResult, other: TaskResult) -> float:
     """p, of seeds averaged; NaN unless there are two classes, one test part, and one bag for each patient."""
     task = base.task
-    if task.num_classes != 2 or task.multi_label:
+    if not isinstance(task, Classification) or task.num_classes != 2:
         return np.nan
     tables = [one.test.groupby(["bag_id", "fold"], sort=True) for one in (base, other)]
-    scores = [probabilities_of(table[["prob_" + name for name in task.classes]].mean(), task)[:, 1] for table in tables]
+    scores = [probabilities_of(table[list(task.output_names)].mean(), task)[:, 1] for table in tables]
     first = tables[0].first().reset_index()
     if first["fold"].nunique() > 1 or first["patient_id"].duplicated().any():
         return np.nan
@@ -204,13 +213,13 @@ def _delong(base: TaskResult, other: TaskResult) -> float:
 
 
 def _score(result: TaskResult) -> float:
-    """The mean of folds of the AUC, seeds averaged."""
-    return float(run_metrics(result.task, result.test).groupby("fold")[MAIN].mean().mean())
+    """The mean of folds of the main metric, seeds averaged."""
+    return float(run_metrics(result.task, result.test).groupby("fold")[result.task.main_metric].mean().mean())
 
 
 def _correct(differences: list[dict[str, Any]]) -> None:
     """Adds the bootstrap p of the main metric after Holm's correction for all comparisons of the table."""
-    main = [row for row in differences if row["metric"] == MAIN]
+    main = [row for row in differences if row["main"]]
     for row, p in zip(main, holm([row["p_bootstrap"] for row in main]), strict=True):
         row["p_holm"] = p
 
@@ -220,8 +229,8 @@ def _statements(methods: Sequence[Method], ranks: Ranks | None, differences: Seq
         f"Difference: the named method less {methods[0].name}, of the metric of all test predictions pooled, seeds averaged; 95 % interval "
         f"and p from {RESAMPLES} resamples of the patients, the same for both."
     ]
-    if len([row for row in differences if row["metric"] == MAIN]) > 1:
-        said.append("p, Holm: the p of the AUC, corrected for the number of comparisons in this table.")
+    if len([row for row in differences if row["main"]]) > 1:
+        said.append("p, Holm: the p of the main metric, corrected for the number of comparisons in this table.")
     if any(np.isfinite(row["p_folds"]) for row in differences):
         said.append(
             "p over folds: Nadeau and Bengio's corrected t, which allows for training parts that overlap; it asks about other training "

@@ -17,8 +17,7 @@ from scipy import stats
 
 from mil_jax.reports.predictions import probabilities_of, targets_of
 from mil_jax.reports.statistics import RESAMPLES, patient_counts, pooled_metrics
-from mil_jax.reports.weighted_metrics import weighted_metrics
-from mil_jax.tasks import Classification
+from mil_jax.tasks.base import Task
 
 LEAST_TASKS = 5  # for ranks over tasks
 LEAST_FOLDS = 3  # for a t over folds
@@ -42,7 +41,7 @@ class Test(NamedTuple):
 
 
 def paired_bootstrap(
-    task: Classification,
+    task: Task,
     first: pd.DataFrame,
     second: pd.DataFrame,
     names: Sequence[str],
@@ -60,7 +59,7 @@ def paired_bootstrap(
     for counts in patient_counts(len(patients), max(len(first), len(second)), resamples, seed):
         means = []
         for per_seed in runs:
-            values = [weighted_metrics(task, p, y, counts[:, which]) for p, y, which in per_seed]
+            values = [task.weighted_metrics(p, y, counts[:, which], folds) for p, y, which, folds in per_seed]
             means.append({name: np.mean([one[name] for one in values], axis=0) for name in names})
         for name in names:
             chunks[name].append(means[1][name] - means[0][name])
@@ -145,13 +144,18 @@ def rank_methods(scores: Mapping[str, Sequence[float]]) -> Ranks | None:
 
 
 def _per_seed(
-    task: Classification, table: pd.DataFrame, patients: np.ndarray
-) -> list[tuple[np.ndarray, np.ndarray, np.ndarray]]:
-    """(probabilities, targets, number of the patient) of the rows of each seed."""
+    task: Task, table: pd.DataFrame, patients: np.ndarray
+) -> list[tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]]:
+    """(outputs, targets, number of the patient, fold) of the rows of each seed."""
     return [
-        (probabilities_of(rows, task), targets_of(rows, task), np.searchsorted(patients, rows["patient_id"].to_numpy(str)))
+        (
+            probabilities_of(rows, task),
+            targets_of(rows, task),
+            np.searchsorted(patients, rows["patient_id"].to_numpy(str)),
+            rows["fold"].to_numpy(),
+        )
         for _, rows in table.groupby("seed", sort=True)
-    ]  # fmt: skip
+    ]
 
 
 def _two_sided(drawn: np.ndarray) -> float:

@@ -14,9 +14,9 @@ from rich.padding import Padding
 from rich.text import Text
 
 import mil_jax
-from mil_jax.reports.compared import MAIN, Comparison
+from mil_jax.reports.compared import Comparison
 from mil_jax.reports.comparison import Ranks
-from mil_jax.reports.curves import COLOURS, save
+from mil_jax.reports.figures import COLOURS, GREY, save
 from mil_jax.reports.tables import Grid, interval, label_of, markdown_table, number, rich_table
 from mil_jax.training.run_folder import plain
 
@@ -29,6 +29,7 @@ def write_comparison(folder: Path, comparison: Comparison) -> dict[str, Any]:
     content: dict[str, Any] = {
         "mil_jax_version": mil_jax.__version__,
         "methods": list(comparison.methods),
+        "metrics": comparison.metrics,
         "scores": comparison.scores,
         "differences": comparison.differences,
         "ranks": comparison.ranks._asdict() if comparison.ranks else None,
@@ -47,8 +48,8 @@ def write_comparison(folder: Path, comparison: Comparison) -> dict[str, Any]:
 
 def console_report(content: Mapping[str, Any]) -> Group:
     """The tables and sentences for a terminal."""
-    tables = [rich_table(score_grid(content), title="AUC, mean of folds")]
-    tables.append(rich_table(difference_grid(content, few=True), title=f"AUC less that of {content['methods'][0]}"))
+    tables = [rich_table(score_grid(content), title="Main metric, mean of folds")]
+    tables.append(rich_table(difference_grid(content, few=True), title=f"Difference from {content['methods'][0]}"))
     sentences = [Padding(Text(line, overflow="fold", no_wrap=False), (0, 2)) for line in content["statements"]]
     return Group(*tables, *sentences)
 
@@ -56,7 +57,7 @@ def console_report(content: Mapping[str, Any]) -> Group:
 def markdown(content: Mapping[str, Any]) -> str:
     """The content of summary.md."""
     parts = [f"# {', '.join(content['methods'][1:])} compared with {content['methods'][0]}", ""]
-    parts += ["## AUC, mean of folds", "", markdown_table(score_grid(content)), ""]
+    parts += ["## Main metric, mean of folds", "", markdown_table(score_grid(content)), ""]
     parts += ["## Differences", "", markdown_table(difference_grid(content)), ""]
     parts += ["## How it was done", "", *(f"- {line}" for line in content["statements"]), ""]
     parts += [f"![critical difference](figures/{name})" for name in content["figures"]]
@@ -71,16 +72,17 @@ def score_grid(content: Mapping[str, Any]) -> Grid:
         [method, *(number(of_task[name]) for name in names), *([f"{ranks[method]:.2f}"] if ranks else [])]
         for method, of_task in content["scores"].items()
     ]
-    return ["", *names, *(["mean rank"] if ranks else [])], rows
+    titles = [f"{name}: {content['metrics'][name]}" for name in names]
+    return ["", *titles, *(["mean rank"] if ranks else [])], rows
 
 
 def difference_grid(content: Mapping[str, Any], *, few: bool = False) -> Grid:
-    """Header and rows: a row for each task, method and metric. few: the AUC only."""
-    shown = [row for row in content["differences"] if not few or row["metric"] == MAIN]
+    """Header and rows: a row for each task, method and metric. few: the main metrics only."""
+    shown = [row for row in content["differences"] if not few or row["main"]]
     several = len({row["task"] for row in shown}) > 1
     optional = {"p_holm": "p, Holm", "p_folds": "p over folds", "p_delong": "p, DeLong"}
     there = [key for key in optional if any(number(row.get(key)) != "-" for row in shown)]
-    if len([row for row in shown if row["metric"] == MAIN]) == 1 and "p_holm" in there:
+    if len([row for row in shown if row["main"]]) == 1 and "p_holm" in there:
         there.remove("p_holm")
     header = [*(["task"] if several else []), "method", *([] if few else ["metric"]), "difference", "95 % interval"]
     header += ["p, patients", *(optional[key] for key in there)]
@@ -102,7 +104,7 @@ def draw_critical_difference(ranks: Ranks, path: Path) -> None:
     lowest = -len(ordered) - 0.3
     for place, (name, value) in enumerate(zip(ordered, values)):
         height = -place - 1.0
-        axes.plot([value, value], [0, height], color="#9A9A9A", linewidth=0.9, zorder=1)
+        axes.plot([value, value], [0, height], color=GREY, linewidth=0.9, zorder=1)
         axes.plot(value, 0, "o", color=COLOURS[0], markersize=6, zorder=3)
         axes.annotate(
             f"{name}  {value:.2f}", (value, height), xytext=(4, 0), textcoords="offset points", va="center", fontsize=9

@@ -17,7 +17,7 @@ from mil_jax.data.residency import row_bytes
 from mil_jax.data.room import choose_residency, open_bags
 from mil_jax.data.shards import Shards
 from mil_jax.strategies.base import TrainState
-from mil_jax.tasks.classification import Classification
+from mil_jax.tasks.base import Task
 from mil_jax.training import task_file
 from mil_jax.training.checkpoints import read_final
 from mil_jax.training.engine import Engine
@@ -38,7 +38,7 @@ class ModelPredictions(NamedTuple):
     target: int
     fold: int
     seed: int
-    task: Classification
+    task: Task
     bags: np.ndarray
     logits: np.ndarray
 
@@ -46,16 +46,17 @@ class ModelPredictions(NamedTuple):
 @dataclass(frozen=True)
 class TrainedRun:
     """params, constants: of all models, on a leading axis. tasks: by label column ("" where the run does not name one). folds: of each, by
-    name. replicas: what each model is.
+    name. replicas, learnt: what each model is, and what its training part told its task.
     """
 
     folder: RunFolder
     config: ConfigDict
     params: PyTree
     constants: PyTree
-    tasks: dict[str, Classification]
+    tasks: dict[str, Task]
     folds: tuple[tuple[str, ...], ...]
     replicas: tuple[Replica, ...]
+    learnt: tuple[dict[str, Any], ...]
 
     @classmethod
     def open(cls, path: str | os.PathLike[str]) -> TrainedRun:
@@ -63,7 +64,7 @@ class TrainedRun:
         folder = RunFolder.require_complete(path)
         config, tasks = ConfigDict(folder.config), task_file.read(folder)
         params, constants, runs = read_final(folder.checkpoints)
-        names = list(tasks)
+        names, learnt = list(tasks), tuple(run["learnt"] for run in runs)
         folds: list[list[str]] = [[] for _ in names]
         replicas = []
         for run in runs:
@@ -71,7 +72,7 @@ class TrainedRun:
             if fold not in folds[target]:
                 folds[target].append(fold)
             replicas.append(Replica(folds[target].index(fold), run["seed"], target))
-        return cls(folder, config, params, constants, tasks, tuple(map(tuple, folds)), tuple(replicas))
+        return cls(folder, config, params, constants, tasks, tuple(map(tuple, folds)), tuple(replicas), learnt)
 
     @property
     def targets(self) -> tuple[str, ...]:
@@ -151,11 +152,11 @@ def predict(
             replica.target,
             replica.fold,
             replica.seed,
-            run.tasks[run.targets[replica.target]],
+            task_file.of_run(run.tasks[run.targets[replica.target]], learnt),
             bags["test"],
             logits["test"],
         )
-        for replica, bags, logits in zip(plan.replicas, result.bags, result.logits, strict=True)
+        for replica, learnt, bags, logits in zip(plan.replicas, run.learnt, result.bags, result.logits, strict=True)
         if "test" in bags
     ]
 

@@ -8,12 +8,12 @@ import pytest
 from scipy.special import expit, softmax
 
 from mil_jax.reports.calibration import calibrated, choose_temperature, draw_reliability, reliability
-from mil_jax.tasks import Classification
+from mil_jax.tasks import Classification, MultiLabel
 
 
 def rows(task: Classification, p: np.ndarray, targets: np.ndarray) -> pd.DataFrame:
     table = pd.DataFrame({f"prob_{name}": p[:, c] for c, name in enumerate(task.classes)})
-    if task.multi_label:
+    if isinstance(task, MultiLabel):
         return table.assign(**{f"target_{name}": targets[:, c] for c, name in enumerate(task.classes)})
     return table.assign(target=np.array(task.classes, dtype=object)[targets])
 
@@ -31,7 +31,7 @@ def test_an_overconfident_model_gets_back_the_temperature_it_was_spoilt_by(class
 
 
 def test_labels_are_scaled_together():
-    task = Classification(("a", "b"), loss_name="binary_cross_entropy", multi_label=True)
+    task = MultiLabel(("a", "b"))
     rng = np.random.default_rng(1)
     logits = rng.standard_normal((10_000, 2))
     targets = (rng.random((10_000, 2)) < expit(logits)).astype(np.float32)
