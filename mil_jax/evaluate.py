@@ -17,6 +17,7 @@ from mil_jax.data.whole_folder import new_folder
 from mil_jax.errors import ConfigError
 from mil_jax.external import in_one_process, prepare, score, split_arguments
 from mil_jax.progress import conversion_progress
+from mil_jax.reports.calibration import CALIBRATED
 from mil_jax.reports.evaluation import HELD_OUT, Scored, averaged, result
 from mil_jax.reports.evaluation_files import MARKER, console_report, write_evaluation
 from mil_jax.reports.statistics import RESAMPLES
@@ -93,7 +94,8 @@ def main(arguments: list[str]) -> int:
     with new_folder(target, MARKER, values.overwrite, "an evaluation") as folder:
         content = _evaluate(run, options, values, folder)
     console.print(console_report(content), soft_wrap=False)
-    say(f"Everything is in {target}: summary.md, predictions.csv, {MARKER}, figures/, clam/, stamp/.")
+    written = ", ".join(sorted(f"{path.name}/" if path.is_dir() else path.name for path in target.iterdir()))
+    say(f"Everything is in {target}: {written}.")
     return 0
 
 
@@ -152,7 +154,7 @@ def _statements(run: TrainedRun, results: Any) -> list[str]:
             "Thresholds (largest tpr - fpr) and temperatures (smallest log loss) were chosen on the run's validation predictions alone, "
             "averaged over models in the same way."
         )
-    else:
+    elif any(isinstance(group.task, CALIBRATED) for group, _, _ in results):
         said.append(
             "There are no thresholds and no temperature: the run has no validation predictions of its own, or fewer than 10 cases of a "
             "class; decisions are by the largest probability."

@@ -40,8 +40,6 @@ def write_evaluation(
     folder: Path, results: Sequence[tuple[Scored, Averaged, dict[str, Any]]], excluded: pd.DataFrame, report: Mapping[str, Any]
 ) -> dict[str, Any]:  # fmt: skip
     """Writes everything into a new folder, and returns the content of evaluation.json. report: title, run, statements, cohorts."""
-    for part in ("figures", "clam", "stamp"):
-        (folder / part).mkdir()
     content = {
         "mil_jax_version": mil_jax.__version__,
         **report,
@@ -215,7 +213,7 @@ def _write_layouts(folder: Path, scored: Scored, averages: Averaged) -> None:
     name = _file_name(scored)
     seeds_averaged = average(task, scored.by_model, HELD_OUT)
     home = folder / "clam" / name
-    home.mkdir()
+    home.mkdir(parents=True)
     for fold, rows in seeds_averaged.groupby("fold_name"):
         table = clam_table(rows["bag_id"], class_numbers(task, rows), probabilities_of(rows, task))
         table.to_csv(home / f"fold_{_safe(str(fold))}.csv", index=False)
@@ -228,7 +226,7 @@ def _write_layouts(folder: Path, scored: Scored, averages: Averaged) -> None:
         probabilities_of(patients, task),
     )
     home = folder / "stamp" / name
-    home.mkdir()
+    home.mkdir(parents=True)
     table.to_csv(home / "patient-preds.csv", index=False)
 
 

@@ -112,6 +112,7 @@ def predict(
 
     Raises UserError where the model and the features differ, or a bag does not fit a device.
     """
+    task = run.tasks[run.targets[0]]  # what a program needs of it is the same for all label columns
     sizes = cohort.bags["num_instances"].to_numpy()
     ladder = _ladder(tuple(run.folder.choices["ladder"]), sizes)
     instance = row_bytes(shards, config.data.neighbors)
@@ -130,14 +131,14 @@ def predict(
             residency, shards, cohort.slides, ladder.lengths[-1], config.data.stream_gib, config.data.neighbors
         ),
         targets=np.zeros((len(scored), len(sizes)), np.int32),  # nothing is judged on the device
-        training=rows,  # by which windows of streamed bags are sized
+        # Windows of streamed bags are sized by it; a task that would have training bags predicted gets none.
+        training=np.zeros_like(rows) if task.reads_training else rows,
         selection=np.zeros_like(rows),
         test=rows,
         lengths=ladder.lengths,
         bucket=ladder.bucket(sizes),
         first_row=first_row,
     )
-    task = run.tasks[run.targets[0]]  # what a program needs of it is the same for all label columns
     hyper = {name: float(config.optimizer[name.split(".")[1]]) for name in ("optimizer.lr", "optimizer.weight_decay")}
     plan = Plan(run.replicas, hyper)
     engine = Engine(data, task, plan, engine_settings(config))
