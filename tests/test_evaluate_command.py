@@ -236,3 +236,48 @@ def test_the_epochs_of_a_run_with_other_settings_are_refused(home, capsys, tmp_p
     assert ended.code == 2
     assert "optimizer.lr (was 0.01" in ended.err
     assert "train.epochs_of=RUN" in run(train.main, common, capsys).err
+
+
+TASKS = {
+    "survival": [
+        "--config.data.target=months",
+        "--config.data.event=dead",
+        "--config.task.bins=2",
+        "--config.train.epochs=2",
+    ],
+    "survival_cox": ["--config.data.target=months", "--config.data.event=dead", "--config.train.epochs=2"],
+    "regression": ["--config.data.target=age", "--config.train.epochs=2"],
+    "multilabel": ["--config.data.target=mutated,smoker", "--config.train.epochs=2"],
+    "linear_probe": ["--config.data.target=subtype"],
+    "mhim_abmil": ["--config.data.target=subtype", "--config.train.epochs=2", "--config.train.patience=0"],
+    "abmil": ["--config.data.target=mutated,smoker", "--config.train.epochs=2", "--config.train.replica_axis=vmap"],
+    "mean_pooling": [
+        "--config.data.target=subtype",
+        "--config.data.normalize=zscore",
+        "--config.data.unit=patient",
+        "--config.train.epochs=2",
+    ],
+}
+
+
+@pytest.mark.full
+@pytest.mark.parametrize("name", TASKS)
+def test_every_task_and_way_of_training_gives_its_test_predictions_again(home, tmp_path, name):
+    table = pd.read_csv(home / "own.csv")
+    patient = table.groupby("case_id").ngroup()
+    table["months"], table["dead"] = 1.5 + patient * 7 % 20, (patient % 3 > 0).astype(int)
+    table.to_csv(tmp_path / "labels.csv", index=False)
+    files = [f"--config.data.features={home / 'own'}", f"--config.data.labels={tmp_path / 'labels.csv'}"]
+    common = [f"--config.data.cache={home / 'cache'}", "--config.splits.folds=2", f"--config.run={tmp_path / 'run'}"]
+    assert train.main([f"--config=configs/{name}.py", *files, *common, *TASKS[name]]) == 0
+    own = ["--features", str(home / "own"), "--labels", str(tmp_path / "labels.csv")]
+    assert evaluate.main(["--run", str(tmp_path / "run"), *own, "--out", str(tmp_path / "out")]) == 0
+    scored, trained = (pd.read_csv(tmp_path / folder / "predictions.csv") for folder in ("out", "run"))
+    by = [column for column in ("label_column", "bag_id", "fold") if column in trained]
+    trained = trained[trained["part"] == "test"].set_index(by).sort_index()
+    scored = scored.set_index(by).sort_index()
+    outputs = [
+        column for column in trained.select_dtypes("number") if column in scored and column not in ("seed", "leaked")
+    ]
+    assert len(outputs) >= 2
+    pd.testing.assert_frame_equal(scored[outputs], trained[outputs], rtol=1e-3, atol=1e-5, check_dtype=False)
