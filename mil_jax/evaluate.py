@@ -13,6 +13,7 @@ from absl import flags
 from ml_collections import ConfigDict
 
 from mil_jax.console import console, run_command, say
+from mil_jax.data.tables import listed
 from mil_jax.data.whole_folder import new_folder
 from mil_jax.errors import ConfigError
 from mil_jax.external import in_one_process, prepare, score, split_arguments
@@ -141,6 +142,11 @@ def _statements(run: TrainedRun, results: Any) -> list[str]:
         said.append(
             "'Models that held it out': each patient by the models of the folds that tested on it, seeds averaged; all folds' predictions "
             "are then pooled."
+        )
+    failed = list(dict.fromkeys(name for _, _, one in results for name in one["not_finite"]))
+    if failed:
+        said.append(
+            f"{len(failed)} models have no finite predictions and are left out of the averages: {listed(failed, 5)}."
         )
     if not any(group.labelled for group, _, _ in results):
         return said

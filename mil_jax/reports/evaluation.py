@@ -102,6 +102,9 @@ def average(task: Task, by_model: pd.DataFrame, how: str) -> pd.DataFrame:
 def result(scored: Scored, averages: Averaged, columns: Sequence[str] = ()) -> dict[str, Any]:
     """The numbers of one cohort, label column and way of scoring; columns: those to give subgroups of."""
     models = scored.by_model[["fold", "seed"]].drop_duplicates()
+    # An average is of those that are finite; some outputs may be undefined for all.
+    finite = scored.by_model[list(scored.task.output_names)].notna().any(axis=1)
+    failed = scored.by_model[~finite][["fold_name", "seed"]].drop_duplicates()
     content: dict[str, Any] = {
         "cohort": scored.cohort,
         "label_column": scored.label_column,
@@ -110,6 +113,7 @@ def result(scored: Scored, averages: Averaged, columns: Sequence[str] = ()) -> d
         "num_patients": int(averages.table["patient_id"].nunique()),
         "num_models": len(models),
         "num_folds": int(models["fold"].nunique()),
+        "not_finite": [f"fold {fold}, seed {seed}" for fold, seed in failed.itertuples(index=False)],
         "labelled": scored.labelled,
         "main_metric": scored.task.main_metric,
         "headline": list(scored.task.headline),

@@ -245,7 +245,8 @@ def _draw(folder: Path, scored: Scored, averages: Averaged) -> list[str]:
         names.append(file)
     if np.isfinite(probabilities_of(averages.table, task)).all():
         file = f"roc_{name}.png"
-        curves.draw_roc_curves(task, averages.table, folder / file)
+        pooled = "all folds pooled" if scored.how == HELD_OUT else "models averaged"
+        curves.draw_roc_curves(task, averages.table, folder / file, pooled=pooled)
         names.append(file)
     return names
 
