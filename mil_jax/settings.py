@@ -91,6 +91,11 @@ SETTINGS: dict[str, Setting] = {
         "Of survival: the column that says whether it happened (1) or was censored (0) at the time in `data.target`.",
     ),
     "data.censored": Setting("", "Instead of `data.event`: a column in which 1 means censored."),
+    "data.unknown_labels": Setting(
+        "error",
+        "A label that is not in `data.classes`: `error`, or `drop` (its row is left out and counted).",
+        choices=("error", "drop"),
+    ),
     "data.positive": Setting("", "The class that is put last (of two: the positive one)."),
     "data.duplicates": Setting(
         "error", "One row of the table means several slides: `error`, `newest` (by file date) or `all`."
@@ -157,7 +162,8 @@ SETTINGS: dict[str, Setting] = {
     "task.name": Setting(
         "classification",
         "What is predicted: `classification`; `multilabel` (the columns of `data.target` are labels of 0 and 1 of one model, each present, "
-        "absent or unknown); `regression`; `survival`; `ordinal` (classes in order).",
+        "absent or unknown); `regression`; `survival`; `ordinal` (classes in order); "
+        "`pathgene` (classes, with that benchmark's metrics beside the usual ones).",
     ),
     "task.loss_name": Setting(
         "",

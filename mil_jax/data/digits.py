@@ -33,7 +33,7 @@ TARGETS = {  # the label columns of each task
     "survival": "months",
     "ordinal": "eights",
 }
-CLASSES = {"classification": "no nine,nine", "ordinal": "few,some,many"}
+CLASSES = {"classification": "no nine,nine", "pathgene": "no nine,nine", "ordinal": "few,some,many"}
 EVENT = "died"  # of the task survival
 _VERSION = 3  # part of the folder's name: a changed recipe gets a new folder
 

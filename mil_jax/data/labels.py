@@ -53,6 +53,7 @@ class CohortSettings:
         setting, contradicting ones are an error under any.
     min_matched: least part of the labelled rows that must find a slide with tiles.
     strict: whatever would be excluded is an error.
+    unknown_labels: of labels outside `classes`: "error", or "drop" (such a row has no label).
     multi_label: the target columns are labels of 0 and 1 of one model. numbers: target columns that hold numbers. events: of survival, the
         target columns that say whether it happened, one for each of `numbers`, which are then times, and not negative.
     Raises ConfigError for a value that is none of these.
@@ -72,6 +73,7 @@ class CohortSettings:
     duplicates: str = "error"
     min_matched: float = 0.5
     strict: bool = False
+    unknown_labels: str = "error"
     multi_label: bool = False
     numbers: Sequence[str] = ()
     events: Sequence[str] = ()
@@ -182,7 +184,7 @@ def read_label_rows(settings: CohortSettings) -> LabelRows:
         state[~kept_rows(source, settings.filter, path, header)] = FILTERED
         count = int((state == FILTERED).sum())
         said.append(f"{path.name}: data.filter={settings.filter!r} leaves out {count} of {len(table)} rows")
-    _require_declared(table, state, settings)
+    said += _undeclared(table, state, settings)
     require_numbers(table, state == KEPT, settings)
     named = table["name"].notna().to_numpy()
     if not named.all():
@@ -286,17 +288,29 @@ def _whole_numbers(column: pd.Series) -> pd.Series:
     return column
 
 
-def _require_declared(table: pd.DataFrame, state: np.ndarray, settings: CohortSettings) -> None:
+def _undeclared(table: pd.DataFrame, state: np.ndarray, settings: CohortSettings) -> list[str]:
+    """Raises DataError for a label outside the declared classes, or takes it away and says so."""
+    said = []
     for name in settings.targets if settings.class_order else ():
         column = table[raw_column(name)]
         strange = (state == KEPT) & ~(column.isin(settings.class_order) | column.isna()).to_numpy()
-        if strange.any():
-            value = column[strange].iloc[0]
+        if not strange.any():
+            continue
+        value = column[strange].iloc[0]
+        if settings.unknown_labels == "error":
             raise DataError(
                 f"{settings.labels}, line {column.index[strange][0]}: {value!r} in column {name!r} is not "
                 f"in data.classes={list(settings.class_order)} ({int(strange.sum())} such rows); add it there, or leave "
                 "such rows out with data.filter"
             )
+        table.loc[strange, raw_column(name)] = np.nan
+        said.append(
+            f"{Path(settings.labels).name}: {int(strange.sum())} labels in column {name!r} are none of the classes and dropped "
+            f"({listed(sorted(set(column[strange])))})"
+        )
+    raw = [raw_column(name) for name in settings.targets]
+    state[(state == KEPT) & table[raw].isna().all(axis=1).to_numpy()] = UNLABELLED
+    return said
 
 
 def _joined_with_slides(rows: LabelRows, settings: CohortSettings) -> LabelRows:

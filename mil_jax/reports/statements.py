@@ -17,6 +17,7 @@ _SURE = {  # a metric that is defined wherever there is a case with a usable pre
     "classification": "accuracy",
     "multilabel": "accuracy",
     "ordinal": "accuracy",
+    "pathgene": "accuracy",
     "regression": "mae",
     "survival": "c_index",
 }

@@ -17,6 +17,7 @@ from mil_jax.tasks.base import Task
 from mil_jax.tasks.classification import Classification
 from mil_jax.tasks.multilabel import MultiLabel
 from mil_jax.tasks.ordinal import Ordinal
+from mil_jax.tasks.pathgene import PathGene
 from mil_jax.tasks.regression import Regression
 from mil_jax.tasks.survival import Survival
 
@@ -24,6 +25,7 @@ __all__ = [
     "Classification",
     "MultiLabel",
     "Ordinal",
+    "PathGene",
     "Regression",
     "Survival",
     "Task",
@@ -33,7 +35,9 @@ __all__ = [
     "numeric_settings",
 ]
 
-TASKS: dict[str, type[Task]] = {task.name: task for task in (Classification, MultiLabel, Regression, Survival, Ordinal)}
+TASKS: dict[str, type[Task]] = {
+    task.name: task for task in (Classification, MultiLabel, Regression, Survival, Ordinal, PathGene)
+}
 
 
 def names() -> tuple[str, ...]:

@@ -73,6 +73,7 @@ def cohort_settings(config: ConfigDict, strict: bool) -> tuple[CohortSettings, f
         duplicates=data.duplicates,
         min_matched=data.min_matched,
         strict=strict,
+        unknown_labels=data.unknown_labels,
         multi_label=config.task.name == "multilabel",
         numbers=targets if config.task.name in ("regression", "survival") else (),
         events=events,
