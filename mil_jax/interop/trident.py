@@ -68,7 +68,7 @@ def read(file: FeatureFile) -> SlideBag:
         None if coords is None else whole_coords(coords, file.path),
         Provenance(
             tile_size_level0(attributes),
-            nominal_mpp(attributes),
+            float(attributes.get("mpp_level0", nominal_mpp(attributes))),
             coordinate_unit="none" if coords is None else "level0_pixels",
             encoder=str(attributes.get("encoder", folder_encoder)) or UNKNOWN,
         ),
