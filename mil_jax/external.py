@@ -14,7 +14,7 @@ import numpy as np
 import pandas as pd
 from ml_collections import ConfigDict
 
-from mil_jax.config import require_setting, set_from_text
+from mil_jax.config import base_config, require_setting, set_from_text
 from mil_jax.data.cohort import Cohort, build_cohort
 from mil_jax.data.conversion import Progress
 from mil_jax.data.feature_moments import bag_moments, cohort_moments, distance
@@ -113,7 +113,7 @@ def _options(given: Mapping[str, str]) -> Options:
 
 def cohort_config(run: TrainedRun, options: Options) -> ConfigDict:
     """The run's settings with where the cohort lies. Raises ConfigError for a setting that is not of the cohort."""
-    config = ConfigDict(run.config.to_dict())
+    config = in_one_process(run.config)
     config.data.target = ",".join(run.targets) or "label"
     for name in _OWN_FILES:
         config.data[name] = ""
@@ -127,12 +127,14 @@ def cohort_config(run: TrainedRun, options: Options) -> ConfigDict:
                 f"--config.{name} is the run's and stays as it was trained; of a cohort may be set {free}"
             )
         set_from_text(config, name, value)
-    return in_one_process(config)
+    return config
 
 
 def in_one_process(config: ConfigDict) -> ConfigDict:
-    """The same settings without those of several processes."""
-    alone = ConfigDict(config.to_dict())
+    """The same settings without those of several processes; settings that are younger than the run have their defaults."""
+    alone = base_config()
+    with alone.unlocked():
+        alone.update(ConfigDict(config.to_dict()))
     for name in alone.distributed:
         alone.distributed[name] = SETTINGS[f"distributed.{name}"].default
     return alone

@@ -161,6 +161,15 @@ def test_other_features_are_refused_naming_both(home, capsys, tmp_path):
     assert any("accepted by --accept=encoder" in note for note in content["cohorts"][0]["notes"])
 
 
+def test_a_run_of_an_older_version_has_the_defaults_of_settings_that_are_younger(home, tmp_path):
+    shutil.copytree(home / "run", tmp_path / "run")
+    stored = json.loads((tmp_path / "run" / "config.json").read_text())
+    del stored["config"]["data"]["duplicates"], stored["config"]["train"]["epochs_of"]
+    (tmp_path / "run" / "config.json").write_text(json.dumps(stored))
+    files = ["--features", str(home / "other"), "--labels", str(home / "other.csv")]
+    assert evaluate.main(["--run", str(tmp_path / "run"), *files, "--out", str(tmp_path / "out")]) == 0
+
+
 def test_features_that_do_not_say_their_encoder_are_scored_and_that_is_said(home, tmp_path):
     clam = write_clam(elsewhere(4), tmp_path / "clam")
     content = evaluated(home, tmp_path / "o", "--features", str(clam))
