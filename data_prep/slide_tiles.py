@@ -74,11 +74,8 @@ class SlideInputs:
         return self.roi, self.exclude, self.labels
 
 
-def tile_slide(
-    records: Records, settings: TileSettings, inputs: Mapping[str, SlideInputs], threads: int, slide: Slide
-) -> Row:
+def tile_slide(records: Records, settings: TileSettings, threads: int, slide: Slide, own: SlideInputs) -> Row:
     """Tiles one slide and writes all its files; returns its row of the report."""
-    own = inputs[slide.slide_id]
 
     def compute() -> Row:
         _remove_files(records.work, slide.slide_id)  # of the slide as it was before
