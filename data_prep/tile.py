@@ -297,7 +297,7 @@ def _report(rows: Sequence[Row], records: Records) -> None:
         say(f"{counted(len(dark), 'slide')} with a dark background, found by brightness: {listed(dark)}")
     for status in sorted({row["status"] for row in rows} - {OK}):
         bad = [row for row in rows if row["status"] == status]
-        say(f"{counted(len(bad), 'slide')} {'without tiles' if status == EMPTY else status}:")
+        say(f"{'without tiles' if status == EMPTY else status}: {counted(len(bad), 'slide')}")
         for row in bad[:_SHOWN]:
             say(f"  {row['slide']}: {row['reason']}")
         if len(bad) > _SHOWN:
