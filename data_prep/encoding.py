@@ -56,14 +56,13 @@ def batched(tiles: Iterable[np.ndarray], size: int) -> Iterator[Batch]:
 class Encoding:
     """An encoder with its weights on all devices of this machine.
 
-    batch_size: tiles of a batch, made a multiple of the number of devices. precision: "float32" or "bfloat16", of weights and arithmetic
-    (norms, softmaxes and the result stay float32).
+    batch_size: tiles of a device's part of a batch, so that what a device computes does not depend on how many there are. precision:
+    "float32" or "bfloat16", of weights and arithmetic (norms, softmaxes and the result stay float32).
     """
 
     def __init__(self, encoder: TileEncoder, params: Any, batch_size: int, precision: str = "float32") -> None:
         devices = jax.local_devices()
-        each = -(-batch_size // len(devices))
-        self.encoder, self.batch_size = encoder, each * len(devices)
+        self.encoder, self.batch_size = encoder, batch_size * len(devices)
         mesh = Mesh(np.array(devices), (_TILES,))
         everywhere, parts = NamedSharding(mesh, P()), NamedSharding(mesh, P(_TILES))
         dtype = jnp.dtype(precision)

@@ -52,8 +52,11 @@ def run_on_ray(
         raise ConfigError("--engine=ray needs Ray: pip install 'mil-jax[ray]'") from error
     try:
         ray.init(address=address or None, include_dashboard=False, log_to_driver=False, logging_level=logging.ERROR)
-    except (ConnectionError, ValueError, RuntimeError) as error:
-        raise ConfigError(f"--ray-address={address}: no Ray cluster can be reached there ({error})") from error
+    except Exception as error:  # Ray raises many types; each means that there is no cluster to work on
+        where = (
+            f"--ray-address={address}: no Ray cluster can be reached there" if address else "Ray cannot be started here"
+        )
+        raise ConfigError(f"{where} ({str(error).splitlines()[0]})") from error
     try:
         yield from _deal_out(ray, slides, records, settings, workers)
     finally:

@@ -11,6 +11,7 @@ import csv
 import dataclasses
 import functools
 import hashlib
+import io
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -195,12 +196,15 @@ def write_features(path: Path, features: np.ndarray, made: Coordinates, source: 
     """Writes a slide's feature file whole. features: [n, D]. source: its coordinate file, whose attributes are kept."""
     with h5py.File(source, "r") as file:
         attributes: Mapping[str, Any] = dict(file[COORDS].attrs)
-    with written_whole(path) as temporary, h5py.File(temporary, "w") as file:
+    content = io.BytesIO()  # HDF5 does not say that a disk is full in a way that can be told
+    with h5py.File(content, "w") as file:
         dataset = file.create_dataset("features", data=features)
         dataset.attrs.update({"name": made.slide_id, "savetodir": settings.out, **settings.recorded()})
         file.create_dataset(COORDS, data=made.coords).attrs.update(attributes)
         if made.parent is not None:
             file.create_dataset("parent", data=made.parent)
+    with written_whole(path) as temporary:
+        temporary.write_bytes(content.getbuffer())
 
 
 def _row(slide_id: str, features: np.ndarray, made: Coordinates) -> Row:

@@ -5,6 +5,8 @@ from __future__ import annotations
 import os
 import shutil
 import signal
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -40,7 +42,8 @@ def folder(tmp_path_factory) -> Path:
     arguments = ["--slides", str(folder / "slides"), "--out", str(folder / "work"), "--mpp=0.5", "--tile=128"]
     assert tile.main([*arguments, "--workers=1"]) == 0
     shutil.copytree(folder / "work", folder / "alone")
-    assert encode.main([f"--work={folder / 'alone'}", *RANDOM]) == 0
+    command = [sys.executable, "-m", "data_prep.encode", f"--work={folder / 'alone'}", *RANDOM]
+    subprocess.run(command, check=True)  # with the devices of a command, as the workers have, not those of the tests
     return folder
 
 
