@@ -28,6 +28,7 @@ from mil_jax.interop.slide_bag import UNKNOWN, Provenance, SlideBag, slide_id_of
 
 PREFIXES = ("features_", "slide_features_")
 _OURS = "data_prep.encode"  # writes the same, with more attributes
+_UM_TIMES_MAGNIFICATION = 10.0  # of a pixel, as scanners are named: 0.25 um at 40x
 
 
 def find(folder: Path) -> Layout | None:
@@ -69,7 +70,7 @@ def read(file: FeatureFile) -> SlideBag:
         None if coords is None else whole_coords(coords, file.path),
         Provenance(
             tile_size_level0(attributes),
-            float(attributes.get("mpp_level0", math.nan)),
+            float(attributes.get("mpp_level0", nominal_mpp(attributes))),
             coordinate_unit="none" if coords is None else "level0_pixels",
             encoder=str(attributes.get("encoder", folder_encoder)) or UNKNOWN,
         ),
@@ -92,6 +93,14 @@ def tile_size_level0(attributes: Mapping[str, Any]) -> float:
 
 def _is_ours(path: Path) -> bool:
     return path.suffix == ".h5" and "slide_mtime_ns" in probe_h5(path)[1]
+
+
+def nominal_mpp(attributes: Mapping[str, Any]) -> float:
+    """Micrometres of a level-0 pixel by the slide's magnification: 0.25 at 40x; NaN where the attributes do not say."""
+    try:
+        return _UM_TIMES_MAGNIFICATION / float(attributes["level0_magnification"])
+    except (KeyError, ValueError, ZeroDivisionError):  # a missing value is the text 'None'
+        return math.nan
 
 
 def _features_folder(folder: Path) -> Path | None:
