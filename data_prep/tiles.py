@@ -13,7 +13,7 @@ import numpy as np
 import openslide
 from PIL import Image
 
-from data_prep.slides import rgb
+from data_prep.slides import opaque, rgb
 from data_prep.tiling import Tiling
 
 
@@ -25,7 +25,7 @@ def read_tile(slide: openslide.OpenSlide, tiling: Tiling, x: int, y: int) -> np.
     # The tile's edge need not be a whole number of the level's pixels: it is cut out to a fraction of a pixel.
     exact = tiling.edge / tiling.downsample
     size = int(np.ceil(exact))
-    picture = Image.fromarray(rgb(slide.read_region((x, y), tiling.level, (size, size))))
+    picture = opaque(slide.read_region((x, y), tiling.level, (size, size)))
     return np.asarray(picture.resize((tiling.tile, tiling.tile), Image.Resampling.BILINEAR, box=(0, 0, exact, exact)))
 
 

@@ -20,12 +20,13 @@ import cv2
 import numpy as np
 import openslide
 import pytest
+from PIL import Image
 
 from data_prep import tile
 from data_prep.coordinates import read_coordinates
 from data_prep.demo_slides import draw_slide, write_slide
 from data_prep.segmentation import PRESETS, Segmentation, preset, segment_picture
-from data_prep.slides import SlideScale, overview, scale_of
+from data_prep.slides import SlideScale, overview, rgb, scale_of
 from data_prep.tiff import write_pyramid
 from data_prep.tiles import read_tile, read_tiles
 from data_prep.tiling import Tiling, by_mpp
@@ -202,6 +203,7 @@ def test_every_slide_that_cannot_be_used_has_a_status_and_the_others_are_tiled(s
     folder = tmp_path / "slides"
     shutil.copytree(slides, folder)
     whole = (folder / "demo 1.tiff").read_bytes()
+    (folder / "Präparat Nr. 1.tiff").write_bytes(whole)
     (folder / "null.svs").touch()
     (folder / "cut.tiff").write_bytes(whole[: len(whole) // 2])
     (folder / "text.tif").write_text("not a slide")
@@ -213,6 +215,7 @@ def test_every_slide_that_cannot_be_used_has_a_status_and_the_others_are_tiled(s
     assert {name: row["status"] for name, row in rows.items()} == {
         "demo 1": "ok",
         "demo 2": "ok",
+        "Präparat Nr. 1": "ok",
         "null": "unreadable",
         "cut": "unreadable",
         "text": "unreadable",
@@ -229,7 +232,7 @@ def test_every_slide_that_cannot_be_used_has_a_status_and_the_others_are_tiled(s
     # A table gives the slide its scale: only what was not done is done now.
     (tmp_path / "mpp.csv").write_text("slide,mpp\nwrong mpp,0.5\nelsewhere,0.5\n")
     ended = run(tile.main, [*arguments, f"--mpp-table={tmp_path / 'mpp.csv'}"], capsys)
-    assert "9 slides, 3 done before" in ended.out
+    assert "10 slides, 4 done before" in ended.out
     assert "names 1 unknown slide: elsewhere" in ended.out
     assert len(read_coordinates(tmp_path / "work" / "coords" / "wrong mpp.h5").coords) == 16
 
@@ -361,8 +364,9 @@ def test_several_physical_sizes_are_reported():
     assert not tile.physical_sizes(rows[:61])
 
 
-def test_a_killed_command_goes_on_to_the_same_files(slides, tmp_path, capsys):
-    """Killed with all its processes as soon as the first slide is done; whatever it left, the next run ends the same."""
+@pytest.mark.parametrize("done", [1, pytest.param(0, marks=pytest.mark.full), pytest.param(4, marks=pytest.mark.full)])
+def test_a_killed_command_goes_on_to_the_same_files(slides, tmp_path, capsys, done):
+    """Killed with all its processes as soon as so many slides are done; whatever it left, the next run ends the same."""
     folder = tmp_path / "slides"
     shutil.copytree(slides, folder)
     for copy in range(4):
@@ -371,10 +375,11 @@ def test_a_killed_command_goes_on_to_the_same_files(slides, tmp_path, capsys):
     process = subprocess.Popen([sys.executable, "-m", "data_prep.tile", *arguments], start_new_session=True)
     records = tmp_path / "work" / "records" / "tile"
     deadline = time.monotonic() + 60
-    while not (records.is_dir() and list(records.glob("[!.]*.json"))) and time.monotonic() < deadline:
+    while not (records.is_dir() and len(list(records.glob("[!.]*.json"))) >= done) and time.monotonic() < deadline:
         time.sleep(0.002)
     os.killpg(process.pid, signal.SIGKILL)
     process.wait()
+    (tmp_path / "work" / "coords").mkdir(exist_ok=True)
     (tmp_path / "work" / "coords" / ".copy 3.h5.1234.tmp").write_bytes(b"half")
     tiled(folder, tmp_path / "work", capsys, "--mpp=0.5", "--tile=64")
     tiled(folder, tmp_path / "undisturbed", capsys, "--mpp=0.5", "--tile=64")
@@ -422,3 +427,12 @@ def test_a_full_disk_ends_the_command_in_one_sentence(slides, tmp_path, capsys, 
     assert ended.code == 2
     assert "the disk is full" in ended.err
     assert not list((tmp_path / "work").rglob("demo*"))
+
+
+def test_what_was_not_scanned_is_white():
+    pixels = np.full((4, 6, 4), (200, 100, 50, 255), np.uint8)
+    scanned = Image.fromarray(pixels)
+    assert (rgb(scanned) == (200, 100, 50)).all()
+    pixels[:, 3:] = 0
+    assert (rgb(Image.fromarray(pixels))[:, :3] == (200, 100, 50)).all()
+    assert (rgb(Image.fromarray(pixels))[:, 3:] == 255).all()
