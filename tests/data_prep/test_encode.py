@@ -114,6 +114,7 @@ def test_what_is_done_is_not_done_again_and_the_rest_gives_the_same_files(featur
     times = {path: path.stat().st_mtime_ns for path in (work / "features").iterdir()}
     ended = encoded(work, capsys, *RANDOM, "--dtype=float32")
     assert "2 slides with tiles, 1 done before" in ended.out
+    assert "Warning: random weights" in ended.out
     assert {path: path.stat().st_mtime_ns for path in times} == times
     assert contents(work / "features") == contents(features)
     with (work / "features.csv").open(encoding="utf-8", newline="") as file:
@@ -124,6 +125,7 @@ def test_what_is_done_is_not_done_again_and_the_rest_gives_the_same_files(featur
     assert contents(work / "features") == contents(features)
 
 
+@pytest.mark.full
 def test_random_weights_are_warned_of_and_halves_are_close(features, work, capsys):
     ended = encoded(work, capsys, *RANDOM)
     assert "Warning: random weights" in ended.out
@@ -133,6 +135,7 @@ def test_random_weights_are_warned_of_and_halves_are_close(features, work, capsy
             np.testing.assert_allclose(stored["features"][()], exact["features"][()], rtol=2e-3, atol=1e-4)
 
 
+@pytest.mark.full
 def test_bfloat16_is_near_float32(features, work, capsys):
     encoded(work, capsys, *RANDOM, "--precision=bfloat16", "--dtype=float32", "--shard=1/2")
     (path,) = (work / "features").iterdir()
@@ -154,6 +157,7 @@ def test_a_slide_that_was_replaced_is_a_status_and_the_others_are_encoded(tiled,
     assert [path.stem for path in (work / "features").iterdir()] == [NAMES[1]]
 
 
+@pytest.mark.full
 def test_a_damaged_coordinate_file_is_a_status(work, capsys):
     (work / "coords" / f"{NAMES[0]}.h5").write_bytes(b"nothing")
     assert "tile this slide again" in encoded(work, capsys, *RANDOM).out

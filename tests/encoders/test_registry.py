@@ -84,7 +84,7 @@ def bare(name: str = "vit_small_patch16", pool: str = "class"):
     return bare_encoder(name, Preprocessing(32, IMAGENET_MEAN, IMAGENET_STD), pool)
 
 
-@pytest.mark.parametrize("in_front", [0, 1, 3])
+@pytest.mark.parametrize("in_front", [3, *(pytest.param(rows, marks=pytest.mark.full) for rows in (0, 1))])
 def test_an_architecture_takes_registers_gates_and_positions_from_its_weights(in_front):
     module = ARCHITECTURES["vit_small_patch16"].clone(
         dim=8,
