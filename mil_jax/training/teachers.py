@@ -99,7 +99,7 @@ def _from_runs(path: Path, expected: PyTree, normalize: str, pupils: Sequence[Pu
         raise ConfigError(
             f"strategy.teacher={path} was trained with data.normalize={other}, not {normalize}: set it to that"
         )
-    params, runs = read_final(folder.checkpoints)
+    params, _, runs = read_final(folder.checkpoints)
     places = []
     for pupil in pupils:
         same = [
