@@ -33,7 +33,7 @@ def read_header(path: str | os.PathLike[str]) -> list[str]:
     """The column names of a table, in order. Raises DataError when the file is missing or unreadable."""
     source = _existing(path)
     if source.suffix.lower() in TEXT_SUFFIXES:
-        return _read_text(source, first_line_only=True)[0]
+        return _read_text(source, None)[0]
     if source.suffix.lower() == ".parquet":
         parquet = _needed("pyarrow.parquet", source)
         with _readable(source):
@@ -56,11 +56,8 @@ def read_columns(
     for name in names:
         require_column(name, header, source)
     if source.suffix.lower() in TEXT_SUFFIXES:
-        _, lines, rows = _read_text(source)
-        places = [header.index(name) for name in names]
-        cells: dict[str, list[Any]] = {
-            name: [row[place] for row in rows] for name, place in zip(names, places, strict=True)
-        }
+        _, lines, columns_of_text = _read_text(source, names)
+        cells: dict[str, list[Any]] = dict(zip(names, columns_of_text, strict=True))
     else:
         with _readable(source):
             frame = pd.read_parquet(source, columns=names) if source.suffix.lower() == ".parquet" else _excel(source)
@@ -184,10 +181,13 @@ def _excel(path: Path) -> pd.DataFrame:
     return frame
 
 
-def _read_text(path: Path, first_line_only: bool = False) -> tuple[list[str], list[int], list[list[str]]]:
-    """Header, line numbers and rows of a delimited file; blank lines are skipped, short rows filled."""
+def _read_text(path: Path, names: Sequence[str] | None) -> tuple[list[str], list[int], list[list[str]]]:
+    """Header, line numbers and the columns `names` (None: the header alone) of a delimited file; blank lines skipped, short rows filled.
+
+    Only the cells asked for are kept: a table of 20,000 genes need not fit in memory.
+    """
     lines: list[int] = []
-    rows: list[list[str]] = []
+    kept: list[list[str]] = [[] for _ in names or ()]
     try:
         with path.open(encoding="utf-8-sig", newline="") as file:
             first = file.readline()
@@ -201,7 +201,8 @@ def _read_text(path: Path, first_line_only: bool = False) -> tuple[list[str], li
                 reader = csv.reader(file, delimiter=delimiter)
             if not any(header):
                 raise DataError(f"{path}: the file is empty; its first line must name the columns")
-            for row in () if first_line_only else reader:
+            places = [header.index(name) for name in names or ()]
+            for row in () if names is None else reader:
                 width = len(row)
                 if width > len(header):
                     if any(cell.strip() for cell in row[len(header) :]):
@@ -212,9 +213,10 @@ def _read_text(path: Path, first_line_only: bool = False) -> tuple[list[str], li
                 elif not any(cell.strip() for cell in row):
                     continue
                 lines.append(reader.line_num)
-                rows.append(row + [""] * (len(header) - width))
+                for column, place in zip(kept, places):
+                    column.append(row[place] if place < width else "")
     except UnicodeDecodeError as error:
         raise DataError(f"{path}: not UTF-8 text; save it as 'CSV UTF-8'") from error
     except (csv.Error, OSError) as error:
         raise DataError(f"{path}: cannot be read as a table ({error}); save it again") from error
-    return header, lines, rows
+    return header, lines, kept
