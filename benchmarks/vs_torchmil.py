@@ -147,6 +147,7 @@ def _jax_step(model: str, features: np.ndarray, dropout: float) -> Step:
     from mil_jax.bags import Bag
     from mil_jax.strategies.base import Batch, TrainState
     from mil_jax.tasks.classification import Classification
+    from mil_jax.tasks.multilabel import MultiLabel
     from mil_jax.training import optimizers
     from mil_jax.training.devices import keep_freed_memory
     from mil_jax.training.phases import strategy_class
@@ -156,7 +157,7 @@ def _jax_step(model: str, features: np.ndarray, dropout: float) -> Step:
     if model in ("clam_sb", "dtfd"):
         task, target = Classification(("0", "1"), "cross_entropy"), jnp.ones(1, jnp.int32)
     else:  # one output and its logistic loss, written as binary cross entropy by the task's form for one label column
-        task, target = Classification(("positive",), "binary_cross_entropy", multi_label=True), jnp.ones((1, 1))
+        task, target = MultiLabel(("positive",)), jnp.ones((1, 1))
     name, fields = MODELS[model]
     if model == "transmil":
         fields = fields | {"attention_dropout": 0.1 if dropout else 0.0}

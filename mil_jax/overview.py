@@ -15,8 +15,9 @@ from mil_jax.data.split_makers import PART_NAMES
 from mil_jax.data.splits import TEST, TRAIN
 from mil_jax.interop.feature_files import counted
 from mil_jax.reports.targets import common_sentences
+from mil_jax.tasks.base import monitor_label
 from mil_jax.training.experiment import Experiment, parameter_shapes
-from mil_jax.training.phases import trains_teacher
+from mil_jax.training.phases import PROBE, trains_teacher
 
 CLASS_COLUMNS_WIDTH, FOLD_COLUMN_WIDTH = 24, 11  # of the table that --check shows
 
@@ -43,6 +44,13 @@ def describe_experiment(experiment: Experiment, demo: Sequence[str] = (), *, eve
         f"{counted(len(ladder.lengths), 'bucket length')} ({', '.join(map(str, ladder.lengths))}), "
         f"{ladder.waste:.1%} padding"
     )
+    if experiment.config.strategy.name == PROBE:
+        strengths = experiment.config.strategy.strengths
+        say(
+            f"{counted(len(experiment.plan.replicas), 'linear probe')} ({_factors(experiment)}), each for {len(strengths)} penalties"
+        )
+        say(_monitor(experiment).replace("the epoch", "the penalty"))
+        return
     train_bags = int((experiment.parts == TRAIN).sum(axis=1).max())
     parameters = sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(parameter_shapes(experiment)))
     stages = 2 if trains_teacher(experiment.config) else 1
@@ -65,7 +73,7 @@ def notes_on_data(experiment: Experiment) -> list[str]:
     converted = pd.DataFrame(shards.excluded, columns=["slide", "reason"])
     lost = [f"excluded at conversion {len(rows)}: {reason}" for reason, rows in converted.groupby("reason")]
     sentences = {
-        target.name: describe(cohort, target.strata, target.task.classes, target.splits).sentences
+        target.name: describe(cohort, target.strata, target.task.strata_names, target.splits).sentences
         for target in experiment.targets
     }
     if not experiment.several:
@@ -76,7 +84,7 @@ def notes_on_data(experiment: Experiment) -> list[str]:
         *shards.notes,
         *lost,
         *cohort.report,
-        f"{len(rarest)} label columns, each with models and splits of its own; {experiment.task.num_classes} classes, the rarest "
+        f"{len(rarest)} label columns, each with models and splits of its own; {len(experiment.task.strata_names)} classes, the rarest "
         f"with {min(rarest)} to {max(rarest)} bags",
         *common_sentences(own),
         *(f"label column left out: {name}: {reason}" for name, reason in experiment.left_out.itertuples(index=False)),
@@ -111,7 +119,7 @@ def _tables(experiment: Experiment) -> list[tuple[str, pd.DataFrame]]:
         ]
     target = experiment.targets[0]
     tables = []
-    for title, table in describe(cohort, target.strata, target.task.classes, target.splits).tables.items():
+    for title, table in describe(cohort, target.strata, target.task.strata_names, target.splits).tables.items():
         if title == "excluded":
             table = excluded
         if title == "counts":
@@ -126,7 +134,7 @@ def _label_columns(experiment: Experiment) -> pd.DataFrame:
     for target in experiment.targets:
         counts = target.class_counts
         rarest = min(counts, key=lambda name: counts[name])
-        members = target.strata == target.task.classes.index(rarest)
+        members = target.strata == target.task.strata_names.index(rarest)
         rows.append(
             {
                 "label column": target.name,
@@ -167,8 +175,9 @@ def _monitor(experiment: Experiment) -> str:
     select = experiment.selection.select
     if select == "last":
         return "the last epoch of each run is taken"
-    chosen_by = {"val_loss": "loss", "val_auc": "AUC"}[select]
+    chosen_by = monitor_label(select, "").strip()
     if experiment.selection_part == TEST:
         return f"the epoch is chosen by the {chosen_by} of the TEST part (protocol reference)"
-    why = ", not the AUC: a fold has fewer than 10 validation cases of a class" if experiment.fallback else ""
+    asked, task = experiment.config.train.select, experiment.task
+    why = f", not the {monitor_label(asked, '').strip()}: {task.few_cases}" if experiment.fallback else ""
     return f"the epoch is chosen by the validation {chosen_by}{why}"

@@ -139,7 +139,7 @@ class TrainingProgress(StopOnSignal):
 def _means(rows: list[dict[str, Any]]) -> str:
     """Means over the runs of an epoch, of what is finite."""
     text = ""
-    for key in ("train_loss", "val_loss", "val_auc"):
+    for key in [key for key in rows[0] if key == "train_loss" or key.startswith("val_")]:
         values = [row[key] for row in rows if key in row and math.isfinite(row[key])]
         text += f", {key.replace('_', ' ')} {np.mean(values):.3f}" if values else ""
     return text

@@ -10,12 +10,16 @@ import pandas as pd
 
 from mil_jax.data.feature_moments import bag_moments
 from mil_jax.data.splits import TEST, TRAIN
+from mil_jax.data.tables import listed
 from mil_jax.reports.predictions import predictions_table
 from mil_jax.reports.statements import Conduct
-from mil_jax.training import features_file
+from mil_jax.tasks.base import METRIC_LABELS
+from mil_jax.training import features_file, task_file
 from mil_jax.training.engine_types import FitResult
 from mil_jax.training.experiment import Experiment
+from mil_jax.training.final import run_task
 from mil_jax.training.leaks import leak_report
+from mil_jax.training.phases import PROBE
 from mil_jax.training.run_folder import RunFolder
 from mil_jax.training.targets import Target
 
@@ -27,7 +31,7 @@ def predictions(experiment: Experiment, result: FitResult, chosen: Iterable[int]
     parts = ("test",) if experiment.selection_part == TEST else ("val", "test")
     for r in range(len(experiment.plan.replicas)) if chosen is None else chosen:
         replica = experiment.plan.replicas[r]
-        target = experiment.targets[replica.target]
+        target, task = experiment.targets[replica.target], run_task(experiment, r, result)
         leaky = len(target.splits.leaks) > 0
         for part in parts:
             if part not in result.logits[r]:
@@ -37,7 +41,7 @@ def predictions(experiment: Experiment, result: FitResult, chosen: Iterable[int]
             order = np.argsort(numbers)
             rows = numbers[order]
             table = predictions_table(
-                target.task,
+                task,
                 bag_ids=bags["bag_id"].to_numpy()[rows],
                 patient_ids=bags["patient_id"].to_numpy()[rows],
                 num_instances=bags["num_instances"].to_numpy()[rows],
@@ -45,7 +49,7 @@ def predictions(experiment: Experiment, result: FitResult, chosen: Iterable[int]
                 seed=replica.seed,
                 part=part,
                 targets=target.values[rows],
-                probabilities=target.task.probabilities(logits[order]),
+                probabilities=task.probabilities(logits[order]),
                 leaked=~target.splits.leak_free[replica.fold, rows] if leaky and part == "test" else None,
             )
             table.insert(table.columns.get_loc("fold") + 1, "fold_name", target.splits.names[replica.fold])
@@ -55,11 +59,9 @@ def predictions(experiment: Experiment, result: FitResult, chosen: Iterable[int]
     return pd.concat(tables, ignore_index=True)
 
 
-def training_frequencies(target: Target) -> dict[int, np.ndarray]:
-    """{fold: [C]} share of each class in the fold's training part."""
-    return {
-        fold: target.task.frequencies(target.values[parts == TRAIN]) for fold, parts in enumerate(target.splits.parts)
-    }
+def constant_answers(target: Target) -> dict[int, np.ndarray]:
+    """{fold: [outputs]} the best answer without looking at a bag, from the fold's training part."""
+    return {fold: target.task.constant(target.values[parts == TRAIN]) for fold, parts in enumerate(target.splits.parts)}
 
 
 def fold_names(target: Target) -> dict[int, str]:
@@ -86,14 +88,31 @@ def failures(experiment: Experiment, result: FitResult) -> list[str]:
     return sentences
 
 
-def look_at_features(experiment: Experiment, folder: RunFolder) -> list[str]:
-    """Writes features.json, and gives the sentences of the leak report."""
+def leave_for_evaluation(experiment: Experiment, folder: RunFolder) -> list[str]:
+    """Writes tasks.json and features.json, and gives the sentences of the leak report."""
+    task_file.write(folder, experiment.targets)
     bags = bag_moments(experiment.shards, experiment.cohort.slides)
     training = (experiment.parts == TRAIN).any(axis=0)
     moments = features_file.training_moments(bags, training)
     kind = features_file.FeatureKind.of(experiment.shards, np.concatenate(experiment.cohort.slides))
     features_file.write(folder, kind, moments)
     return leak_report(experiment, bags)
+
+
+def probe_notes(experiment: Experiment, result: FitResult) -> list[str]:
+    """Which penalty each linear probe chose."""
+    if experiment.config.strategy.name != PROBE:
+        return []
+    strengths = sorted(experiment.config.strategy.strengths, reverse=True)
+    chosen = [
+        f"{experiment.run_name(run)}: {strengths[place]:g}"
+        for run, place in zip(experiment.plan.replicas, result.progress.best_epoch)
+    ]
+    return [
+        "Linear probes on mean features: what curves call an epoch is a penalty, the strongest first; chosen: "
+        + listed(chosen, 10)
+        + "."
+    ]
 
 
 def conduct(experiment: Experiment, failed: Sequence[str] = (), shared: Sequence[str] = ()) -> Conduct:
@@ -111,11 +130,13 @@ def conduct(experiment: Experiment, failed: Sequence[str] = (), shared: Sequence
         notes.append(experiment.teacher.note)
     if experiment.fallback:
         notes.append(
-            "The validation loss chose the epoch, not the AUC: a fold has fewer than 10 validation cases of a class."
+            f"The validation loss chose the epoch, not the {METRIC_LABELS[experiment.task.main_metric]}: {experiment.task.few_cases}."
         )
     if experiment.embedded:
         notes.append(
-            "Embedded digits with the config's demo part (small widths, few epochs); name data to train in earnest."
+            "Embedded digits."
+            if experiment.config.strategy.name == PROBE
+            else "Embedded digits with the config's demo part (small widths, few epochs); name data to train in earnest."
         )
     return Conduct(
         protocol=config.train.protocol,

@@ -19,8 +19,10 @@ from mil_jax.reports.loggers import require_packages
 from mil_jax.training import processes
 from mil_jax.training.devices import use_compilation_cache, use_one_device_per_core
 from mil_jax.training.experiment import FREE_ON_RESUME, Experiment, prepare
+from mil_jax.training.final_model import final_settings
 from mil_jax.training.memory import smallest
 from mil_jax.training.nonfinite import NotFinite
+from mil_jax.training.phases import PROBE
 from mil_jax.training.run_folder import RunFolder, is_run_folder, require_usable
 from mil_jax.training.sources import cache_folder
 from mil_jax.training.targets import splits_table
@@ -64,7 +66,7 @@ def prepared(config: ConfigDict, values: flags.FlagValues, name: str) -> Experim
         if not values.check:
             require_usable(name, resume=values.resume, overwrite=values.overwrite)
         choices = RunFolder.open(name).choices if _resuming(values, name) else None
-        return prepare(config, strict=values.strict, choices=choices, progress=progress)
+        return prepare(final_settings(config).config, strict=values.strict, choices=choices, progress=progress)
 
 
 def open_folder(
@@ -106,6 +108,8 @@ def read(experiment: Experiment, *, compiling: bool = False) -> None:
 
     Raises ShardError for a torn or altered record.
     """
+    if experiment.config.strategy.name == PROBE:
+        return  # it reads each bag once
     bags = experiment.data.bags
     if isinstance(bags, UnreadBags):
         with contextlib.ExitStack() as given_up:

@@ -86,6 +86,16 @@ SETTINGS: dict[str, Setting] = {
         "An expression on the label table's columns, such as `age > 60 and stage in ['I', 'II']`; other rows are left out.",
     ),
     "data.classes": Setting("", "The classes in order, with commas; empty: those that occur, sorted."),
+    "data.event": Setting(
+        "",
+        "Of survival: the column that says whether it happened (1) or was censored (0) at the time in `data.target`.",
+    ),
+    "data.censored": Setting("", "Instead of `data.event`: a column in which 1 means censored."),
+    "data.unknown_labels": Setting(
+        "error",
+        "A label that is not in `data.classes`: `error`, or `drop` (its row is left out and counted).",
+        choices=("error", "drop"),
+    ),
     "data.positive": Setting("", "The class that is put last (of two: the positive one)."),
     "data.duplicates": Setting(
         "error", "One row of the table means several slides: `error`, `newest` (by file date) or `all`."
@@ -125,11 +135,16 @@ SETTINGS: dict[str, Setting] = {
     ),
     "strategy.name": Setting(
         "",
-        "How the aggregator is trained: `mhim` (a teacher masks instances); empty: as is usual for it.",
+        "How the aggregator is trained: `mhim` (a teacher masks instances); `linear_probe` (exactly, for several penalties); empty: as is "
+        "usual for it.",
     ),
     "splits.kind": Setting("k_fold", "`k_fold`, `monte_carlo`, `leave_one_group_out` or `file`."),
     "splits.file": Setting("", "A published split, or the `splits.csv` of an earlier run; sets the kind to `file`."),
-    "splits.folds": Setting(5, "Number of folds, or of draws of `monte_carlo`."),
+    "splits.folds": Setting(
+        5,
+        "Number of folds, or of draws of `monte_carlo`. 0: no folds, but the final model, trained on everything for `train.epochs_of`.",
+        least=0,
+    ),
     "splits.repeats": Setting(1, "How often `k_fold` is repeated with other folds."),
     "splits.seed": Setting(0, "Seed of the splits and of the order of bags.", least=0, most=MAX_SEED),
     "splits.val_fraction": Setting(
@@ -144,17 +159,41 @@ SETTINGS: dict[str, Setting] = {
         "",
         "A fixed official test set: a column (`test`, `true`, `yes`, `1`) or a file of ids. Folds are made of the rest.",
     ),
-    "task.name": Setting("classification", "What is predicted; `classification`."),
+    "task.name": Setting(
+        "classification",
+        "What is predicted: `classification`; `multilabel` (the columns of `data.target` are labels of 0 and 1 of one model, each present, "
+        "absent or unknown); `regression`; `survival`; `ordinal` (classes in order); "
+        "`pathgene` (classes, with that benchmark's metrics beside the usual ones).",
+    ),
     "task.loss_name": Setting(
-        "cross_entropy",
-        "`cross_entropy`; `binary_cross_entropy` (a sigmoid per class); `bernoulli` (one sigmoid, two classes).",
+        "",
+        "Empty: the first of the task's. Classification: `cross_entropy`, `binary_cross_entropy` (a sigmoid per class), `bernoulli` (one "
+        "sigmoid, two classes), `focal`. Multilabel: `binary_cross_entropy`, `focal`, `asymmetric`. Regression: `mse`, `mae`, `huber`. "
+        "Survival: `nll`, `ce`, `cox`. Ordinal: `cumulative`.",
     ),
-    "task.label_smoothing": Setting(0.0, "Of the cross entropy, as in PyTorch."),
-    "task.multi_label": Setting(
-        False,
-        "The columns that `data.target` names are labels of 0 and 1 of one model, each present or absent by itself. Needs "
-        "`binary_cross_entropy`.",
+    "task.label_smoothing": Setting(0.0, "Classification: of the cross entropy, as in PyTorch."),
+    "task.gamma": Setting(2.0, "Of the focal loss; of the positives of the asymmetric one.", least=0.0, most=20.0),
+    "task.gamma_negative": Setting(4.0, "Multilabel: of the negatives of the asymmetric loss.", least=0.0, most=20.0),
+    "task.margin": Setting(
+        0.05,
+        "Multilabel: negatives with a probability below it cost nothing in the asymmetric loss.",
+        least=0.0,
+        most=0.99,
     ),
+    "task.joint": Setting(False, "Regression: one model predicts all columns of `data.target`, not one model each."),
+    "task.delta": Setting(
+        1.0, "Regression: where the Huber loss becomes linear, in deviations of the training part.", least=1e-6
+    ),
+    "task.transform": Setting(
+        "none",
+        "Regression: `log1p` predicts log10(1 + value), as HistCode does of expression ratios.",
+        choices=("none", "log1p"),
+    ),
+    "task.bins": Setting(4, "Survival: bins of time, of `nll` and `ce`.", least=2, most=1000),
+    "task.alpha": Setting(
+        0.0, "Survival: weight taken from the censored (`nll`), or from the cross entropy (`ce`).", least=0.0, most=1.0
+    ),
+    "task.ties": Setting("breslow", "Survival: how `cox` treats equal times.", choices=("breslow", "efron")),
     "optimizer.name": Setting("adam", "`adam`, `adamw`, `sgd` or `lookahead_radam`."),
     "optimizer.lr": Setting(2e-4, "Base learning rate.", least=0.0, most=1e3),
     "optimizer.weight_decay": Setting(
@@ -181,12 +220,20 @@ SETTINGS: dict[str, Setting] = {
     "optimizer.schedule.warmup_epochs": Setting(0.0, "Epochs of a linear rise from 0, step by step.", least=0.0),
     "optimizer.schedule.per_step": Setting(False, "The cosine or drop follows steps, not whole epochs."),
     "train.epochs": Setting(50, "Most epochs of a run.", least=1, most=100_000),
+    "train.epochs_of": Setting(
+        "",
+        "With `splits.folds=0`: a cross-validated run folder; the final model is trained for the median of the epochs that its runs chose.",
+    ),
     "train.num_seeds": Setting(
         1, "Runs per fold, each with its own initialisation, order and dropout.", least=1, most=10_000
     ),
     "train.seed": Setting(0, "The first seed.", least=0, most=MAX_SEED),
     "train.protocol": Setting("clean", "`clean` or `reference`; see the user guide."),
-    "train.select": Setting("val_loss", "Which epoch counts: `last`, `val_loss` or `val_auc`."),
+    "train.select": Setting(
+        "val_loss",
+        "Which epoch counts: `last`, or the best `val_loss`, `val_auc` (classes), `val_pearson` (regression), `val_c_index` (survival), "
+        "`val_quadratic_kappa` (ordinal) of the validation part.",
+    ),
     "train.patience": Setting(0, "Epochs without improvement after which a run stops; 0: never.", least=0),
     "train.min_epochs": Setting(0, "No run stops before.", least=0),
     "train.batch_size": Setting(1, "Bags per step.", least=1),

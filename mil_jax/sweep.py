@@ -25,6 +25,7 @@ from mil_jax.interop.feature_files import counted
 from mil_jax.overview import describe_experiment, notes_on_data
 from mil_jax.reports import sweep as report
 from mil_jax.sweep_points import Axis, Group, Point, draw_points, grouped, read_axes, shown, with_point
+from mil_jax.tasks.base import monitor_label
 from mil_jax.training.engine import Stopped
 from mil_jax.training.engine_types import FitResult
 from mil_jax.training.experiment import FREE_ON_RESUME, Experiment, derived, share_bags, strategy, train_in
@@ -69,7 +70,7 @@ def main(arguments: list[str]) -> int:
     axes = read_axes(values.sweep, config, random=values.random)
     points = draw_points(axes, config, values.random)
     if config.train.select == "last":
-        raise ConfigError("train.select=last leaves no score to choose settings by: set it to val_loss or val_auc")
+        raise ConfigError("train.select=last leaves no score to choose settings by: set it to val_loss")
     started = time.monotonic()
     name = config.run or f"runs/{config.name}_sweep"
     base = session.prepared(config, values, name)
@@ -119,7 +120,7 @@ def _experiment(base: Experiment, group: Group, points: Sequence[Point]) -> Expe
     for number in group.numbers:
         config = with_point(base.config, points[number])
         strategy(dataclasses.replace(base, config=config))
-        dataclasses.replace(base.task, label_smoothing=config.task.label_smoothing)
+        dataclasses.replace(base.task, **{name: config.task[name] for name in base.task.settings})  # type: ignore[type-var]
     return derived(base, group.config, group.overrides)
 
 
@@ -160,7 +161,7 @@ def _report(
     config = with_point(config, points[choice.best])
     config.name, config.run = f"{config.name}_best", ""
     about = (
-        f"The settings with the best mean {report.MONITORS[choice.select]} of a sweep: {shown(points[choice.best])}.\n\n"
+        f"The settings with the best mean {monitor_label(choice.select)} of a sweep: {shown(points[choice.best])}.\n\n"
         f"    python -m mil_jax.train --config {folder.path / 'best.py'}\n\n"
         "Chosen on the validation parts of all folds. They have no test score of their own: cross-validated on the same cohort\n"
         "they look a little too good, as validation bags of one fold are test bags of another.\n"
@@ -175,7 +176,7 @@ def _report(
             [{axis.name: point[axis.name] for axis in axes} for point in points],
             scores,
             choice,
-            training_frequencies=results.training_frequencies(target),
+            constants=results.constant_answers(target),
             conduct=results.conduct(trained[0][1]),
             title=f"{results.title(base)}, sweep",
             fold_names=fold_names,

@@ -1,7 +1,7 @@
 """DSMIL as PathGene trains it (panliangrui/NIPS2025): linear query, several labels, the mean of both streams' sigmoids.
 
     python -m mil_jax.train --config configs/recipes/dsmil_pathgene.py --config.data.features=FEATURES \
-        --config.data.labels=genes.csv --config.data.target=EGFR,TP53 --config.task.multi_label=true
+        --config.data.labels=genes.csv --config.data.target=EGFR,TP53 --config.task.name=multilabel
 
 The reference carries one model through all folds, which leaks, and chooses the epoch on the test fold; here each fold starts anew.
 """

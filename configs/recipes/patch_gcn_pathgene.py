@@ -2,7 +2,7 @@
 
     python -m data_prep.shard --features FEATURES --out SHARDS --neighbors 8
     python -m mil_jax.train --config configs/recipes/patch_gcn_pathgene.py --config.data.shards=SHARDS \
-        --config.data.labels=genes.csv --config.data.target=EGFR,TP53 --config.task.multi_label=true
+        --config.data.labels=genes.csv --config.data.target=EGFR,TP53 --config.task.name=multilabel
 
 The reference reads edges from files whose construction is not published; here they are Patch-GCN's 8 nearest tiles. It trains in half
 precision and carries one model through all folds, which leaks; here in float32, and each fold starts anew.

@@ -1,7 +1,7 @@
 """TransMIL as PathGene trains it (panliangrui/NIPS2025, train_transMIL): labels that may each be present.
 
     python -m mil_jax.train --config configs/recipes/transmil_pathgene.py --config.data.features=FEATURES \
-        --config.data.labels=genes.csv --config.data.target=EGFR,TP53 --config.task.multi_label=true
+        --config.data.labels=genes.csv --config.data.target=EGFR,TP53 --config.task.name=multilabel
 
 The reference carries one model through all folds, which leaks, and chooses the epoch on the test fold; here each fold starts anew. For more
 than two classes it takes the softmax cross entropy: --config.task.loss_name=cross_entropy.

@@ -22,10 +22,10 @@ from mil_jax.data.labels import (
     CohortSettings,
     LabelRows,
     is_rule,
-    raw_column,
     read_label_rows,
     resolve_classes,
 )
+from mil_jax.data.numbers import raw_column
 from mil_jax.data.tables import listed
 from mil_jax.errors import DataError
 

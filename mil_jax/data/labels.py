@@ -15,6 +15,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
+from mil_jax.data.numbers import raw_column, require_numbers
 from mil_jax.data.tables import (
     is_number,
     kept_rows,
@@ -52,6 +53,9 @@ class CohortSettings:
         setting, contradicting ones are an error under any.
     min_matched: least part of the labelled rows that must find a slide with tiles.
     strict: whatever would be excluded is an error.
+    unknown_labels: of labels outside `classes`: "error", or "drop" (such a row has no label).
+    multi_label: the target columns are labels of 0 and 1 of one model. numbers: target columns that hold numbers. events: of survival, the
+        target columns that say whether it happened, one for each of `numbers`, which are then times, and not negative.
     Raises ConfigError for a value that is none of these.
     """
 
@@ -69,7 +73,10 @@ class CohortSettings:
     duplicates: str = "error"
     min_matched: float = 0.5
     strict: bool = False
+    unknown_labels: str = "error"
     multi_label: bool = False
+    numbers: Sequence[str] = ()
+    events: Sequence[str] = ()
 
     def __post_init__(self) -> None:
         for key, allowed in (("unit", ("slide", "patient")), ("duplicates", ("error", "newest", "all"))):
@@ -95,7 +102,11 @@ class CohortSettings:
                 f"data.patient={self.patient!r} cannot go with data.slides_table, which names the patients"
             )
         if self.multi_label and (self.class_order or self.positive_class):
-            raise ConfigError("data.classes and data.positive cannot go with task.multi_label: each column is a class")
+            raise ConfigError(
+                "data.classes and data.positive cannot go with task.name=multilabel: each column is a class"
+            )
+        if self.numbers and (self.class_order or self.positive_class):
+            raise ConfigError("data.classes and data.positive are for classes, and the target columns hold numbers")
         if len(set(self.class_order)) < len(self.class_order):
             raise ConfigError(f"data.classes={list(self.class_order)} names a class twice")
         if self.class_order and self.positive_class and self.positive_class not in self.class_order:
@@ -173,7 +184,8 @@ def read_label_rows(settings: CohortSettings) -> LabelRows:
         state[~kept_rows(source, settings.filter, path, header)] = FILTERED
         count = int((state == FILTERED).sum())
         said.append(f"{path.name}: data.filter={settings.filter!r} leaves out {count} of {len(table)} rows")
-    _require_declared(table, state, settings)
+    said += _undeclared(table, state, settings)
+    require_numbers(table, state == KEPT, settings)
     named = table["name"].notna().to_numpy()
     if not named.all():
         raise DataError(
@@ -199,7 +211,7 @@ def resolve_classes(labels: pd.DataFrame, settings: CohortSettings) -> tuple[str
             )
             if found:
                 raise DataError(
-                    f"{path}: column {name!r} holds {listed(found)}; with task.multi_label target columns hold 0 and 1"
+                    f"{path}: column {name!r} holds {listed(found)}; with task.name=multilabel target columns hold 0 and 1"
                 )
         return settings.targets
     present = set(labels[column].dropna())
@@ -222,11 +234,6 @@ def resolve_classes(labels: pd.DataFrame, settings: CohortSettings) -> tuple[str
 def is_rule(patient: str) -> bool:
     """Whether `data.patient` is a rule on slide ids rather than a column."""
     return patient in ("none", "tcga") or patient.startswith("regex:")
-
-
-def raw_column(name: str) -> str:
-    """The name of a raw column inside `LabelRows.table`, which can never meet `name` or `patient`."""
-    return f"column {name}"
 
 
 def _patient_column(settings: CohortSettings, header: list[str], said: list[str]) -> str:
@@ -281,17 +288,29 @@ def _whole_numbers(column: pd.Series) -> pd.Series:
     return column
 
 
-def _require_declared(table: pd.DataFrame, state: np.ndarray, settings: CohortSettings) -> None:
+def _undeclared(table: pd.DataFrame, state: np.ndarray, settings: CohortSettings) -> list[str]:
+    """Raises DataError for a label outside the declared classes, or takes it away and says so."""
+    said = []
     for name in settings.targets if settings.class_order else ():
         column = table[raw_column(name)]
         strange = (state == KEPT) & ~(column.isin(settings.class_order) | column.isna()).to_numpy()
-        if strange.any():
-            value = column[strange].iloc[0]
+        if not strange.any():
+            continue
+        value = column[strange].iloc[0]
+        if settings.unknown_labels == "error":
             raise DataError(
                 f"{settings.labels}, line {column.index[strange][0]}: {value!r} in column {name!r} is not "
                 f"in data.classes={list(settings.class_order)} ({int(strange.sum())} such rows); add it there, or leave "
                 "such rows out with data.filter"
             )
+        table.loc[strange, raw_column(name)] = np.nan
+        said.append(
+            f"{Path(settings.labels).name}: {int(strange.sum())} labels in column {name!r} are none of the classes and dropped "
+            f"({listed(sorted(set(column[strange])))})"
+        )
+    raw = [raw_column(name) for name in settings.targets]
+    state[(state == KEPT) & table[raw].isna().all(axis=1).to_numpy()] = UNLABELLED
+    return said
 
 
 def _joined_with_slides(rows: LabelRows, settings: CohortSettings) -> LabelRows:

@@ -24,6 +24,8 @@ from mil_jax.errors import DataError
 MISSING = frozenset(("", "NA", "N/A", "n/a", "nan", "NaN", "NULL", "null", "#N/A", "<NA>"))
 TEXT_SUFFIXES = (".csv", ".tsv", ".txt", ".tab")
 SUFFIXES = (*TEXT_SUFFIXES, ".xlsx", ".parquet")
+FEATURE_SUFFIXES = (".pt", ".h5")
+HEADLESS = ("path", "label", "Fold")  # the columns of a table that has no header
 _NUMBER = re.compile(r"[+-]?(0|[1-9]\d*)?(\.\d*)?([eE][+-]?\d+)?")
 
 
@@ -193,6 +195,10 @@ def _read_text(path: Path, first_line_only: bool = False) -> tuple[list[str], li
             delimiter = max(",\t;", key=first.count)
             reader = csv.reader(file, delimiter=delimiter)
             header = [name.strip() for name in next(reader, [])]
+            if header and header[0].lower().endswith(FEATURE_SUFFIXES) and len(header) <= len(HEADLESS):
+                header = list(HEADLESS[: len(header)])  # PathGene: some tables begin with their first row
+                file.seek(0)
+                reader = csv.reader(file, delimiter=delimiter)
             if not any(header):
                 raise DataError(f"{path}: the file is empty; its first line must name the columns")
             for row in () if first_line_only else reader:

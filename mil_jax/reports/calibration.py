@@ -15,22 +15,24 @@ from matplotlib.figure import Figure
 from scipy.optimize import minimize_scalar
 from scipy.special import expit, log_softmax, logit, softmax
 
-from mil_jax.reports.curves import COLOURS, save, tidy
+from mil_jax.reports.figures import COLOURS, GREY, save, tidy
 from mil_jax.reports.predictions import probabilities_of, targets_of
-from mil_jax.tasks import Classification
+from mil_jax.tasks.classification import Classification
 from mil_jax.tasks.metrics import EPSILON, distribution
+from mil_jax.tasks.multilabel import MultiLabel
 
+CALIBRATED = (Classification, MultiLabel)  # the tasks whose outputs are probabilities of classes
 LEAST_CASES = 10  # of each class among the validation cases
 _WIDEST = np.log(20.0)  # of the search for log T
 _CURVE_BINS = 10
 
 
-def choose_temperature(task: Classification, validation: pd.DataFrame) -> float:
+def choose_temperature(task: Classification | MultiLabel, validation: pd.DataFrame) -> float:
     """T from validation predictions; NaN where a class has fewer than 10 cases, or a probability is not finite."""
     p, targets = probabilities_of(validation, task), targets_of(validation, task)
     if not np.isfinite(p).all():
         return np.nan
-    if task.multi_label:
+    if isinstance(task, MultiLabel):
         known = ~np.isnan(targets)
         positive = targets[known] > 0
         scores = logit(np.clip(p[known], EPSILON, 1 - EPSILON))
@@ -46,15 +48,15 @@ def choose_temperature(task: Classification, validation: pd.DataFrame) -> float:
     return _smallest(lambda inverse: float(-np.mean(log_softmax(logits * inverse, axis=1)[rows, index])))
 
 
-def calibrated(task: Classification, probabilities: np.ndarray, temperature: float) -> np.ndarray:
+def calibrated(task: Classification | MultiLabel, probabilities: np.ndarray, temperature: float) -> np.ndarray:
     """Probabilities [M, C] of the logits divided by T."""
-    if task.multi_label:
+    if isinstance(task, MultiLabel):
         return expit(logit(np.clip(probabilities, EPSILON, 1 - EPSILON)) / temperature)
     return softmax(np.log(np.maximum(distribution(probabilities), EPSILON)) / temperature, axis=1)
 
 
 def draw_reliability(
-    task: Classification, predictions: Sequence[tuple[str, pd.DataFrame]], path: Path, *, title: str
+    task: Classification | MultiLabel, predictions: Sequence[tuple[str, pd.DataFrame]], path: Path, *, title: str
 ) -> bool:
     """How often what is said with probability p is so, for each (name, predictions); False, and no file, where nothing can be drawn.
 
@@ -62,7 +64,7 @@ def draw_reliability(
     """
     figure = Figure(figsize=(5.2, 5.4), layout="constrained")
     axes = figure.add_subplot()
-    axes.plot([0, 1], [0, 1], color="#9A9A9A", linewidth=1, linestyle=(0, (4, 4)))
+    axes.plot([0, 1], [0, 1], color=GREY, linewidth=1, linestyle=(0, (4, 4)))
     drawn = False
     for place, (name, table) in enumerate(predictions):
         curve = reliability(task, table)
@@ -83,12 +85,14 @@ def draw_reliability(
     return True
 
 
-def reliability(task: Classification, table: pd.DataFrame) -> tuple[np.ndarray, np.ndarray, np.ndarray] | None:
+def reliability(
+    task: Classification | MultiLabel, table: pd.DataFrame
+) -> tuple[np.ndarray, np.ndarray, np.ndarray] | None:
     """(mean probability, share of cases where it is so, number of cases) of ten equal bins of probability, the empty ones left out;
     None without a labelled and finite case.
     """
     p, targets = probabilities_of(table, task), targets_of(table, task)
-    if task.multi_label:
+    if isinstance(task, MultiLabel):
         known = ~np.isnan(targets)
         said, so = p[known], targets[known] > 0
     else:

@@ -1,7 +1,7 @@
 """The table of predictions: one row per bag, run (fold, seed) and part; the content of predictions.csv.
 
-Columns: bag_id, patient_id, num_instances, fold, seed, part ("val", "test"), the true class as text in
-`target` (or `target_CLASS` holding 0, 1 or nothing for multi-label tasks), `prob_CLASS` for each class, and, where
+Columns: bag_id, patient_id, num_instances, fold, seed, part ("val", "test"), the task's targets (`target`, the true class as
+text; `target_CLASS`; `target_time`, `target_event`) and outputs (`prob_CLASS`; `risk`; `predicted`), and, where
 published splits leak, `leaked`: whether the bag's patient is also in that fold's training or validation part.
 """
 
@@ -12,13 +12,13 @@ from collections.abc import Sequence
 import numpy as np
 import pandas as pd
 
-from mil_jax.tasks import Classification
+from mil_jax.tasks.base import Task, fields_of
 
 VALIDATION, TEST = "val", "test"
 
 
 def predictions_table(
-    task: Classification,
+    task: Task,
     *,
     bag_ids: Sequence[str],
     patient_ids: Sequence[str],
@@ -26,41 +26,35 @@ def predictions_table(
     fold: int,
     seed: int,
     part: str,
-    targets: np.ndarray,
+    targets: np.ndarray | None,
     probabilities: np.ndarray,
     leaked: np.ndarray | None = None,
 ) -> pd.DataFrame:
-    """The rows of one run and part (`VALIDATION` or `TEST`); all but fold, seed and part have one entry per bag [M]."""
+    """The rows of one run and part (`VALIDATION` or `TEST`); all but fold, seed and part have one entry per bag [M].
+    targets: None where there are no labels.
+    """
     if part not in (VALIDATION, TEST):
         raise ValueError(f"part must be {VALIDATION!r} or {TEST!r}, not {part!r}")
     table = pd.DataFrame({"bag_id": list(bag_ids), "patient_id": list(patient_ids), "num_instances": num_instances})
     table = table.assign(fold=fold, seed=seed, part=part)
-    if task.multi_label:
-        for c, name in enumerate(task.classes):
-            table[f"target_{name}"] = targets[:, c]
-    else:
-        names = np.array([*task.classes, None], dtype=object)  # class number -1 picks the last: no label
-        table["target"] = names[task.class_index(targets)]
-    for c, name in enumerate(task.classes):
-        table[f"prob_{name}"] = probabilities[:, c]
+    outputs = pd.DataFrame(probabilities, columns=list(task.output_names))
+    table = pd.concat([table, *([] if targets is None else [task.target_table(targets)]), outputs], axis=1)
     if leaked is not None:
         table["leaked"] = leaked
     return table
 
 
-def probabilities_of(table: pd.DataFrame, task: Classification) -> np.ndarray:
-    """[M, C] float64."""
-    return table[[f"prob_{name}" for name in task.classes]].to_numpy(np.float64)
+def probabilities_of(table: pd.DataFrame, task: Task) -> np.ndarray:
+    """[M, outputs] float64, as `Task.probabilities` gave them."""
+    return fields_of(task.output_names, table)
 
 
-def targets_of(table: pd.DataFrame, task: Classification) -> np.ndarray:
-    """The task's targets: [M] or [M, C]."""
-    if task.multi_label:
-        return table[[f"target_{name}" for name in task.classes]].to_numpy(np.float32)
-    return task.targets(table[["target"]])
+def targets_of(table: pd.DataFrame, task: Task) -> np.ndarray:
+    """The task's targets: [M] or [M, ...]."""
+    return task.targets_of(table)
 
 
-def per_patient(table: pd.DataFrame, task: Classification) -> pd.DataFrame:
+def per_patient(table: pd.DataFrame, task: Task) -> pd.DataFrame:
     """The same table with one row per patient, run and part: the mean of the bags' probabilities.
 
     A patient whose bags have different labels has no label of its own (multi-label: that label is missing).
@@ -68,10 +62,10 @@ def per_patient(table: pd.DataFrame, task: Classification) -> pd.DataFrame:
     by = ["patient_id", "fold", "seed", "part"]
     targets = [column for column in table.columns if column == "target" or column.startswith("target_")]
     grouped = table.groupby(by, sort=False)
-    merged = grouped[[f"prob_{name}" for name in task.classes]].mean()
+    merged = grouped[list(task.output_names)].mean()
     merged["num_instances"] = grouped["num_instances"].sum()
     for column in targets:
         first, agree = grouped[column].first(), grouped[column].nunique() == 1
-        merged[column] = first.where(agree, None if column == "target" else np.nan)
+        merged[column] = first.where(agree, None if first.dtype == object else np.nan)
     merged = merged.reset_index()
     return merged.assign(bag_id=merged["patient_id"])

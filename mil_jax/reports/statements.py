@@ -10,16 +10,25 @@ from dataclasses import dataclass
 from typing import Any
 
 from mil_jax.reports.statistics import RESAMPLES
+from mil_jax.tasks.base import METRIC_LABELS, monitor_label
 
-SUSPICIOUS_BAG_SIZE_AUC = 0.65
-_MONITORS = {"val_loss": "validation loss", "val_auc": "validation AUC"}
+SUSPICIOUS_BAG_SIZE = {"auc": 0.65, "c_index": 0.65, "pearson": 0.3}
+_SURE = {  # a metric that is defined wherever there is a case with a usable prediction
+    "classification": "accuracy",
+    "multilabel": "accuracy",
+    "ordinal": "accuracy",
+    "pathgene": "accuracy",
+    "regression": "mae",
+    "survival": "c_index",
+}
+_NUMBERS = ("regression", "survival")
 
 
 @dataclass(frozen=True)
 class Conduct:
     """How runs were carried out.
 
-    protocol: "clean" or "reference". select: what chose the epoch in the end: "last", "val_loss" or "val_auc".
+    protocol: "clean" or "reference". select: what chose the epoch in the end: "last", or a monitor such as "val_loss".
     selected_on_test: whether it did so on the test part (some references do). order: the setting train.order.
     notes: sentences known before training: the monitor that was changed, leaks of published splits, permuted labels,
     demo.
@@ -41,6 +50,7 @@ def statements(conduct: Conduct, summary: Mapping[str, Any]) -> list[str]:
         *_diverged(summary),
         *_undefined_folds(summary),
         *_bag_size(summary),
+        *_risk_groups(summary),
         *_spread(summary),
         *_interval(summary),
         *_seeds(conduct, summary),
@@ -53,7 +63,7 @@ def selection(conduct: Conduct) -> str:
     protocol = f"Protocol {conduct.protocol}: "
     if conduct.select == "last":
         return f"{protocol}the last epoch of each run was taken; its test part was used once, after training."
-    monitor = _MONITORS[conduct.select]
+    monitor = monitor_label(conduct.select)
     if conduct.selected_on_test:
         measure = monitor.removeprefix("validation ")
         return f"{protocol}the epoch with the best {measure} was SELECTED ON TEST, so these numbers are too good."
@@ -67,7 +77,8 @@ def _leak_free(summary: Mapping[str, Any]) -> list[str]:
 
 
 def _diverged(summary: Mapping[str, Any]) -> list[str]:
-    runs = [f"fold {run['fold']} seed {run['seed']}" for run in summary["runs"] if math.isnan(run["accuracy"])]
+    sure = _SURE[summary["task"]]
+    runs = [f"fold {run['fold']} seed {run['seed']}" for run in summary["runs"] if math.isnan(run[sure])]
     if not runs:
         return []
     which = ", ".join(runs[:5]) + (" and others" if len(runs) > 5 else "")
@@ -75,30 +86,49 @@ def _diverged(summary: Mapping[str, Any]) -> list[str]:
 
 
 def _undefined_folds(summary: Mapping[str, Any]) -> list[str]:
-    runs = summary["runs"]
-    folds = sorted({run["fold"] for run in runs if math.isnan(run["auc"]) and not math.isnan(run["accuracy"])})
+    runs, main, sure = summary["runs"], summary["main_metric"], _SURE[summary["task"]]
+    folds = sorted({run["fold"] for run in runs if math.isnan(run[main]) and not math.isnan(run[sure])})
     if not folds:
         return []
     which = _listed(folds, summary["fold_names"])
-    return [f"{which}: the AUC is undefined (a class is missing from the test part) and left out of the mean of folds."]
+    why = (
+        "its test part has no event, or one value"
+        if summary["task"] in _NUMBERS
+        else "a class is missing from the test part"
+    )
+    return [f"{which}: the {METRIC_LABELS[main]} is undefined ({why}) and left out of the mean of folds."]
 
 
 def _bag_size(summary: Mapping[str, Any]) -> list[str]:
-    value = summary["controls"]["bag size"]["auc"]
-    if math.isnan(value) or value < SUSPICIOUS_BAG_SIZE_AUC:
+    return [
+        f"The number of instances alone reaches {METRIC_LABELS[name]} {value:.3f}: part of the result may be bag size."
+        for name, value in summary["controls"]["bag size"].items()
+        if value >= SUSPICIOUS_BAG_SIZE[name]
+    ]
+
+
+def _risk_groups(summary: Mapping[str, Any]) -> list[str]:
+    if "risk_groups" not in summary:
         return []
-    return [f"The number of instances alone reaches AUC {value:.3f}: part of the result may be bag size."]
+    groups = summary["risk_groups"]
+    return [
+        "C-indices and dynamic AUC compare patients of the same fold only, also where folds are pooled; censoring is weighed by the "
+        "distribution in the cases compared.",
+        f"High risk ({groups['high']} bags) is a risk above the median of the run's training part, low ({groups['low']}) the rest, by most "
+        f"seeds; log-rank test over all folds: chi2 {groups['chi2']:.2f}, p {groups['p']:.2g}.",
+    ]
 
 
 def _spread(summary: Mapping[str, Any]) -> list[str]:
-    if not math.isfinite(summary["metrics"]["auc"]["sd_seeds"]):
+    if not math.isfinite(summary["metrics"][summary["main_metric"]]["sd_seeds"]):
         return []
     return ["sd over folds: seeds averaged first. sd over seeds: of the metric of all folds' predictions pooled."]
 
 
 def _interval(summary: Mapping[str, Any]) -> list[str]:
-    undefined = summary["metrics"]["auc"]["undefined_resamples"]
-    lost = f"; {undefined:.1%} of the resamples lacked a class and were left out" if undefined else ""
+    undefined = summary["metrics"][summary["main_metric"]]["undefined_resamples"]
+    what = "had no pair to compare" if summary["task"] in _NUMBERS else "lacked a class"
+    lost = f"; {undefined:.1%} of the resamples {what} and were left out" if undefined else ""
     return [
         f"95 % interval: percentiles over {RESAMPLES} resamples of the {summary['num_patients']} patients (a patient's bags "
         f"together) for the metric of all folds' predictions pooled, averaged over seeds{lost}; the models stay as trained."

@@ -2,7 +2,7 @@
 
 The interval resamples patients (all bags of a patient together) from the out-of-fold predictions and takes
 percentiles; a resample is a vector of counts, so that a metric of all resamples is a few sums of [resamples, bags]
-arrays instead of thousands of calls. The metrics are those of `tasks/metrics.py`, with weights.
+arrays instead of thousands of calls. The metrics are those of the task, with weights.
 """
 
 from __future__ import annotations
@@ -14,24 +14,21 @@ import numpy as np
 import pandas as pd
 
 from mil_jax.reports.predictions import per_patient, probabilities_of, targets_of
-from mil_jax.reports.weighted_metrics import weighted_metrics
-from mil_jax.tasks import Classification
-from mil_jax.tasks.metrics import NAMES, binary_auc
+from mil_jax.tasks.base import LOWER_IS_BETTER, Task
 
 RESAMPLES = 1000
-LOWER_IS_BETTER = frozenset({"brier", "expected_calibration_error", "log_loss"})
 _CHUNK = 2_000_000
 
 
 class Interval(NamedTuple):
-    """A percentile interval; `undefined` is the share of resamples that lacked a class."""
+    """A percentile interval; `undefined` is the share of resamples that left the metric undefined."""
 
     low: float
     high: float
     undefined: float
 
 
-def run_metrics(task: Classification, predictions: pd.DataFrame) -> pd.DataFrame:
+def run_metrics(task: Task, predictions: pd.DataFrame) -> pd.DataFrame:
     """One row per run: fold, seed and the metrics of its rows of `predictions` (of one part)."""
     rows = []
     for (fold, seed), rows_of_run in predictions.groupby(["fold", "seed"], sort=True):
@@ -40,7 +37,7 @@ def run_metrics(task: Classification, predictions: pd.DataFrame) -> pd.DataFrame
     return pd.DataFrame(rows)
 
 
-def threshold_metrics(task: Classification, test: pd.DataFrame, validation: pd.DataFrame) -> pd.DataFrame:
+def threshold_metrics(task: Task, test: pd.DataFrame, validation: pd.DataFrame) -> pd.DataFrame:
     """Metrics of decisions by thresholds that each run chose on its own validation part; empty where none could
     be.
     """
@@ -57,7 +54,7 @@ def threshold_metrics(task: Classification, test: pd.DataFrame, validation: pd.D
     return pd.DataFrame(rows)
 
 
-def spread(task: Classification, test: pd.DataFrame, runs: pd.DataFrame) -> dict[str, dict[str, float]]:
+def spread(task: Task, test: pd.DataFrame, runs: pd.DataFrame) -> dict[str, dict[str, float]]:
     """{metric: its statistics} of the test rows of all runs and their `run_metrics`.
 
     mean: of the folds, each averaged over seeds; undefined folds are left out. sd_folds: between those folds. worst,
@@ -85,33 +82,35 @@ def spread(task: Classification, test: pd.DataFrame, runs: pd.DataFrame) -> dict
     return statistics
 
 
-def pooled_metrics(task: Classification, test: pd.DataFrame) -> pd.DataFrame:
+def pooled_metrics(task: Task, test: pd.DataFrame) -> pd.DataFrame:
     """One row per seed (the index): metrics of all folds' test rows together."""
     rows = {
-        seed: task.metrics(probabilities_of(rows, task), targets_of(rows, task)) for seed, rows in test.groupby("seed")
+        seed: task.metrics(probabilities_of(rows, task), targets_of(rows, task), rows["fold"].to_numpy())
+        for seed, rows in test.groupby("seed")
     }
     return pd.DataFrame.from_dict(rows, orient="index")
 
 
 def bootstrap_intervals(
-    task: Classification, test: pd.DataFrame, *, resamples: int = RESAMPLES, level: float = 0.95, seed: int = 0
+    task: Task, test: pd.DataFrame, *, resamples: int = RESAMPLES, level: float = 0.95, seed: int = 0
 ) -> dict[str, Interval]:
     """{metric: interval} of the pooled out-of-fold metric, the mean over seeds, under resampling of patients.
 
-    Every seed of a resample sees the same patients. Resamples that lack a class are left out and their share
-    reported.
+    Every seed of a resample sees the same patients. Resamples that leave a metric undefined (they lack a class) are left out
+    and their share reported.
     """
     patients, patient = np.unique(test["patient_id"].to_numpy(str), return_inverse=True)
     per_seed = []
     for _, positions in sorted(test.reset_index(drop=True).groupby("seed").indices.items()):
         rows = test.iloc[positions]
-        per_seed.append((probabilities_of(rows, task), targets_of(rows, task), patient[positions]))
+        folds = rows["fold"].to_numpy()
+        per_seed.append((probabilities_of(rows, task), targets_of(rows, task), patient[positions], folds))
     chunks: list[dict[str, np.ndarray]] = []
-    for counts in _patient_counts(len(patients), len(test), resamples, seed):
-        seeds = [weighted_metrics(task, p, y, counts[:, which]) for p, y, which in per_seed]
-        chunks.append({name: np.mean([one[name] for one in seeds], axis=0) for name in NAMES})
+    for counts in patient_counts(len(patients), len(test), resamples, seed):
+        seeds = [task.weighted_metrics(p, y, counts[:, which], folds) for p, y, which, folds in per_seed]
+        chunks.append({name: np.mean([one[name] for one in seeds], axis=0) for name in task.metric_names})
     intervals = {}
-    for name in NAMES:
+    for name in task.metric_names:
         values = np.concatenate([chunk[name] for chunk in chunks])
         defined = values[~np.isnan(values)]
         low, high = np.quantile(defined, [(1 - level) / 2, (1 + level) / 2]) if len(defined) else (np.nan, np.nan)
@@ -119,7 +118,7 @@ def bootstrap_intervals(
     return intervals
 
 
-def _patient_counts(num_patients: int, num_rows: int, resamples: int, seed: int) -> Iterator[np.ndarray]:
+def patient_counts(num_patients: int, num_rows: int, resamples: int, seed: int) -> Iterator[np.ndarray]:
     """Chunks [b, num_patients] float64 of how often each patient is drawn; b keeps a chunk's arrays small."""
     rng = np.random.default_rng(seed)
     step = max(1, _CHUNK // num_rows)
@@ -129,7 +128,7 @@ def _patient_counts(num_patients: int, num_rows: int, resamples: int, seed: int)
         yield np.bincount(drawn.ravel(), minlength=size * num_patients).reshape(size, num_patients).astype(np.float64)
 
 
-def patient_statistics(task: Classification, test: pd.DataFrame) -> dict[str, dict[str, float]] | None:
+def patient_statistics(task: Task, test: pd.DataFrame) -> dict[str, dict[str, float]] | None:
     """`spread` with one case per patient (mean of the bags' probabilities); None where each patient has one bag."""
     if not test.duplicated(["patient_id", "fold", "seed"]).any():
         return None
@@ -137,7 +136,7 @@ def patient_statistics(task: Classification, test: pd.DataFrame) -> dict[str, di
     return spread(task, merged, run_metrics(task, merged))
 
 
-def leak_free_statistics(task: Classification, test: pd.DataFrame) -> dict[str, dict[str, float]] | None:
+def leak_free_statistics(task: Task, test: pd.DataFrame) -> dict[str, dict[str, float]] | None:
     """`spread` over the test rows whose patient is not in training too; None where the splits do not leak."""
     if "leaked" not in test.columns or not test["leaked"].any():
         return None
@@ -145,38 +144,27 @@ def leak_free_statistics(task: Classification, test: pd.DataFrame) -> dict[str, 
     return spread(task, clean, run_metrics(task, clean)) if len(clean) else None
 
 
-def majority_control(
-    task: Classification, test: pd.DataFrame, training_frequencies: Mapping[int, np.ndarray]
-) -> dict[str, float]:
-    """Metrics of a model that always says the frequencies [C] of its fold's training part, the mean over folds.
+def constant_control(task: Task, test: pd.DataFrame, constants: Mapping[int, np.ndarray]) -> dict[str, float]:
+    """Metrics of a model that always gives the same answer, the best for its fold's training part, the mean over folds.
 
-    Its accuracy is that of the majority class; a result that does not beat it has learnt nothing.
+    A result that does not beat it has learnt nothing. Of classes its accuracy is that of the majority class.
     """
     one_seed = test[test["seed"] == test["seed"].min()]
     folds = []
     for fold, rows in one_seed.groupby("fold"):
-        constant = np.tile(np.asarray(training_frequencies[fold], np.float64), (len(rows), 1))
+        constant = np.tile(np.asarray(constants[fold], np.float64), (len(rows), 1))
         folds.append(task.metrics(constant, targets_of(rows, task)))
     table = pd.DataFrame(folds)
-    return {name: float(table[name].mean()) for name in NAMES}
+    return {name: float(table[name].mean()) for name in task.metric_names}
 
 
-def bag_size_auc(task: Classification, test: pd.DataFrame) -> float:
-    """AUC of the number of instances alone, in the better direction, macro over classes; NaN where a class is
-    missing.
+def bag_size_control(task: Task, test: pd.DataFrame) -> dict[str, float]:
+    """{metric: value} of the number of instances alone, in the better direction; NaN where undefined.
 
-    Far from 0.5, the size of a bag tells its class, and a model may have learnt nothing else.
+    Where it is good, the size of a bag tells its label, and a model may have learnt nothing else.
     """
     bags = test.drop_duplicates("bag_id")
-    targets = targets_of(bags, task)
-    sizes = bags["num_instances"].to_numpy(np.float64)
-    if task.multi_label:
-        labels = [(~np.isnan(column), column > 0) for column in targets.T]
-    else:
-        index = task.class_index(targets)
-        labels = [(index >= 0, index == c) for c in range(task.num_classes)]
-    values = [binary_auc(sizes[known], positive[known]) for known, positive in labels]
-    return float(np.mean([max(value, 1 - value) for value in values]))
+    return task.size_control(bags["num_instances"].to_numpy(np.float64), targets_of(bags, task))
 
 
 def _worst(name: str, folds: pd.Series) -> int | None:

@@ -8,21 +8,21 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from mil_jax.reports import curves, statistics
+from mil_jax.reports import curves, statistics, survival
 from mil_jax.reports.predictions import TEST, VALIDATION
 from mil_jax.reports.statements import Conduct, statements
 from mil_jax.reports.tables import markdown
-from mil_jax.tasks import Classification
+from mil_jax.tasks.base import Task
 from mil_jax.training.run_folder import RunFolder
 
 
 def write_summary(
     folder: RunFolder,
     *,
-    task: Classification,
+    task: Task,
     predictions: pd.DataFrame,
     history: Sequence[Mapping[str, Any]],
-    training_frequencies: Mapping[int, np.ndarray],
+    constants: Mapping[int, np.ndarray],
     conduct: Conduct,
     title: str = "Result",
     fold_names: Mapping[int, str] | None = None,
@@ -32,12 +32,12 @@ def write_summary(
     """Writes everything that a finished run leaves for people, and returns the content of summary.json.
 
     predictions: see `reports/predictions.py`; parts "test" and, for thresholds chosen on it, "val".
-    history: rows of metrics.jsonl: epoch (from 0), fold, seed and numbers by name. training_frequencies: {fold: [C]}
-    share of each class in the fold's training part. notes: sentences about the data. facts: timings, compilations,
-    buckets, by name.
+    history: rows of metrics.jsonl: epoch (from 0), fold, seed and numbers by name. constants: {fold: [outputs]}
+    what a model that looks at no bag would say, from the fold's training part. notes: sentences about the data.
+    facts: timings, compilations, buckets, by name.
     """
     summary = summarize(
-        task, predictions, training_frequencies, conduct, title=title, fold_names=fold_names, notes=notes, facts=facts
+        task, predictions, constants, conduct, title=title, fold_names=fold_names, notes=notes, facts=facts
     )
     if conduct.selected_on_test:
         predictions = predictions.assign(selected_on="test")
@@ -50,9 +50,9 @@ def write_summary(
 
 
 def summarize(
-    task: Classification,
+    task: Task,
     predictions: pd.DataFrame,
-    training_frequencies: Mapping[int, np.ndarray],
+    constants: Mapping[int, np.ndarray],
     conduct: Conduct,
     *,
     title: str = "Result",
@@ -73,7 +73,10 @@ def summarize(
         metrics[name].update(low=interval.low, high=interval.high, undefined_resamples=interval.undefined)
     summary: dict[str, Any] = {
         "title": title,
-        "classes": list(task.classes),
+        "task": task.name,
+        "main_metric": task.main_metric,
+        "headline": list(task.headline),
+        "columns": list(task.column_names),
         "num_bags": int(test["bag_id"].nunique()),
         "num_patients": int(test["patient_id"].nunique()),
         "selected_on_test": conduct.selected_on_test,
@@ -83,12 +86,14 @@ def summarize(
         "per_patient": statistics.patient_statistics(task, test),
         "leak_free": statistics.leak_free_statistics(task, test),
         "controls": {
-            "majority": statistics.majority_control(task, test, training_frequencies),
-            "bag size": {"auc": statistics.bag_size_auc(task, test)},
+            task.constant_name: statistics.constant_control(task, test, constants),
+            "bag size": statistics.bag_size_control(task, test),
         },
         "figures": [],
         "notes": list(notes),
         "facts": dict(facts or {}),
     }
+    if task.name == "survival":
+        summary["risk_groups"] = survival.risk_groups(task, test)
     summary["statements"] = statements(conduct, summary)
     return summary

@@ -17,15 +17,13 @@ from rich.padding import Padding
 from rich.text import Text
 
 from mil_jax.errors import ConfigError
-from mil_jax.reports import curves, tables
+from mil_jax.reports import curves, figures, tables
 from mil_jax.reports.predictions import TEST
 from mil_jax.reports.statements import Conduct
 from mil_jax.reports.summary import summarize
-from mil_jax.tasks import Classification
-from mil_jax.tasks.classification import HIGHER_IS_BETTER
+from mil_jax.tasks.base import METRIC_LABELS, Task, higher_is_better, monitor_label
 from mil_jax.training.run_folder import RunFolder
 
-MONITORS = {"val_loss": "validation loss", "val_auc": "validation AUC"}
 _MOST_CONSOLE_SETTINGS = 15
 _LOG_FROM = 8.0  # values whose largest is so many times their least are drawn on a logarithmic axis
 
@@ -50,7 +48,7 @@ def choose(scores: pd.DataFrame, select: str, fold_names: Mapping[int, str]) -> 
     A setting without a score for one of the seeds of a fold is not chosen there, and not the best over all. Raises ConfigError where
     nothing can be chosen.
     """
-    sign = -1.0 if HIGHER_IS_BETTER[select] else 1.0
+    sign = -1.0 if higher_is_better(select) else 1.0
     by_fold = scores.groupby(["number", "fold"])["score"].agg(lambda one: one.mean(skipna=False)).unstack("fold")
     by_number = scores.groupby("number")
     of_fold = {}
@@ -78,13 +76,13 @@ def choose(scores: pd.DataFrame, select: str, fold_names: Mapping[int, str]) -> 
 
 def write_sweep_summary(
     folder: RunFolder,
-    task: Classification,
+    task: Task,
     predictions: pd.DataFrame,
     points: Sequence[Mapping[str, Any]],
     scores: pd.DataFrame,
     choice: Choice,
     *,
-    training_frequencies: Mapping[int, np.ndarray],
+    constants: Mapping[int, np.ndarray],
     conduct: Conduct,
     title: str,
     fold_names: Mapping[int, str],
@@ -96,8 +94,9 @@ def write_sweep_summary(
     points: the swept settings and their values, by number.
     """
     summary = summarize(
-        task, predictions, training_frequencies, conduct, title=title, fold_names=fold_names, notes=notes, facts=facts
+        task, predictions, constants, conduct, title=title, fold_names=fold_names, notes=notes, facts=facts
     )
+    score = monitor_label(choice.select)
     ranked = pd.DataFrame([dict(points[number]) for number in choice.table["number"]])
     ranked = pd.concat([ranked, choice.table.drop(columns="number")], axis=1)
     summary["sweep"] = {
@@ -108,10 +107,10 @@ def write_sweep_summary(
         "best": dict(points[choice.best]),
     }
     summary["statements"] = [
-        f"Each fold takes the setting with the best {MONITORS[choice.select]} on its own validation part (mean of seeds); the test figures "
+        f"Each fold takes the setting with the best {score} on its own validation part (mean of seeds); the test figures "
         "are those of the settings so chosen, and other settings were not tested.",
         *summary["statements"],
-        f"Config to deploy: best.py holds the setting with the best mean {MONITORS[choice.select]} over all folds. It has no test score of "
+        f"Config to deploy: best.py holds the setting with the best mean {score} over all folds. It has no test score of "
         "its own: what to expect of it are the figures of the choice as a whole, above.",
     ]
     summary["statements"] += _at_the_edge(points, choice)
@@ -133,8 +132,8 @@ def write_sweep_summary(
 def console_report(summary: Mapping[str, Any]) -> Group:
     """The chosen settings, their test figures, the best settings by validation, and the sentences."""
     header, rows = _ranking(summary, few=True)
-    score = MONITORS[summary["sweep"]["select"]]
-    metrics = [name for name in tables.metric_names(summary) if name in tables.HEADLINE]
+    score = monitor_label(summary["sweep"]["select"])
+    metrics = [name for name in tables.metric_names(summary) if name in summary["headline"]]
     few = f", the best {_MOST_CONSOLE_SETTINGS} of {len(rows)}" if len(rows) > _MOST_CONSOLE_SETTINGS else ""
     return Group(
         tables.rich_table((header, rows[:_MOST_CONSOLE_SETTINGS]), f"Settings by {score}{few}"),
@@ -146,7 +145,7 @@ def console_report(summary: Mapping[str, Any]) -> Group:
 
 def _markdown(summary: Mapping[str, Any]) -> str:
     """The content of summary.md."""
-    score = MONITORS[summary["sweep"]["select"]]
+    score = monitor_label(summary["sweep"]["select"])
     parts = [
         f"# {summary['title']}",
         "",
@@ -176,16 +175,16 @@ def _ranking(summary: Mapping[str, Any], *, few: bool = False) -> tables.Grid:
 
 
 def _chosen(summary: Mapping[str, Any], *, few: bool = False) -> tables.Grid:
-    """Header and rows: the setting of each fold and its test AUC, mean of seeds."""
+    """Header and rows: the setting of each fold and its main test metric, mean of seeds."""
     sweep = summary["sweep"]
     values: dict[str, list[float]] = {}
     for run in summary["runs"]:
-        values.setdefault(summary["fold_names"][str(run["fold"])], []).append(run["auc"])
+        values.setdefault(summary["fold_names"][str(run["fold"])], []).append(run[summary["main_metric"]])
     rows = [
         [fold, tables.number(float(np.mean(values[fold]))), *(_shown(point[name]) for name in sweep["settings"])]
         for fold, point in sweep["chosen"].items()
     ]
-    return ["", "test AUC", *_names(sweep["settings"], short=few)], rows
+    return ["", f"test {METRIC_LABELS[summary['main_metric']]}", *_names(sweep["settings"], short=few)], rows
 
 
 def _names(settings: Sequence[str], *, short: bool) -> list[str]:
@@ -224,7 +223,7 @@ def _draw_effects(points: Sequence[Mapping[str, Any]], scores: pd.DataFrame, cho
         few = len(kinds) <= max(8, len(points) // 2)
         at = column.astype(float) if numeric and not few else column.map({kind: kinds.index(kind) for kind in kinds})
         shown = means.reindex(range(len(points)))
-        axes.scatter(at, shown, s=18, color=curves.COLOURS[0], alpha=0.55, linewidth=0)
+        axes.scatter(at, shown, s=18, color=figures.COLOURS[0], alpha=0.55, linewidth=0)
         if few:
             line = shown.groupby(at.to_numpy()).mean()
             axes.plot(line.index, line, color="black", linewidth=1.6)
@@ -233,11 +232,11 @@ def _draw_effects(points: Sequence[Mapping[str, Any]], scores: pd.DataFrame, cho
         elif min(kinds) > 0 and max(kinds) / min(kinds) >= _LOG_FROM:
             axes.set_xscale("log")
         best = choice.best
-        axes.scatter(at[best], means[best], s=70, facecolor="none", edgecolor=curves.COLOURS[1], linewidth=1.6)
+        axes.scatter(at[best], means[best], s=70, facecolor="none", edgecolor=figures.COLOURS[1], linewidth=1.6)
         axes.set(xlabel=name)
         if place == 0:
-            axes.set_ylabel(f"{MONITORS[choice.select]}, mean of folds")
-        curves.tidy(axes)
+            axes.set_ylabel(f"{monitor_label(choice.select)}, mean of folds")
+        figures.tidy(axes)
     dot = "each dot a setting, the best one ringed; line: mean of the settings with a value"
-    figure.suptitle(f"Effect of each setting on the {MONITORS[choice.select]} ({dot})", fontsize=9)
-    curves.save(figure, path)
+    figure.suptitle(f"Effect of each setting on the {monitor_label(choice.select)} ({dot})", fontsize=9)
+    figures.save(figure, path)

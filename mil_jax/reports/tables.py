@@ -16,22 +16,8 @@ from rich.padding import Padding
 from rich.table import Table
 from rich.text import Text
 
-LABELS = {
-    "auc": "AUC",
-    "average_precision": "average precision",
-    "accuracy": "accuracy",
-    "balanced_accuracy": "balanced accuracy",
-    "f1": "F1",
-    "precision": "precision",
-    "recall": "recall",
-    "cohen_kappa": "Cohen's kappa",
-    "brier": "Brier",
-    "expected_calibration_error": "ECE",
-    "log_loss": "log loss",
-    "subset_accuracy": "all labels right",
-}
-HEADLINE = ("auc", "accuracy", "balanced_accuracy", "f1")
-MAIN_METRIC = "auc"
+from mil_jax.tasks.base import METRIC_LABELS
+
 DASH = "-"
 _MOST_CONSOLE_ROWS, _MOST_CONSOLE_SEEDS = 12, 8
 
@@ -45,7 +31,7 @@ def console_report(summary: Mapping[str, Any]) -> Group:
     tables = []
     if len(_folds(summary)) <= _MOST_CONSOLE_ROWS:
         tables.append(rich_table(run_grid(summary, few=True), title=titled(summary, "Test part of each run")))
-    metrics = [name for name in metric_names(summary) if name in HEADLINE or name == "accuracy_at_threshold"]
+    metrics = [name for name in metric_names(summary) if name in summary["headline"] or name == "accuracy_at_threshold"]
     tables.append(rich_table(statistics_grid(summary, metrics), title=titled(summary, "Result")))
     sentences = [Padding(Text(line, overflow="fold", no_wrap=False), (0, 2)) for line in summary["statements"]]
     return Group(*tables, *sentences)
@@ -55,8 +41,8 @@ def markdown(summary: Mapping[str, Any]) -> str:
     """The content of summary.md."""
     parts = [f"# {titled(summary, summary['title'])}", ""]
     parts += [markdown_table(statistics_grid(summary, metric_names(summary))), ""]
-    if f"{MAIN_METRIC}_{summary['classes'][0]}" in summary["metrics"]:
-        parts += ["## Each label, mean of folds", "", markdown_table(label_grid(summary)), ""]
+    if summary["columns"]:
+        parts += ["## Each label column, mean of folds", "", markdown_table(label_grid(summary)), ""]
     parts += ["## How it was done", "", *(f"- {line}" for line in summary["statements"]), ""]
     parts += [f"## {titled(summary, 'Test part of each run')}", "", markdown_table(run_grid(summary)), ""]
     return "\n".join([*parts, *closing_sections(summary)])
@@ -75,13 +61,15 @@ def closing_sections(summary: Mapping[str, Any]) -> list[str]:
 
 
 def metric_names(summary: Mapping[str, Any]) -> list[str]:
-    """The metrics of a summary that have a label, in the order of `LABELS`, thresholded ones last."""
+    """The metrics of a summary that have a label, in the order of `METRIC_LABELS`, thresholded ones last."""
     there = summary["metrics"]
-    return [name for name in LABELS if name in there] + [name for name in there if name.endswith("_at_threshold")]
+    return [name for name in METRIC_LABELS if name in there] + [
+        name for name in there if name.endswith("_at_threshold")
+    ]
 
 
 def run_grid(summary: Mapping[str, Any], *, few: bool = False) -> Grid:
-    """Header and rows: the metrics of each fold for one seed; for several seeds the AUC of each fold and seed.
+    """Header and rows: the metrics of each fold for one seed; for several seeds the main metric of each fold and seed.
 
     few: the headline metrics only, and no column per seed when there are many.
     """
@@ -89,17 +77,18 @@ def run_grid(summary: Mapping[str, Any], *, few: bool = False) -> Grid:
     seeds = sorted({run["seed"] for run in runs})
     value = {(run["fold"], run["seed"]): run for run in runs}
     if len(seeds) == 1:
-        metrics = [name for name in metric_names(summary) if not few or name in HEADLINE]
+        metrics = [name for name in metric_names(summary) if not few or name in summary["headline"]]
         rows = [
             [_fold_name(summary, fold), *(number(value[fold, seeds[0]].get(name)) for name in metrics)]
             for fold in folds
         ]
         return ["", *(label_of(name) for name in metrics)], rows
-    label = label_of(MAIN_METRIC)
+    main = summary["main_metric"]
+    label = label_of(main)
     shown = [] if few and len(seeds) > _MOST_CONSOLE_SEEDS else seeds
     rows = []
     for fold in folds:
-        values = {seed: value.get((fold, seed), {}).get(MAIN_METRIC) for seed in seeds}
+        values = {seed: value.get((fold, seed), {}).get(main) for seed in seeds}
         defined = [one for one in values.values() if not _undefined(one)]
         mean = sum(defined) / len(defined) if defined else None
         spread = [number(min(defined, default=None)), number(max(defined, default=None))]
@@ -133,10 +122,10 @@ def statistics_grid(summary: Mapping[str, Any], metrics: Sequence[str]) -> Grid:
 
 
 def label_grid(summary: Mapping[str, Any]) -> Grid:
-    """Header and rows: the metrics of each label of a multi-label task, the mean of folds."""
+    """Header and rows: the metrics of each label column of one model, the mean of folds."""
     statistics = summary["metrics"]
-    names = [name for name in LABELS if f"{name}_{summary['classes'][0]}" in statistics]
-    rows = [[label, *(number(statistics[f"{name}_{label}"]["mean"]) for name in names)] for label in summary["classes"]]
+    names = [name for name in METRIC_LABELS if f"{name}_{summary['columns'][0]}" in statistics]
+    rows = [[label, *(number(statistics[f"{name}_{label}"]["mean"]) for name in names)] for label in summary["columns"]]
     return ["", *(label_of(name) for name in names)], rows
 
 
@@ -164,8 +153,8 @@ def _fold_name(summary: Mapping[str, Any], fold: int) -> str:
 def label_of(name: str) -> str:
     """What people call a metric."""
     if name.endswith("_at_threshold"):
-        return f"{LABELS[name.removesuffix('_at_threshold')]}, own threshold"
-    return LABELS[name]
+        return f"{METRIC_LABELS[name.removesuffix('_at_threshold')]}, own threshold"
+    return METRIC_LABELS[name]
 
 
 def _undefined(value: Any) -> bool:

@@ -18,10 +18,10 @@ from rich.text import Text
 
 from mil_jax.data.tables import listed
 from mil_jax.reports import curves, tables
-from mil_jax.reports.statements import SUSPICIOUS_BAG_SIZE_AUC, Conduct, selection
+from mil_jax.reports.statements import SUSPICIOUS_BAG_SIZE, Conduct, selection
 from mil_jax.reports.statistics import RESAMPLES
 from mil_jax.reports.summary import summarize
-from mil_jax.tasks import Classification
+from mil_jax.tasks.base import METRIC_LABELS, Task
 from mil_jax.training.run_folder import RunFolder
 
 _MOST_CONSOLE_TARGETS = 25
@@ -32,9 +32,9 @@ class TargetReport:
     """What the summary of one target needs besides its predictions; see `summarize`."""
 
     name: str
-    task: Classification
+    task: Task
     class_counts: Mapping[str, int]
-    training_frequencies: Mapping[int, np.ndarray]
+    constants: Mapping[int, np.ndarray]
     fold_names: Mapping[int, str]
 
 
@@ -58,7 +58,7 @@ def write_target_summaries(
             **summarize(
                 target.task,
                 of_target[target.name].dropna(axis="columns", how="all"),
-                target.training_frequencies,
+                target.constants,
                 conduct,
                 title=target.name,
                 fold_names=target.fold_names,
@@ -66,9 +66,11 @@ def write_target_summaries(
         }
         for target in targets
     }
+    main = targets[0].task.main_metric
     summary: dict[str, Any] = {
         "title": title,
         "selected_on_test": conduct.selected_on_test,
+        "main_metric": main,
         "num_targets": len(targets),
         "left_out": left_out.to_dict("records"),
         "statements": _statements(conduct, summaries),
@@ -86,7 +88,7 @@ def write_target_summaries(
             history, folder.figures / "training_curves.png", selected_on_test=conduct.selected_on_test
         )
         summary["figures"].append("training_curves.png")
-    if any(not math.isnan(one["metrics"]["auc"]["pooled"]) for one in summaries.values()):
+    if any(not math.isnan(one["metrics"][main]["pooled"]) for one in summaries.values()):
         curves.draw_targets(summaries, folder.figures / "targets.png", selected_on_test=conduct.selected_on_test)
         summary["figures"].insert(0, "targets.png")
     folder.write_text("summary.md", markdown(summary))
@@ -101,37 +103,42 @@ def console_report(summary: Mapping[str, Any]) -> Group:
     sentences = list(summary["statements"])
     if len(rows) > len(shown):
         sentences.insert(0, f"The best {len(shown)} of {len(rows)} label columns are shown; summary.md has all.")
-    grid = tables.rich_table((header, shown), tables.titled(summary, "AUC of the test parts, by label column"))
+    grid = tables.rich_table(
+        (header, shown), tables.titled(summary, f"{_main(summary)} of the test parts, by label column")
+    )
     return Group(grid, *(Padding(Text(line, overflow="fold", no_wrap=False), (0, 2)) for line in sentences))
 
 
 def markdown(summary: Mapping[str, Any]) -> str:
     """The content of summary.md."""
     parts = [f"# {tables.titled(summary, summary['title'])}", ""]
-    parts += [f"AUC of the test parts of {summary['num_targets']} label columns, the highest pooled one first.", ""]
+    parts += [
+        f"{_main(summary)} of the test parts of {summary['num_targets']} label columns, the highest pooled one first.",
+        "",
+    ]
     parts += [tables.markdown_table(target_grid(summary)), ""]
     if summary["left_out"]:
         rows = [[one["label_column"], one["reason"]] for one in summary["left_out"]]
         parts += ["## Label columns left out", "", tables.markdown_table((["label column", "why"], rows)), ""]
     parts += ["## How it was done", "", *(f"- {line}" for line in summary["statements"]), ""]
-    parts += ["## AUC of each fold, mean of seeds", "", tables.markdown_table(_fold_grid(summary)), ""]
+    parts += [f"## {_main(summary)} of each fold, mean of seeds", "", tables.markdown_table(_fold_grid(summary)), ""]
     parts += ["## All metrics, mean of folds", "", tables.markdown_table(_metric_grid(summary)), ""]
     return "\n".join([*parts, *tables.closing_sections(summary)])
 
 
 def target_grid(summary: Mapping[str, Any], *, few: bool = False) -> tables.Grid:
-    """Header and rows: the AUC of each target with spread, interval and control; the highest pooled AUC first."""
+    """Header and rows: the main metric of each target with spread, interval and control; the highest pooled one first."""
     several_seeds = any(_several_seeds(one) for one in summary["targets"].values())
     header = ["label column", "bags of each class", "mean of folds", "sd over folds", "worst fold", "folds pooled"]
     header += ["95 % interval", *(["sd over seeds"] if several_seeds else []), "control: bag size"]
     rows = []
     for name, one in _ranked(summary):
-        auc = one["metrics"]["auc"]
+        auc = one["metrics"][summary["main_metric"]]
         cells = [name, " / ".join(map(str, one["bags_of_class"].values()))]
         cells += [tables.number(auc[key]) for key in ("mean", "sd_folds", "worst", "pooled")]
         cells += [tables.interval(auc["low"], auc["high"])]
         cells += [tables.number(auc["sd_seeds"])] if several_seeds else []
-        rows.append([*cells, tables.number(one["controls"]["bag size"]["auc"])])
+        rows.append([*cells, tables.number(_bag_size(one))])
     if few:
         kept = [place for place, title in enumerate(header) if not title.startswith("sd over")]
         return [header[place] for place in kept], [[row[place] for place in kept] for row in rows]
@@ -151,26 +158,28 @@ def common_sentences(of_targets: Mapping[str, Sequence[str]]) -> list[str]:
 
 
 def _statements(conduct: Conduct, summaries: Mapping[str, Mapping[str, Any]]) -> list[str]:
+    first = next(iter(summaries.values()))
+    main, (of_size,) = first["main_metric"], first["controls"]["bag size"]
+    name, chance = METRIC_LABELS[main], 0.5 if main in ("auc", "c_index") else 0
     said = [
         selection(conduct),
         *conduct.notes,
-        f"95 % interval: percentiles over {RESAMPLES} resamples of the patients of a label column for the AUC of all folds' "
+        f"95 % interval: percentiles over {RESAMPLES} resamples of the patients of a label column for the {name} of all folds' "
         "predictions pooled, averaged over seeds; the models stay as trained.",
         "The intervals are not corrected for the number of label columns: of columns without any signal, 2.5 % lie wholly above "
-        "0.5 by chance.",
+        f"{chance} by chance.",
     ]
-    undefined = [name for name, one in summaries.items() if one["metrics"]["auc"]["undefined_folds"]]
+    undefined = [column for column, one in summaries.items() if one["metrics"][main]["undefined_folds"]]
     if undefined:
         said.append(
-            f"A fold's AUC is undefined (its test part lacks a class, or has no usable prediction) and left out of the mean "
+            f"A fold's {name} is undefined (its test part lacks a class or an event, or has no usable prediction) and left out of the mean "
             f"of folds: {listed(undefined, 10)}."
         )
-    suspicious = [
-        name for name, one in summaries.items() if one["controls"]["bag size"]["auc"] >= SUSPICIOUS_BAG_SIZE_AUC
-    ]
+    least = SUSPICIOUS_BAG_SIZE[of_size]
+    suspicious = [column for column, one in summaries.items() if _bag_size(one) >= least]
     if suspicious:
         said.append(
-            f"The number of instances alone reaches an AUC of {SUSPICIOUS_BAG_SIZE_AUC} or more, so part of the result may be "
+            f"The number of instances alone reaches {METRIC_LABELS[of_size]} {least} or more, so part of the result may be "
             f"bag size: {listed(suspicious, 10)}."
         )
     return said
@@ -180,23 +189,34 @@ def _table(summaries: Mapping[str, Mapping[str, Any]]) -> pd.DataFrame:
     """The rows of targets.csv."""
     rows = []
     for name, one in summaries.items():
-        auc = one["metrics"]["auc"]
+        main = one["main_metric"]
+        metric = one["metrics"][main]
         row = {"label_column": name, "bags": sum(one["bags_of_class"].values())}
         row |= {"bags_of_rarest_class": min(one["bags_of_class"].values())}
-        row |= {f"auc_{key}": auc[key] for key in ("mean", "sd_folds", "worst", "pooled", "low", "high", "sd_seeds")}
-        row |= {"bag_size_auc": one["controls"]["bag size"]["auc"]}
-        rows.append(row | {name: one["metrics"][name]["mean"] for name in tables.metric_names(one) if name != "auc"})
+        row |= {
+            f"{main}_{key}": metric[key] for key in ("mean", "sd_folds", "worst", "pooled", "low", "high", "sd_seeds")
+        }
+        row |= {f"bag_size_{key}": value for key, value in one["controls"]["bag size"].items()}
+        rows.append(row | {name: one["metrics"][name]["mean"] for name in tables.metric_names(one) if name != main})
     return pd.DataFrame(rows)
 
 
 def _ranked(summary: Mapping[str, Any]) -> list[tuple[str, Mapping[str, Any]]]:
-    """Targets by falling pooled AUC, undefined ones last."""
+    """Targets by falling pooled main metric, undefined ones last."""
 
     def rank(item: tuple[str, Mapping[str, Any]]) -> float:
-        pooled = item[1]["metrics"]["auc"]["pooled"]
+        pooled = item[1]["metrics"][item[1]["main_metric"]]["pooled"]
         return math.inf if math.isnan(pooled) else -pooled
 
     return sorted(summary["targets"].items(), key=rank)
+
+
+def _main(summary: Mapping[str, Any]) -> str:
+    return METRIC_LABELS[summary["main_metric"]]
+
+
+def _bag_size(one: Mapping[str, Any]) -> float:
+    return next(iter(one["controls"]["bag size"].values()))
 
 
 def _several_seeds(one: Mapping[str, Any]) -> bool:
@@ -209,7 +229,7 @@ def _fold_grid(summary: Mapping[str, Any]) -> tables.Grid:
     for name, one in _ranked(summary):
         values: dict[str, list[float]] = {fold: [] for fold in folds}
         for run in one["runs"]:
-            values[one["fold_names"][str(run["fold"])]].append(run["auc"])
+            values[one["fold_names"][str(run["fold"])]].append(run[summary["main_metric"]])
         means = [float(np.mean(of_fold)) if of_fold else math.nan for of_fold in values.values()]
         rows.append([name, *map(tables.number, means)])
     return ["label column", *folds], rows

@@ -7,8 +7,9 @@ from typing import Any
 
 from mil_jax.errors import ConfigError
 from mil_jax.strategies.masking import Masking
+from mil_jax.strategies.probing import Probing
 
-SETTINGS: dict[str, type] = {"mhim": Masking}
+SETTINGS: dict[str, type] = {"mhim": Masking, "linear_probe": Probing}
 
 
 def default_fields(name: str) -> dict[str, Any]:

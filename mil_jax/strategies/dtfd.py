@@ -23,7 +23,7 @@ from mil_jax.bags import Bag, Prediction
 from mil_jax.errors import ConfigError
 from mil_jax.strategies.base import Batch, TrainState
 from mil_jax.strategies.supervised import Supervised
-from mil_jax.tasks.classification import Classification
+from mil_jax.tasks.base import Task
 
 Array = jax.Array
 PyTree = Any
@@ -106,7 +106,7 @@ class TwoTiers(Supervised):
         return networks
 
 
-def tier_losses(task: Classification, predictions: Prediction, targets: Array, weights: Array) -> tuple[Array, Array]:
+def tier_losses(task: Task, predictions: Prediction, targets: Array, weights: Array) -> tuple[Array, Array]:
     """L1 and L2, means over the bags of a batch [B]; in L1 every group has its bag's label, empty groups too."""
     groups = predictions.aux["group_logits"]  # [B, 1, G, C]
     count = groups.shape[1] * groups.shape[2]

@@ -24,7 +24,7 @@ from mil_jax.bags import Bag, Prediction
 from mil_jax.errors import ConfigError
 from mil_jax.layers.topk import random_subset
 from mil_jax.strategies.base import Batch, LearningRate, Steps, TrainingBags, TrainState, map_bags
-from mil_jax.tasks.classification import Classification
+from mil_jax.tasks.base import Task
 
 Array = jax.Array
 PyTree = Any
@@ -39,7 +39,7 @@ class Inputs(NamedTuple):
     bags: Bag
     keys: Array
     weights: Array
-    task: Classification
+    task: Task
 
 
 @dataclasses.dataclass(frozen=True)
@@ -50,12 +50,12 @@ class Supervised:
     sample_instances: most instances of a bag that a step reads, drawn anew in every step; 0 = all. Predictions read whole bags.
     precision: "float32", or "bfloat16": features and parameters are rounded to it for the forward and backward pass. Parameters,
         their updates, softmaxes, selections, attention scores, pseudo-inverses and losses stay float32.
-    Reads from `hyper`: "optimizer.lr", "optimizer.weight_decay", and where present "task.label_smoothing", "aggregator.*",
-    "reembed.*" and "train.sample_instances", which may be less than the field, by which shapes are made.
+    Reads from `hyper`: "optimizer.lr", "optimizer.weight_decay", and where present "task.*", "aggregator.*", "reembed.*"
+    and "train.sample_instances", which may be less than the field, by which shapes are made.
     """
 
     module: nn.Module
-    task: Classification
+    task: Task
     optimizer: optax.GradientTransformationExtraArgs
     learning_rate: LearningRate
     normalize: str = "none"
@@ -70,15 +70,17 @@ class Supervised:
         if self.precision not in PRECISIONS:
             raise ConfigError(f"train.precision is {self.precision!r}; choose one of {', '.join(PRECISIONS)}")
 
-    def constants(self, training: TrainingBags) -> dict[str, np.ndarray]:
-        """{"mean", "scale"} [*F] for zscore, {"class_weights"} [C]; float32."""
-        fitted: dict[str, np.ndarray] = {}
+    def constants(self, training: TrainingBags) -> dict[str, Any]:
+        """{"mean", "scale"} [*F] for zscore, {"class_weights"} [C], {"task": what it learns}; float32."""
+        fitted: dict[str, Any] = {}
         if self.normalize == "zscore":
             mean, deviation = training.moments()
             scale = np.divide(1.0, deviation, out=np.zeros_like(deviation), where=deviation > 0)
             fitted |= {"mean": mean.astype(np.float32), "scale": scale.astype(np.float32)}
         if self.class_weights:
             fitted["class_weights"] = self.task.class_weights(training.targets)
+        if learnt := self.task.learnt(training.targets):
+            fitted["task"] = learnt
         return fitted
 
     def parameter_shapes(self, bag: Bag) -> PyTree:
@@ -134,9 +136,9 @@ class Supervised:
         if self.class_weights:
             classes = batch.targets if batch.targets.ndim == 1 else jnp.argmax(batch.targets, axis=-1)
             weights = weights * state.constants["class_weights"][classes]
-        task = self.task
-        if "task.label_smoothing" in state.hyper:
-            task = dataclasses.replace(task, label_smoothing=state.hyper["task.label_smoothing"])
+        changed: Any = {name.removeprefix("task."): x for name, x in state.hyper.items() if name.startswith("task.")}
+        task: Any = self.task
+        task = dataclasses.replace(task, **changed, **state.constants.get("task", {}))
         return Inputs(bags, keys, weights, task)
 
     def _predictions(self, params: PyTree, hyper: dict[str, Array], batch: Batch, inputs: Inputs) -> Prediction:

@@ -1,40 +1,69 @@
-"""What is predicted: targets, loss, probabilities and metrics. A task works with any aggregator."""
+"""What is predicted: targets, loss, probabilities and metrics. A task works with any aggregator.
+
+Another task is a class (see `base.Task`) and a line in `TASKS`; its settings are lines of `mil_jax/settings.py`.
+"""
 
 from __future__ import annotations
 
-import dataclasses
-import difflib
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
+import pandas as pd
+
+from mil_jax.data.labels import CohortSettings
+from mil_jax.data.tables import suggestion
 from mil_jax.errors import ConfigError
+from mil_jax.tasks.base import Task
 from mil_jax.tasks.classification import Classification
+from mil_jax.tasks.multilabel import MultiLabel
+from mil_jax.tasks.ordinal import Ordinal
+from mil_jax.tasks.pathgene import PathGene
+from mil_jax.tasks.regression import Regression
+from mil_jax.tasks.survival import Survival
 
-__all__ = ["Classification", "create", "names"]
+__all__ = [
+    "Classification",
+    "MultiLabel",
+    "Ordinal",
+    "PathGene",
+    "Regression",
+    "Survival",
+    "Task",
+    "create",
+    "kind",
+    "names",
+    "numeric_settings",
+]
 
-_TASKS = {"classification": Classification}
+TASKS: dict[str, type[Task]] = {
+    task.name: task for task in (Classification, MultiLabel, Regression, Survival, Ordinal, PathGene)
+}
 
 
 def names() -> tuple[str, ...]:
-    """The names that `create` knows."""
-    return tuple(sorted(_TASKS))
+    """The names that `kind` knows."""
+    return tuple(TASKS)
 
 
-def create(name: str, classes: Sequence[str], settings: Mapping[str, Any] | None = None) -> Classification:
-    """The task called `name` for these classes; `settings` are its further fields (`loss_name`, ...).
+def kind(name: str) -> type[Task]:
+    """The class of the task `name`. Raises ConfigError for an unknown one, suggesting the nearest."""
+    if name not in TASKS:
+        raise ConfigError(
+            f"task.name={name!r} is not a task{suggestion(name, TASKS)}; choose one of {', '.join(TASKS)}"
+        )
+    return TASKS[name]
 
-    Raises ConfigError for an unknown name or setting, suggesting the nearest.
+
+def numeric_settings(settings: Mapping[str, Any]) -> tuple[str, ...]:
+    """The settings of the task that `settings` names (`name`, `loss_name`) in which runs of one program may differ."""
+    chosen = kind(settings["name"])
+    return chosen.numeric.get(settings["loss_name"] or chosen.losses[0], ())
+
+
+def create(settings: Mapping[str, Any], labels: pd.DataFrame, cohort: CohortSettings) -> Task:
+    """The task of these label columns (the index names bags). settings: `name`, and the settings of all tasks, of which it takes its own.
+
+    Raises ConfigError and DataError as `Task.for_labels`.
     """
-    if name not in _TASKS:
-        raise ConfigError(f"task.name={name!r} is not a task; {_suggestion(name, _TASKS)}")
-    fields = {field.name for field in dataclasses.fields(_TASKS[name])} - {"classes"}
-    settings = dict(settings or {})
-    for key in settings:
-        if key not in fields:
-            raise ConfigError(f"task.{key} is not a setting of the task {name!r}; {_suggestion(key, fields)}")
-    return _TASKS[name](classes=tuple(classes), **settings)
-
-
-def _suggestion(word: str, known: Sequence[str] | Mapping[str, Any] | set[str]) -> str:
-    nearest = difflib.get_close_matches(word, list(known), n=1)
-    return f"did you mean {nearest[0]!r}?" if nearest else f"known: {', '.join(sorted(known))}"
+    chosen = kind(settings["name"])
+    return chosen.for_labels(labels, cohort, {key: settings[key] for key in chosen.settings if key in settings})

@@ -151,12 +151,13 @@ def macro_auc_multi_label(probabilities: np.ndarray, targets: np.ndarray) -> flo
     return float(np.mean([binary_auc(p[k], y[k] > 0) for p, y, k in zip(probabilities.T, targets.T, known.T)]))
 
 
-def log_loss(distribution: np.ndarray, index: np.ndarray) -> float:
-    """Mean of -log p(class), p kept above the machine epsilon; NaN for no case."""
+def log_loss(distribution: np.ndarray, index: np.ndarray, gamma: float = 0.0) -> float:
+    """Mean of -(1 - p(class))^gamma log p(class), p kept above the machine epsilon; NaN for no case. gamma: of the focal loss."""
     distribution, index = distribution[index >= 0], index[index >= 0]
     if len(index) == 0:
         return np.nan
-    return float(-np.mean(np.log(np.maximum(distribution[np.arange(len(index)), index], EPSILON))))
+    p = np.maximum(distribution[np.arange(len(index)), index], EPSILON)
+    return float(-np.mean((1 - p) ** gamma * np.log(p)))
 
 
 def binary_log_loss(probabilities: np.ndarray, targets: np.ndarray) -> float:

@@ -20,7 +20,7 @@ from jax.extend.core import Literal
 
 from mil_jax.data.residency import ResidentBags
 from mil_jax.strategies.base import Strategy
-from mil_jax.tasks.classification import Classification
+from mil_jax.tasks.base import Task
 from mil_jax.training.devices import wait
 from mil_jax.training.engine import Engine
 from mil_jax.training.engine_types import EngineData, EngineSettings, Phase
@@ -72,7 +72,7 @@ class Bench:
     def __init__(
         self,
         strategy: Strategy,
-        task: Classification,
+        task: Task,
         plan: Plan,
         lengths: tuple[int, ...],
         settings: EngineSettings,

@@ -23,7 +23,7 @@ from mil_jax.data.residency import Piece, moments
 from mil_jax.data.room import open_feed
 from mil_jax.data.windows import Run
 from mil_jax.strategies.base import Strategy, TrainingBags, TrainState
-from mil_jax.tasks.classification import Classification
+from mil_jax.tasks.base import Task
 from mil_jax.training import ahead, nonfinite
 from mil_jax.training import programs as compiled
 from mil_jax.training.checkpoints import Checkpoints
@@ -31,6 +31,7 @@ from mil_jax.training.compaction import LeftOut
 from mil_jax.training.compilation import Programs
 from mil_jax.training.devices import Placement, sharing
 from mil_jax.training.engine_types import EngineData, EngineSettings, FitResult, Phase
+from mil_jax.training.judge import Judge
 from mil_jax.training.listener import Listener, Stopped
 from mil_jax.training.memory import device_limit
 from mil_jax.training.order import BagOrder, EpochOrder
@@ -44,7 +45,7 @@ PyTree = Any
 def fit(
     phases: Sequence[Phase],
     data: EngineData,
-    task: Classification,
+    task: Task,
     plan: Plan,
     settings: EngineSettings,
     listener: Listener,
@@ -62,7 +63,7 @@ def fit(
 class Engine:
     """What `fit` is made of: `begin` a phase, `lay_out` the order of an epoch, `dispatch` its steps, `evaluate` a part."""
 
-    def __init__(self, data: EngineData, task: Classification, plan: Plan, settings: EngineSettings) -> None:
+    def __init__(self, data: EngineData, task: Task, plan: Plan, settings: EngineSettings) -> None:
         self.data, self.task, self.plan, self.settings = data, task, plan, settings
         self.all_programs: list[Programs] = []
         self.side_by_side, self.kept = copy.deepcopy(settings.side_by_side), settings.side_by_side
@@ -92,7 +93,10 @@ class Engine:
         self.exits.callback(self.feed.close)
         self.targets = self.placement.shared(data.targets)
         self.rows = [data.row(replica) for replica in plan.replicas]
-        self.longest_part = int(max(data.selection.sum(axis=1).max(), data.test.sum(axis=1).max(), 1))
+        self.parts = {"val": data.selection, "test": data.test}
+        if task.reads_training:
+            self.parts["train"] = data.training
+        self.longest_part = int(max(1, *(part.sum(axis=1).max() for part in self.parts.values())))
         self._keep_improved = jax.jit(compiled.keep_improved, donate_argnums=0)
         self._copy = jax.jit(lambda tree: jax.tree.map(jnp.copy, tree))
 
@@ -118,6 +122,11 @@ class Engine:
                         checkpoints.close()
             assert state is not None
             return self.result(state, progress)
+
+    @functools.cached_property
+    def judge(self) -> Judge:
+        """What scores the epochs."""
+        return Judge(self.task, self.plan, self.data)
 
     def _who(self) -> compiled.Who:
         target = np.array([replica.target for replica in self.plan.replicas], np.int32)
@@ -263,7 +272,9 @@ class Engine:
             left_out.epoch(time.perf_counter() - begun, progress.active)
             if before:
                 self._require_finite(order, epoch, progress.active, moving, arrays, *before)
-            scores, rows = self._judge(phase, fetched, sums, order, progress.active, epoch)
+            scores, rows = self.judge.epoch(
+                phase, fetched, self._part(self.data.selection), sums, order.counts, progress.active, epoch
+            )
             improved = progress.update(epoch, sums["loss"], scores, phase.selection)
             for row in rows:
                 row["improved"] = bool(improved[row["replica"]])
@@ -298,7 +309,7 @@ class Engine:
         """
         whole = len(self.placement.members) == self.num_replicas
         between = self.data.selection.any(axis=0) & (whole or phase.selection.select != "last")
-        seen = between | (self.data.test.any(axis=0) & whole)
+        seen = between | (np.any([part.any(axis=0) for part in self.parts.values()], axis=0) & whole)
         evaluate = np.unique(self.data.bucket[seen]).tolist()
         logits = self.longest_part, self.task.num_outputs
         cohorts = [compiled.Cohort(self.feed.shapes(bucket), self.targets) for bucket in range(len(self.data.lengths))]
@@ -359,38 +370,15 @@ class Engine:
             )
         return logits
 
-    def _judge(
-        self, phase: Phase, logits: np.ndarray | None, sums: dict[str, np.ndarray], order: EpochOrder, active: np.ndarray, epoch: int
-    ) -> tuple[np.ndarray, list[dict[str, Any]]]:  # fmt: skip
-        """Scores [R] (NaN without validation) and a row for each active replica."""
-        scores = np.full(self.num_replicas, np.nan)
-        rows = []
-        bags, counts = self._part(self.data.selection)
-        for r in np.flatnonzero(active):
-            replica = self.plan.replicas[r]
-            row: dict[str, Any] = {"phase": phase.strategy.name, "epoch": epoch, "replica": int(r)}
-            row |= {"fold": replica.fold, "seed": replica.seed, "target": replica.target, "steps": int(order.counts[r])}
-            for name, values in sums.items():
-                row[f"train_{name}"] = float(values[r]) / max(int(order.counts[r]), 1)
-            if logits is not None and counts[r]:
-                probabilities = self.task.probabilities(logits[r, : counts[r]])
-                targets = self.data.targets[replica.target][bags[r, : counts[r]]]
-                for name in ("val_loss", "val_auc"):
-                    row[name] = self.task.monitor(name, probabilities, targets)
-                scores[r] = row[phase.selection.select]
-            rows.append(row)
-        return scores, rows
-
     def result(self, state: TrainState, progress: Progress) -> FitResult:
         """Predictions of each replica for its selection and test parts, and its chosen parameters, on the host."""
-        parts = {"val": self.data.selection, "test": self.data.test}
-        device = {name: self.evaluate(state, part) for name, part in parts.items() if part.any()}
+        device = {name: self.evaluate(state, part) for name, part in self.parts.items() if part.any()}
         logits, chosen = self.fetch((device, (state.params, state.constants)))
         per_replica, numbers = [], []
         for r in range(self.num_replicas):
             mine, mine_bags = {}, {}
             for name in device:
-                bags, counts = self._part(parts[name])
+                bags, counts = self._part(self.parts[name])
                 mine[name], mine_bags[name] = logits[name][r, : counts[r]], bags[r, : counts[r]]
             per_replica.append(mine)
             numbers.append(mine_bags)

@@ -27,14 +27,16 @@ from mil_jax.data.shards import Shards
 from mil_jax.data.splits import TEST, TRAIN, VALIDATION
 from mil_jax.errors import ConfigError
 from mil_jax.strategies.supervised import Supervised
-from mil_jax.tasks.classification import Classification
+from mil_jax.tasks.base import Task
 from mil_jax.training.checkpoints import Checkpoints
 from mil_jax.training.devices import require_devices
 from mil_jax.training.engine import Engine, Listener
 from mil_jax.training.engine_types import EngineData, EngineSettings, FitResult, Phase
+from mil_jax.training.final import save_final
 from mil_jax.training.memory import side_by_side, there_is
-from mil_jax.training.phases import make_phases, make_plain, make_strategy
+from mil_jax.training.phases import PROBE, make_phases, make_plain, make_strategy
 from mil_jax.training.plan import Overrides, Plan, Replica, make_plan
+from mil_jax.training.probes import fit_probes, require_probe
 from mil_jax.training.processes import is_first
 from mil_jax.training.run_folder import RunFolder, fingerprint
 from mil_jax.training.sources import open_shards
@@ -81,7 +83,7 @@ class Experiment:
         return not (data.features or data.shards or data.synthetic.bags)
 
     @property
-    def task(self) -> Classification:
+    def task(self) -> Task:
         """The task that the runs share; targets differ in the names of their classes only."""
         return self.targets[0].task
 
@@ -234,6 +236,12 @@ def share_bags(experiment: Experiment, other: Experiment) -> None:
 def _check(experiment: Experiment) -> None:
     """Finds impossible settings before anything is written, and what chooses epochs."""
     _choose_selection(experiment)
+    if experiment.config.strategy.name == PROBE:
+        require_probe(experiment)
+    elif experiment.task.couples_bags and experiment.config.train.batch_size == 1:
+        raise ConfigError(
+            f"task.loss_name={experiment.task.loss_name} compares the bags of a step, and train.batch_size is 1: set it to 32, say"
+        )
     parameter_shapes(experiment)
     _ = experiment.teacher
     train = experiment.config.train
@@ -242,9 +250,11 @@ def _check(experiment: Experiment) -> None:
         raise ConfigError(
             "train.order=shared shows all runs the same bags, and train.balanced draws them for each run: leave one of them out"
         )
-    if train.class_weights or train.balanced:
-        for target in experiment.targets:
+    for target in experiment.targets:
+        if train.class_weights:
             target.task.class_weights(target.values)
+        if train.balanced:
+            target.task.sampling_weights(target.values)
 
 
 def strategy(experiment: Experiment) -> Supervised:
@@ -274,7 +284,7 @@ def bag_shapes(experiment: Experiment) -> Bag:
 def train(experiment: Experiment, folder: RunFolder, listener: Listener) -> FitResult:
     """Runs the experiment and saves what it chose. As `train_in`."""
     result = train_in(experiment, folder, listener)
-    _save_final(experiment, folder, result)
+    save_final(experiment, folder, result)
     return result
 
 
@@ -292,7 +302,9 @@ def run(
     open_checkpoints: Callable[[str], Checkpoints] | None = None,
     keep_choices: Callable[[Mapping[str, Any]], None] | None = None,
 ) -> FitResult:
-    """Runs the experiment through the engine; without `open_checkpoints` nothing is written."""
+    """Runs the experiment through the engine, or fits its linear probes; without `open_checkpoints` nothing is written."""
+    if experiment.config.strategy.name == PROBE:
+        return fit_probes(experiment, listener)
     engine = experiment.engine
     del experiment.engine  # it trains once
     start = experiment.teacher.params if experiment.teacher else None
@@ -349,6 +361,11 @@ def _choose_selection(experiment: Experiment) -> None:
     select, config = experiment.selection.select, experiment.config
     if select == "last":
         return
+    if select not in experiment.task.monitors:
+        known = ", ".join(("last", *experiment.task.monitors))
+        raise ConfigError(
+            f"train.select={select!r} is no monitor of task.name={experiment.task.name}; choose one of {known}"
+        )
     parts = experiment.parts
     bare = ~(parts == VALIDATION).any(axis=1)
     if bare.any() and config.train.protocol == "reference":
@@ -364,28 +381,7 @@ def _choose_selection(experiment: Experiment) -> None:
         for target in experiment.targets
         for part in target.splits.parts
     )
-    if select == "val_auc" and not all(enough):
-        # With few cases the AUC takes few values, and the best of many epochs is an accident.
+    if select != "val_loss" and not all(enough):
+        # With few cases such a metric takes few values, and the best of many epochs is an accident.
         experiment.fallback = "val_loss"
         experiment.selection = Selection("val_loss", config.train.patience, config.train.min_epochs)
-
-
-def _save_final(experiment: Experiment, folder: RunFolder, result: FitResult) -> None:
-    """The chosen parameters of every run, with the ids they were trained and selected on."""
-    ids = experiment.cohort.bags["bag_id"].to_numpy()
-    runs = [
-        {
-            **({"label_column": experiment.targets[replica.target].name} if experiment.several else {}),
-            "fold": experiment.targets[replica.target].splits.names[replica.fold],
-            "seed": replica.seed,
-            "epoch": int(result.progress.best_epoch[r]),
-            "training": ids[experiment.parts[row] == TRAIN].tolist(),
-            "validation": ids[experiment.parts[row] == experiment.selection_part].tolist(),
-        }
-        for r, replica in enumerate(experiment.plan.replicas)
-        for row in [experiment.row(replica)]
-    ]
-    checkpoints = Checkpoints(folder.checkpoints / "final", seconds=0)
-    params, constants = result.state
-    checkpoints.save(0, {"params": params, "constants": constants}, {"runs": runs}, wait=True)
-    checkpoints.close()

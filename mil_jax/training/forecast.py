@@ -14,6 +14,7 @@ import numpy as np
 
 from mil_jax.data.room import STREAMED
 from mil_jax.data.splits import TEST, TRAIN
+from mil_jax.tasks.base import with_learnt
 from mil_jax.training.cost import Bench, Measured, ProgramCost
 from mil_jax.training.experiment import Experiment, engine_settings, sampling_weights, strategy
 from mil_jax.training.order import BagOrder, EpochOrder
@@ -115,9 +116,11 @@ def time_host(experiment: Experiment, plan: EpochPlan, bench: Bench) -> float:
         return seconds
     task = experiment.task
     logits = np.random.default_rng(0).standard_normal((len(held_out), task.num_outputs)).astype(np.float32)
+    values = experiment.targets[0].values
+    task = with_learnt(task, values[experiment.parts[0] == TRAIN])
     begun = time.perf_counter()
-    for name in ("val_loss", "val_auc"):
-        task.monitor(name, task.probabilities(logits), experiment.targets[0].values[held_out])
+    for name in task.monitors:
+        task.monitor(name, logits, values[held_out])
     return seconds + len(plan.steps) * (time.perf_counter() - begun)
 
 

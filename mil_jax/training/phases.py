@@ -16,7 +16,7 @@ from mil_jax.strategies.masking import Masking
 from mil_jax.strategies.mhim import MHIM
 from mil_jax.strategies.mhim_merging import MergingMHIM
 from mil_jax.strategies.supervised import Supervised
-from mil_jax.tasks.classification import Classification
+from mil_jax.tasks.base import Task
 from mil_jax.training import optimizers
 from mil_jax.training.engine_types import Phase
 from mil_jax.training.plan import Plan
@@ -24,6 +24,7 @@ from mil_jax.training.schedule import Schedule
 from mil_jax.training.stopping import Selection
 
 STRATEGIES = {"supervised": Supervised, "dtfd": TwoTiers}  # that aggregators name for themselves
+PROBE = "linear_probe"  # which no step trains: `training/probes.py`
 TEACHER = "teacher"  # the phase in which a plain run becomes one
 
 
@@ -32,12 +33,14 @@ def strategy_class(aggregator: nn.Module) -> type[Supervised]:
     return STRATEGIES[getattr(aggregator, "strategy", "supervised")]
 
 
-def make_strategy(config: ConfigDict, task: Classification, plan: Plan) -> Supervised:
+def make_strategy(config: ConfigDict, task: Task, plan: Plan) -> Supervised:
     """The strategy that makes the predictions; plan: its replicas' settings decide about shapes.
 
     Raises ConfigError for settings that cannot work.
     """
     common = _common(config, task)
+    if config.strategy.name == PROBE:
+        return Supervised(**common, name=PROBE)
     if not config.strategy.name:
         aggregator = common["module"]
         if isinstance(aggregator, reembedding.Reembedded):
@@ -54,7 +57,7 @@ def make_strategy(config: ConfigDict, task: Classification, plan: Plan) -> Super
     return kind(**common, masking=masking, least_masked=min(one.least_masked() for one in per_run))
 
 
-def make_phases(config: ConfigDict, task: Classification, plan: Plan, selection: Selection) -> tuple[Phase, ...]:
+def make_phases(config: ConfigDict, task: Task, plan: Plan, selection: Selection) -> tuple[Phase, ...]:
     """All phases, in their order."""
     last = Phase(make_strategy(config, task, plan), config.train.epochs, selection)
     if not trains_teacher(config):
@@ -62,7 +65,7 @@ def make_phases(config: ConfigDict, task: Classification, plan: Plan, selection:
     return Phase(make_plain(config, task), config.strategy.teacher_epochs or config.train.epochs, selection), last
 
 
-def make_plain(config: ConfigDict, task: Classification) -> Supervised:
+def make_plain(config: ConfigDict, task: Task) -> Supervised:
     """The plain run that a teacher comes from."""
     return Supervised(**_common(config, task), name=TEACHER)
 
@@ -72,7 +75,7 @@ def trains_teacher(config: ConfigDict) -> bool:
     return config.strategy.name == "mhim" and config.strategy.teacher == "train"
 
 
-def _common(config: ConfigDict, task: Classification) -> dict[str, Any]:
+def _common(config: ConfigDict, task: Task) -> dict[str, Any]:
     """What all strategies are given."""
     optimizer = {key: value for key, value in config.optimizer.items() if key not in ("lr", "weight_decay", "schedule")}
     fields = {key: value for key, value in config.aggregator.items() if key != "name"}

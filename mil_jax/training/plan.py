@@ -11,7 +11,7 @@ import jax
 import numpy as np
 from ml_collections import ConfigDict
 
-from mil_jax import aggregators
+from mil_jax import aggregators, tasks
 from mil_jax.aggregators import reembedding
 from mil_jax.errors import ConfigError
 from mil_jax.strategies import chosen
@@ -77,8 +77,7 @@ class Plan:
 def numeric_names(config: ConfigDict) -> tuple[str, ...]:
     """The settings in which runs of one program may differ: they are read while it runs and decide about no shape."""
     names = ["optimizer.lr", "optimizer.weight_decay"]
-    if config.task.loss_name == "cross_entropy":
-        names.append("task.label_smoothing")
+    names += [f"task.{name}" for name in tasks.numeric_settings(config.task)]
     if config.train.sample_instances:
         names.append("train.sample_instances")  # up to the config's, by which shapes are made
     names += [f"aggregator.{name}" for name in aggregators.numeric_settings(config.aggregator.name)]

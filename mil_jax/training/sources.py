@@ -8,7 +8,7 @@ from pathlib import Path
 from ml_collections import ConfigDict
 
 from mil_jax.data.conversion import Progress, shards_for_features
-from mil_jax.data.digits import digits_cohort
+from mil_jax.data.digits import CLASSES, EVENT, TARGETS, digits_cohort
 from mil_jax.data.shards import Shards
 from mil_jax.data.synthetic import synthetic_shards
 from mil_jax.errors import ConfigError, DataError
@@ -63,7 +63,7 @@ def _open(config: ConfigDict, progress: Progress | None) -> Shards:
             regions=data.regions,
             progress=progress,
         )
-    for name in ("labels", "target"):
+    for name in ("labels", "target", "event", "censored"):
         if data[name]:
             raise ConfigError(
                 f"data.{name} is set but no features are: name their folder with data.features or data.shards"
@@ -71,7 +71,9 @@ def _open(config: ConfigDict, progress: Progress | None) -> Shards:
     if config.splits.file or config.splits.kind != "k_fold":
         raise ConfigError("the embedded digits come with their own five folds: leave splits.kind and splits.file out")
     digits = digits_cohort(cache_folder(config), data.regions)
-    data.labels, data.target, data.patient = str(digits.labels), "label", "patient_id"
-    data.classes = "no nine,nine"
-    config.splits.kind, config.splits.file = "file", str(digits.splits)
+    task = config.task.name
+    data.labels, data.target, data.patient = str(digits.labels), TARGETS.get(task, "label"), "patient_id"
+    data.classes, data.event = CLASSES.get(task, ""), EVENT if task == "survival" else ""
+    if config.splits.folds:
+        config.splits.kind, config.splits.file = "file", str(digits.splits)
     return Shards.open(digits.shards)

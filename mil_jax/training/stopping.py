@@ -9,13 +9,12 @@ from typing import Any
 import numpy as np
 
 from mil_jax.errors import ConfigError
-
-SELECTIONS = ("last", "val_loss", "val_auc")
+from mil_jax.tasks.base import higher_is_better
 
 
 @dataclass(frozen=True)
 class Selection:
-    """select: one of SELECTIONS. patience: epochs without improvement before a run stops, 0 = never.
+    """select: "last", or a monitor of the task such as "val_loss". patience: epochs without improvement before a run stops, 0 = never.
 
     min_epochs: no run stops before this many epochs.
     """
@@ -25,18 +24,14 @@ class Selection:
     min_epochs: int = 0
 
     def __post_init__(self) -> None:
-        if self.select not in SELECTIONS:
-            raise ConfigError(f"train.select is {self.select!r}; choose one of {', '.join(SELECTIONS)}")
         if self.select == "last" and self.patience:
-            raise ConfigError(
-                "train.patience needs a validation score: set train.select to val_loss or val_auc, or patience to 0"
-            )
+            raise ConfigError("train.patience needs a validation score: set train.select to val_loss, or patience to 0")
 
     def better(self, score: float, best: float) -> bool:
         """Whether `score` improves on `best`; NaN never does."""
         if math.isnan(score):
             return False
-        return score < best if self.select == "val_loss" else score > best
+        return score > best if higher_is_better(self.select) else score < best
 
 
 @dataclass
@@ -56,7 +51,7 @@ class Progress:
     @classmethod
     def start(cls, num_replicas: int, selection: Selection) -> Progress:
         """Before the first epoch."""
-        worst = np.inf if selection.select == "val_loss" else -np.inf
+        worst = -np.inf if higher_is_better(selection.select) else np.inf
         return cls(
             best=np.full(num_replicas, worst),
             best_epoch=np.full(num_replicas, -1, np.int64),

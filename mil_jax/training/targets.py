@@ -18,13 +18,14 @@ import pandas as pd
 from ml_collections import ConfigDict
 
 from mil_jax import tasks
-from mil_jax.data.cohort import Cohort, CohortSettings, resolve_classes
+from mil_jax.data.cohort import Cohort, CohortSettings
+from mil_jax.data.numbers import as_flags
 from mil_jax.data.split_files import long_table
-from mil_jax.data.split_makers import TEST, UNUSED, label_counts
+from mil_jax.data.split_makers import TEST, TRAIN, UNUSED, label_counts
 from mil_jax.data.splits import Splits, SplitSettings, make_splits
 from mil_jax.data.tables import listed, read_header, suggestion
 from mil_jax.errors import ConfigError, DataError
-from mil_jax.tasks.classification import Classification
+from mil_jax.tasks.base import Task
 
 _PATTERN = frozenset("*?[")
 
@@ -34,20 +35,20 @@ class Target:
     """name: the label column; several, with commas, for a multi-label model. values: [M] or [M, C], of every bag of the cohort."""
 
     name: str
-    task: Classification
+    task: Task
     values: np.ndarray
     splits: Splits
 
     @cached_property
     def strata(self) -> np.ndarray:
         """What splits are stratified by: class numbers [M], -1 = missing, or 0/1 columns [M, C]."""
-        return _strata(self.task, self.values)
+        return self.task.strata(self.values)
 
     @property
     def class_counts(self) -> dict[str, int]:
-        """Bags of each class."""
-        counts = label_counts(self.strata, self.task.num_classes).sum(axis=0)
-        return dict(zip(self.task.classes, counts.tolist(), strict=True))
+        """Bags of each class (of survival: with and without event; of regression: of each quarter)."""
+        counts = label_counts(self.strata, len(self.task.strata_names)).sum(axis=0)
+        return dict(zip(self.task.strata_names, counts.tolist(), strict=True))
 
 
 def cohort_settings(config: ConfigDict, strict: bool) -> tuple[CohortSettings, frozenset[str]]:
@@ -55,10 +56,11 @@ def cohort_settings(config: ConfigDict, strict: bool) -> tuple[CohortSettings, f
     data = config.data
     header = read_header(data.labels) if data.labels else []
     targets, found = columns_named(data.target, header)
+    events = _event_columns(config, targets, header)
     columns = [name for name in (config.splits.group, config.splits.test) if name and name != "site"]
     settings = CohortSettings(
         labels=data.labels,
-        target=targets,
+        target=(*targets, *events),
         slides_table=data.slides_table or None,
         id_column=data.id_column or None,
         patient=data.patient or None,
@@ -71,9 +73,36 @@ def cohort_settings(config: ConfigDict, strict: bool) -> tuple[CohortSettings, f
         duplicates=data.duplicates,
         min_matched=data.min_matched,
         strict=strict,
-        multi_label=config.task.multi_label,
+        unknown_labels=data.unknown_labels,
+        multi_label=config.task.name == "multilabel",
+        numbers=targets if config.task.name in ("regression", "survival") else (),
+        events=events,
     )
     return settings, found
+
+
+def _event_columns(config: ConfigDict, times: Sequence[str], header: Sequence[str]) -> tuple[str, ...]:
+    """Of survival, for each time the column that says whether the event happened. Raises ConfigError where it is not known."""
+    data = config.data
+    if config.task.name != "survival":
+        for name in ("event", "censored"):
+            if data[name]:
+                raise ConfigError(f"data.{name} is for task.name=survival, not {config.task.name}: leave it out")
+        return ()
+    if data.event and data.censored:
+        raise ConfigError("data.event and data.censored say the same: name one of the two columns")
+    named = _names(data.event or data.censored)
+    if len(named) != len(times):
+        raise ConfigError(
+            f"task.name=survival needs, for each of the {len(times)} times in data.target, a column that says whether it happened: "
+            "name it in data.event (1 = it happened), or in data.censored (1 = censored)"
+        )
+    for name in named:
+        if name not in header:
+            raise ConfigError(
+                f"no column {name!r} in {data.labels}{suggestion(name, header)}; its columns are {listed(header, 12)}"
+            )
+    return named
 
 
 def split_settings(config: ConfigDict, strict: bool) -> SplitSettings:
@@ -131,17 +160,12 @@ def make_targets(
     found: the columns that only a pattern found. Raises UserError for a column that was named and cannot be trained, and for
     columns of different numbers of classes.
     """
-    if settings.multi_label and len(settings.targets) == 1:
-        raise ConfigError(
-            "task.multi_label is for several label columns of 0 and 1: name them in data.target, with commas"
-        )
-    groups = [settings.targets] if settings.multi_label else [(name,) for name in settings.targets]
+    groups = label_groups(config, settings)
     targets, left_out = [], []
-    for columns in groups:
-        name = ",".join(columns)
+    for name, columns in groups.items():
         try:
-            target = _target(config, cohort, columns, settings, splitting)
-            if name in found:
+            target = _target(config, cohort, name, columns, settings, splitting)
+            if name in found and splitting.folds:
                 _require_cases_to_test(target)
         except DataError as error:
             if len(groups) == 1:
@@ -169,35 +193,53 @@ def splits_table(targets: Sequence[Target], cohort: Cohort) -> pd.DataFrame:
     return pd.concat(tables, ignore_index=True)
 
 
+def target_labels(
+    config: ConfigDict, cohort: Cohort, columns: tuple[str, ...], settings: CohortSettings
+) -> pd.DataFrame:
+    """The label columns of a target, a row for each bag, with events as flags."""
+    labels = cohort.labels[list(columns)].set_index(cohort.bags["bag_id"])
+    if settings.events:
+        happened = as_flags(labels[columns[1]])
+        labels[columns[1]] = 1 - happened if config.data.censored else happened
+    return labels
+
+
+def label_groups(config: ConfigDict, settings: CohortSettings) -> dict[str, tuple[str, ...]]:
+    """The label columns of each target, by its name."""
+    if settings.events:
+        return {time: (time, event) for time, event in zip(settings.numbers, settings.events)}
+    if tasks.kind(config.task.name).joint or config.task.joint:
+        return {",".join(settings.targets): settings.targets}
+    return {name: (name,) for name in settings.targets}
+
+
 def _target(
     config: ConfigDict,
     cohort: Cohort,
+    name: str,
     columns: tuple[str, ...],
     settings: CohortSettings,
     splitting: SplitSettings,
 ) -> Target:
-    labels = cohort.labels[list(columns)]
-    fields = {key: value for key, value in config.task.items() if key != "name"}
-    task = tasks.create(config.task.name, resolve_classes(labels, settings), fields)
-    values = task.targets(labels.set_index(cohort.bags["bag_id"]))
-    labelled = labels.notna().any(axis=1).to_numpy()
+    labels = target_labels(config, cohort, columns, settings)
+    task = tasks.create(config.task, labels, settings)
+    values = task.targets(labels)
+    labelled = task.known(values)
     if config.train.permute_labels:
         values[labelled] = np.random.default_rng([config.splits.seed, 2]).permutation(values[labelled])
-    splits = make_splits(cohort, _strata(task, values), splitting, task.classes)
+    splits = make_splits(cohort, task.strata(values), splitting, task.strata_names)
     if not labelled.all():
         parts = np.where(labelled, splits.parts, np.int8(UNUSED))
         splits = dataclasses.replace(splits, parts=parts, leak_free=splits.leak_free & labelled)
-    return Target(",".join(columns), task, values, splits)
-
-
-def _strata(task: Classification, values: np.ndarray) -> np.ndarray:
-    return values if task.multi_label else task.class_index(values)
+    for fold, parts in zip(splits.names, splits.parts, strict=True):
+        task.require_trainable(values[parts == TRAIN], f"fold {fold}")
+    return Target(name, task, values, splits)
 
 
 def _require_cases_to_test(target: Target) -> None:
-    counts = label_counts(target.strata, target.task.num_classes)
+    counts = label_counts(target.strata, len(target.task.strata_names))
     for name, parts in zip(target.splits.names, target.splits.parts, strict=True):
-        for title, count in zip(target.task.classes, counts[parts == TEST].sum(axis=0), strict=True):
+        for title, count in zip(target.task.strata_names, counts[parts == TEST].sum(axis=0), strict=True):
             if count == 0:
                 raise DataError(
                     f"fold {name}: no test bag of class {title}; use fewer folds, or name the column without a pattern"
@@ -205,12 +247,14 @@ def _require_cases_to_test(target: Target) -> None:
 
 
 def _require_equal_widths(targets: Sequence[Target]) -> None:
-    widths = Counter(target.task.num_classes for target in targets)
+    widths = Counter(len(target.task.output_names) for target in targets)
     usual = widths.most_common(1)[0][0]
     for target in targets:
-        if target.task.num_classes != usual:
+        if target.task.name == "survival":  # times at which survival is reported may differ
+            continue
+        if len(target.task.output_names) != usual:
             raise DataError(
-                f"label column {target.name!r} has {target.task.num_classes} classes ({listed(target.task.classes)}) and "
+                f"label column {target.name!r} has {len(target.task.strata_names)} classes ({listed(target.task.strata_names)}) and "
                 f"the others {usual}; targets of one run have equally many: train it in a run of its own"
             )
 

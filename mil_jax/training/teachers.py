@@ -68,7 +68,7 @@ class Pupil:
 
 def loads_teacher(config: ConfigDict) -> bool:
     """Whether first weights come from elsewhere."""
-    return bool(config.strategy.name) and config.strategy.teacher not in ("train", "none")
+    return config.strategy.name == "mhim" and config.strategy.teacher not in ("train", "none")
 
 
 def load_teacher(config: ConfigDict, plain: Supervised, bag: Bag, pupils: Sequence[Pupil]) -> Teacher:

@@ -13,9 +13,9 @@ import pytest
 from mil_jax import aggregators
 from mil_jax.bags import Bag
 from mil_jax.errors import ConfigError
-from mil_jax.tasks.classification import Classification
+from mil_jax.tasks.multilabel import MultiLabel
 
-TASK = Classification(("a", "b"), "binary_cross_entropy", multi_label=True)
+TASK = MultiLabel(("a", "b"))
 BAG = Bag(jnp.asarray(np.random.default_rng(0).standard_normal((12, 6)), jnp.float32), jnp.arange(12) < 10)
 
 

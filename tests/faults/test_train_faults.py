@@ -119,8 +119,11 @@ FAULTS = {
     "a dropout of more than all": Fault("aggregator.dropout=1.5", ["--config.aggregator.dropout=1.5"]),
     "a loss for two classes of a sort": Fault("task.loss_name", ["--config.task.loss_name=hinge"]),
     "several labels, one loss": Fault(
-        "needs task.loss_name='binary_cross_entropy'",
-        ["--config.data.target=mutated,smoker", "--config.task.multi_label=true"],
+        "choose one of binary_cross_entropy",
+        [
+            *("--config.data.target=mutated,smoker", "--config.task.name=multilabel"),
+            "--config.task.loss_name=cross_entropy",
+        ],
     ),
     "label columns of two and of three classes": Fault(
         "train it in a run of its own",
@@ -138,12 +141,12 @@ FAULTS = {
     ),
     "a column named twice": Fault("names column 'mutated' twice", ["--config.data.target=mutated,smoker,mutated"]),
     "a model for other features": Fault("aggregator.feature_layer", ["--config.aggregator.feature_layer=lenet"]),
-    "several labels in one column": Fault("name them in data.target", ["--config.task.multi_label=true"]),
+    "several labels in one column": Fault("name them in data.target", ["--config.task.name=multilabel"]),
     "weights for several labels": Fault(
-        "one class per bag",
+        "train.class_weights needs classes",
         [
-            *("--config.data.target=mutated,smoker", "--config.task.loss_name=binary_cross_entropy"),
-            *("--config.task.multi_label=true", "--config.train.class_weights=true"),
+            *("--config.data.target=mutated,smoker", "--config.task.name=multilabel"),
+            "--config.train.class_weights=true",
         ],
     ),
     "a cache that is a file": Fault("data.cache", ["--config.data.cache=labels.csv"]),

@@ -9,10 +9,10 @@ import pytest
 
 from mil_jax import aggregators
 from mil_jax.aggregators import dsmil
-from mil_jax.tasks.classification import Classification
+from mil_jax.tasks.multilabel import MultiLabel
 from tests.laws import law, training_loss
 
-TASK = Classification(("a", "b", "c"), "binary_cross_entropy", multi_label=True)
+TASK = MultiLabel(("a", "b", "c"))
 TARGET = np.array([1.0, 0.0, np.nan], np.float32)
 SIZES = (1, 2, 7, 15, 16, 17)
 DROPOUTS = {"value": "relu", "value_dropout": 0.25, "instance_dropout": 0.3}

@@ -7,7 +7,7 @@ import pandas as pd
 import pytest
 
 from mil_jax.reports.predictions import predictions_table
-from mil_jax.tasks import Classification
+from mil_jax.tasks import Classification, MultiLabel
 
 
 def invented_predictions(
@@ -22,17 +22,17 @@ def invented_predictions(
     """Out-of-fold predictions; probabilities are rounded to one digit, so that scores tie."""
     rng = np.random.default_rng(0)
     patient = np.arange(bags) // bags_per_patient
-    label = rng.integers(0, task.num_classes, patient.max() + 1)[patient]
+    label = rng.integers(0, len(task.classes), patient.max() + 1)[patient]
     sizes = rng.integers(1, 1000, bags)
     tables = []
     for seed in range(seeds):
         for fold in range(folds):
             rows = np.flatnonzero(patient % folds == fold)
-            logits = rng.normal(size=(len(rows), task.num_classes)) + 1.5 * np.eye(task.num_classes)[label[rows]]
+            logits = rng.normal(size=(len(rows), len(task.classes))) + 1.5 * np.eye(len(task.classes))[label[rows]]
             p = np.round(np.exp(logits) / np.exp(logits).sum(1, keepdims=True), 1) + 1e-3
-            if task.multi_label:
+            if isinstance(task, MultiLabel):
                 p = np.clip(p, 0, 1)
-                targets = np.eye(task.num_classes, dtype=np.float32)[label[rows]]
+                targets = np.eye(len(task.classes), dtype=np.float32)[label[rows]]
                 targets[rng.random(targets.shape) < 0.1] = np.nan
             else:
                 p /= p.sum(1, keepdims=True)

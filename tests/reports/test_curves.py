@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from mil_jax.reports import curves
-from mil_jax.tasks import Classification
+from mil_jax.tasks import Classification, MultiLabel
 
 from .conftest import invented_predictions
 
@@ -39,7 +39,7 @@ def test_a_run_without_any_number_still_ends(tmp_path):
     [
         Classification(("a", "b")),
         Classification(("a", "b", "c")),
-        Classification(("x", "y"), "binary_cross_entropy", multi_label=True),
+        MultiLabel(("x", "y")),
     ],
     ids=["binary", "three classes", "multi-label"],
 )

@@ -9,8 +9,7 @@ from sklearn import metrics as sk
 
 from mil_jax.reports import statistics
 from mil_jax.reports.predictions import per_patient, probabilities_of, targets_of
-from mil_jax.reports.weighted_metrics import weighted_metrics
-from mil_jax.tasks import Classification
+from mil_jax.tasks import Classification, MultiLabel
 from mil_jax.tasks.metrics import NAMES
 
 from .conftest import invented_predictions
@@ -19,7 +18,7 @@ TASKS = {
     "two classes": Classification(("a", "b")),
     "four classes": Classification(("a", "b", "c", "d")),
     "sigmoid outputs": Classification(("a", "b", "c"), "binary_cross_entropy"),
-    "multi-label": Classification(("x", "y", "z"), "binary_cross_entropy", multi_label=True),
+    "multi-label": MultiLabel(("x", "y", "z")),
 }
 
 
@@ -29,7 +28,7 @@ def test_counts_as_weights_equal_metrics_of_the_resampled_cases(task):
     p, y = probabilities_of(table, task), targets_of(table, task)
     drawn = np.random.default_rng(1).integers(0, 80, (20, 80))
     weights = np.stack([np.bincount(row, minlength=80) for row in drawn]).astype(float)
-    values = weighted_metrics(task, p, y, weights)
+    values = task.weighted_metrics(p, y, weights)
     for b, row in enumerate(drawn):
         expected = task.metrics(p[row], y[row])
         for name in NAMES:
@@ -40,7 +39,7 @@ def test_the_weighted_auc_with_ties_is_scikit_learns():
     task, rng = TASKS["two classes"], np.random.default_rng(2)
     y, score = rng.integers(0, 2, 50), np.round(rng.random(50), 1)
     weights = rng.integers(0, 4, (10, 50)).astype(float)
-    values = weighted_metrics(task, np.stack([1 - score, score], 1), y, weights)
+    values = task.weighted_metrics(np.stack([1 - score, score], 1), y, weights)
     for b, w in enumerate(weights):
         assert values["auc"][b] == pytest.approx(
             sk.roc_auc_score(np.repeat(y, w.astype(int)), np.repeat(score, w.astype(int)))
@@ -51,7 +50,7 @@ def test_the_weighted_auc_with_ties_is_scikit_learns():
 def test_a_resample_without_a_class_is_nan_only_where_that_matters():
     task = TASKS["two classes"]
     p = np.array([[0.3, 0.7], [0.6, 0.4], [0.2, 0.8]])
-    values = weighted_metrics(task, p, np.array([1, 0, 1]), np.array([[1.0, 0.0, 2.0]]))
+    values = task.weighted_metrics(p, np.array([1, 0, 1]), np.array([[1.0, 0.0, 2.0]]))
     assert np.isnan(values["auc"][0])
     assert values["accuracy"][0] == 1.0
 
@@ -148,7 +147,7 @@ def test_the_leak_free_part_leaves_out_bags_whose_patient_was_trained_on(binary,
 
 def test_the_majority_control_has_the_majoritys_accuracy_and_no_skill(binary, binary_predictions):
     frequencies = {fold: np.array([0.7, 0.3]) for fold in range(5)}
-    values = statistics.majority_control(binary, binary_predictions, frequencies)
+    values = statistics.constant_control(binary, binary_predictions, frequencies)
     one_seed = binary_predictions[binary_predictions["seed"] == 0]
     share = (one_seed["target"] == "normal").groupby(one_seed["fold"]).mean().mean()
     assert values["accuracy"] == pytest.approx(share)
@@ -156,9 +155,9 @@ def test_the_majority_control_has_the_majoritys_accuracy_and_no_skill(binary, bi
 
 
 def test_the_bag_size_control_finds_sizes_that_tell_the_class(binary, binary_predictions):
-    assert statistics.bag_size_auc(binary, binary_predictions) < 0.65
+    assert statistics.bag_size_control(binary, binary_predictions)["auc"] < 0.65
     smaller = np.where(binary_predictions["target"] == "tumor", 1, 10)
-    assert statistics.bag_size_auc(binary, binary_predictions.assign(num_instances=smaller)) == 1.0
+    assert statistics.bag_size_control(binary, binary_predictions.assign(num_instances=smaller)) == {"auc": 1.0}
 
 
 def test_thresholds_come_from_the_runs_own_validation_part(binary):

@@ -12,7 +12,7 @@ from rich.console import Console
 from mil_jax.reports.statements import Conduct
 from mil_jax.reports.summary import summarize, write_summary
 from mil_jax.reports.tables import console_report, markdown
-from mil_jax.tasks import Classification
+from mil_jax.tasks import MultiLabel
 from mil_jax.training.run_folder import RunFolder
 
 from .conftest import invented_predictions
@@ -21,7 +21,7 @@ FREQUENCIES = {fold: np.array([0.5, 0.5]) for fold in range(5)}
 
 
 def make_summary(task, predictions, conduct=None, **settings):
-    frequencies = {fold: np.full(task.num_classes, 1 / task.num_classes) for fold in range(50)}
+    frequencies = {fold: np.full(len(task.classes), 1 / len(task.classes)) for fold in range(50)}
     return summarize(task, predictions, frequencies, conduct or Conduct(), **settings)
 
 
@@ -104,7 +104,7 @@ def test_selection_on_test_is_said_everywhere(tmp_path, binary, binary_predictio
         task=binary,
         predictions=binary_predictions,
         history=[],
-        training_frequencies=FREQUENCIES,
+        constants=FREQUENCIES,
         conduct=Conduct(protocol="reference", select="val_auc", selected_on_test=True),
     )
     assert "(selected on test)" in shown(summary)
@@ -155,7 +155,7 @@ def test_bag_sizes_that_tell_the_class_are_said(binary, binary_predictions):
 
 
 def test_labels_of_a_multi_label_task_have_a_table_of_their_own():
-    task = Classification(("EGFR", "KRAS", "ALK"), "binary_cross_entropy", multi_label=True)
+    task = MultiLabel(("EGFR", "KRAS", "ALK"))
     summary = make_summary(task, invented_predictions(task))
     assert cells(markdown(summary), "KRAS")[0] == f"{summary['metrics']['auc_KRAS']['mean']:.3f}"
 
@@ -167,7 +167,7 @@ def test_the_run_is_complete_only_once_everything_is_written(tmp_path, binary, b
         "task": binary,
         "predictions": binary_predictions,
         "history": history,
-        "training_frequencies": FREQUENCIES,
+        "constants": FREQUENCIES,
         "conduct": Conduct(),
         "notes": ["120 bags matched."],
         "facts": {"programs compiled": 7},

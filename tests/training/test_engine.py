@@ -144,9 +144,9 @@ def test_a_run_stops_when_its_validation_no_longer_improves_and_keeps_its_best_e
         losses = [row["val_loss"] for row in mine]
         assert result.progress.best_epoch[r] == int(np.argmin(losses))
         assert len(mine) == min(int(np.argmin(losses)) + 3, 40)
-    probabilities = TASK.probabilities(result.logits[0]["val"])
+    logits = result.logits[0]["val"]
     targets = engine_data().targets[0][result.bags[0]["val"]]
-    assert TASK.monitor("val_loss", probabilities, targets) == pytest.approx(result.progress.best[0], rel=1e-6)
+    assert TASK.monitor("val_loss", logits, targets) == pytest.approx(result.progress.best[0], rel=1e-6)
 
 
 def test_a_stopped_replica_is_left_as_it_is_while_others_go_on():
@@ -261,9 +261,9 @@ def test_a_run_whose_loss_is_not_finite_is_frozen_at_its_best_and_harms_no_other
     assert result.progress.failed.tolist() == [-1, 2]
     assert len([row for row in listener.rows if row["replica"] == 1]) == 3
     assert result.progress.best_epoch[1] in (0, 1)
-    probabilities = TASK.probabilities(result.logits[1]["val"])
+    logits = result.logits[1]["val"]
     targets = engine_data().targets[0][result.bags[1]["val"]]
-    assert TASK.monitor("val_loss", probabilities, targets) == pytest.approx(result.progress.best[1], rel=1e-6)
+    assert TASK.monitor("val_loss", logits, targets) == pytest.approx(result.progress.best[1], rel=1e-6)
     alone, _ = fit_breaking(Replica(0, 0))
     _assert_equal(_row(result.state, 0), _row(alone.state, 0))
 

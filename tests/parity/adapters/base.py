@@ -14,6 +14,7 @@ import numpy as np
 
 from mil_jax.bags import Bag
 from mil_jax.tasks.classification import Classification
+from mil_jax.tasks.multilabel import MultiLabel
 from tests.parity.case import Case
 
 
@@ -79,13 +80,13 @@ def gradient_entries(gradients: Mapping[str, np.ndarray]) -> dict[str, np.ndarra
     return entries | norms
 
 
-def classification_task(loss: str, num_outputs: int) -> Classification:
+def classification_task(loss: str, num_outputs: int) -> Classification | MultiLabel:
     """The task for a loss as the cases call it: "ce...", "bce_logits...", "bernoulli"."""
     classes = tuple(str(number) for number in range(num_outputs))
     if loss.startswith("ce"):
         return Classification(classes, "cross_entropy")
     if loss.startswith("bce_logits"):
-        return Classification(classes, "binary_cross_entropy", multi_label=True)
+        return MultiLabel(classes)
     if loss == "bernoulli":
         return Classification(("0", "1"), "bernoulli")
     raise ValueError(f"no loss is called {loss!r}")

@@ -1,11 +1,15 @@
-"""Cases of PathGene that are no model: its optimiser."""
+"""Cases of PathGene that are no model: its optimiser and its metrics."""
 
 from __future__ import annotations
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
+from sklearn import metrics as sklearn_metrics
 
+from mil_jax.tasks.metrics import single_label
+from mil_jax.tasks.pathgene_metrics import decisions, pathgene_metrics
 from mil_jax.training.optimizers import OptimizerSettings, make
 from tests.parity.adapters.base import Answer
 from tests.parity.case import Case
@@ -43,4 +47,29 @@ class LookaheadRAdam:
         return Answer({"out/trajectory": trajectory}, {"out/lrs": "the learning rates are given, not computed"})
 
 
-ADAPTERS = {("pathgene", "lookahead_radam"): LookaheadRAdam()}
+class Metrics:
+    """The metrics of its protocol, and the ordinary ones on the same scores."""
+
+    def bag_sizes(self, case: Case) -> list[int]:
+        return []
+
+    def answer(self, case: Case, bucket: int | None) -> Answer:
+        scores, label = case.arrays["out/scores"].astype(np.float64), case.arrays["out/label"]
+        classes = scores.shape[1]
+        values = pathgene_metrics(scores, label)
+        targets, _, decided = decisions(scores, label)
+        values["confusion"] = sklearn_metrics.multilabel_confusion_matrix(targets, decided)
+        ordinary = single_label(scores, label)
+        argmax = scores.argmax(axis=1)
+        values["argmax_accuracy"] = ordinary["accuracy"]
+        values["argmax_macro"] = [ordinary[name] for name in ("precision", "recall", "f1")]
+        values["argmax_confusion"] = sklearn_metrics.confusion_matrix(label, argmax, labels=range(classes))
+        values["macro_ovr_auc"] = ordinary["auc"]
+        given = dict.fromkeys(("out/scores", "out/label"), "given, not computed")
+        return Answer({f"out/{name}": value for name, value in values.items()}, given)
+
+
+ADAPTERS = {
+    ("pathgene", "lookahead_radam"): LookaheadRAdam(),
+    **{("pathgene", f"metrics_c{classes}"): Metrics() for classes in range(2, 11)},
+}

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import numpy as np
 
-from mil_jax.tasks import Classification
 from mil_jax.tasks.metrics import CALIBRATION_BINS, EPSILON, NAMES, distribution
 
 UNDEFINED_WITHOUT_A_CLASS = (
@@ -21,27 +20,12 @@ UNDEFINED_WITHOUT_A_CLASS = (
 )
 
 
-def weighted_metrics(
-    task: Classification, probabilities: np.ndarray, targets: np.ndarray, weights: np.ndarray
-) -> dict[str, np.ndarray]:
-    """{metric: [B]} from probabilities [M, C], targets [M] or [M, C], weights [B, M]; NaN where undefined."""
-    if not task.multi_label:
-        index = task.class_index(targets)
-        known = index >= 0
-        return _of_one_label(probabilities[known], index[known], weights[:, known], positive_only=False)
-    per_class = []
-    for p, y in zip(probabilities.T, targets.T):
-        known = ~np.isnan(y)
-        pair = np.stack([1 - p[known], p[known]], axis=1)
-        per_class.append(_of_one_label(pair, (y[known] > 0).astype(np.int64), weights[:, known], positive_only=True))
-    return {name: np.mean([values[name] for values in per_class], axis=0) for name in NAMES}
-
-
-def _of_one_label(
+def of_one_label(
     p: np.ndarray, index: np.ndarray, weights: np.ndarray, *, positive_only: bool
 ) -> dict[str, np.ndarray]:
-    """`positive_only`: precision, recall, F1 and calibration of the second class, as for one label of a multi-label
-    task.
+    """{metric: [B]} from probabilities [M, C], class index [M], weights [B, M]; NaN where undefined.
+
+    positive_only: precision, recall, F1 and calibration of the second class, as for one label of a multi-label task.
     """
     num_classes = p.shape[1]
     if len(index) == 0 or not np.isfinite(p).all():
