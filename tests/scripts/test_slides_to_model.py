@@ -16,5 +16,5 @@ def test_the_whole_way_ends_with_a_trained_model(tmp_path, small):
     summary = json.loads((tmp_path / "run" / "summary.json").read_text())
     assert summary["complete"]
     predictions = pd.read_csv(tmp_path / "run" / "predictions.csv", dtype=str)
-    assert predictions["slide"].nunique() == (8 if small else 20)
+    assert predictions["bag_id"].nunique() == (8 if small else 20)
     assert (tmp_path / "shards-inspect.png").stat().st_size > 5000
