@@ -92,8 +92,8 @@ def conduct(experiment: Experiment, failed: Sequence[str] = ()) -> Conduct:
     if config.train.permute_labels:
         notes.append("A control: the labels were permuted among the bags; every metric should be at chance.")
     notes += failed
-    if experiment.teacher:
-        notes.append(experiment.teacher.note)
+    if experiment.given:
+        notes.append(experiment.given.note)
     if experiment.fallback:
         notes.append(
             "The validation loss chose the epoch, not the AUC: a fold has fewer than 10 validation cases of a class."

@@ -6,9 +6,10 @@ import dataclasses
 from typing import Any
 
 from mil_jax.errors import ConfigError
+from mil_jax.strategies.confounders import Confounders
 from mil_jax.strategies.masking import Masking
 
-SETTINGS: dict[str, type] = {"mhim": Masking}
+SETTINGS: dict[str, type] = {"ibmil": Confounders, "mhim": Masking}
 
 
 def default_fields(name: str) -> dict[str, Any]:
