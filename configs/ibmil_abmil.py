@@ -44,8 +44,8 @@ def get_config() -> ConfigDict:
     config.demo = ConfigDict(
         {
             "strategy": {"query_dim": 32},
-            "optimizer": {"lr": 2e-3, "schedule": {"epochs": 20}},
-            "train": {"epochs": 20},
+            "optimizer": {"lr": 5e-3, "schedule": {"epochs": 40}},
+            "train": {"epochs": 40, "select": "val_loss"},
         }
     )
     return config
