@@ -2,18 +2,20 @@
 
     python -m benchmarks.engine_overhead --machine laptop
 
-50 replicas (10 folds x 5 seeds) of gated ABMIL 256/128 on 92 invented bags of MUSK1's sizes (2 to 40 instances, 166 features), one
-host device per core for both. "engine" is the time from the end of one epoch of `fit` to the end of the next: order, schedules,
-dispatches, steps, the fetch, the decision. "bare" is a jitted program for each bucket length: `lax.map` over the replicas of a
-`fori_loop` over the bags of that length, all state and bags on the device beforehand; or, stricter, a loop over the replicas that
-updates their states in place. Nothing compiles while the clock runs. Two ladders: one length for all bags (one bare program an
-epoch), and the fitted one. Bar: a ratio of at most 1.2 over `lax.map`.
+"small": 50 replicas (10 folds x 5 seeds) of gated ABMIL 256/128 on 92 invented bags of MUSK1's sizes (2 to 40 instances, 166 features),
+in two ladders: one length for all bags (one bare program an epoch), and the fitted one. "large": 2 replicas (2 folds) of gated ABMIL
+512/384 on 16 bags of 4,096 x 1,024. One host device per core for all ways. "engine" is the time from the end of one epoch of `fit` to the
+end of the next: order, schedules, dispatches, steps, the fetch, the decision. "bare" is a jitted program for each bucket length:
+`lax.map` over the replicas of a `fori_loop` over the bags of that length, all state and bags on the device beforehand; or, stricter, a
+loop over the replicas that updates their states in place. Nothing compiles while the clock runs. Bars: a ratio of at most 1.2 over
+`lax.map`, 1.05 for large bags.
 """
 
 from __future__ import annotations
 
 import time
 from collections.abc import Callable
+from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
@@ -43,11 +45,37 @@ from mil_jax.training.stopping import Selection
 _MACHINE = flags.DEFINE_string("machine", DEFAULT_MACHINE, "Name of the machine, for the result's file.")
 _ROUNDS = flags.DEFINE_integer("rounds", 9, "Epochs of the engine; after each, one of each bare way.")
 
-FOLDS, SEEDS, WIDTH = 10, 5, 166
-SIZES = np.repeat([2, 3, 4, 5, 6, 8, 9, 16, 32, 40], [32, 4, 31, 6, 2, 11, 2, 1, 1, 2])  # of MUSK1's bags
 HYPER = {"optimizer.lr": 5e-4, "optimizer.weight_decay": 5e-3}
-BAR = 1.2
+MUSK1 = np.repeat([2, 3, 4, 5, 6, 8, 9, 16, 32, 40], [32, 4, 31, 6, 2, 11, 2, 1, 1, 2])  # sizes of its bags
 
+
+@dataclass(frozen=True)
+class Case:
+    """What is trained. sizes: of the bags. widths: of gated ABMIL."""
+
+    name: str
+    sizes: np.ndarray
+    dim: int
+    widths: dict[str, int]
+    folds: int
+    seeds: int
+    lengths: tuple[int, ...]
+    bar: float
+
+
+_SMALL = {
+    "sizes": MUSK1,
+    "dim": 166,
+    "widths": {"feature_dim": 256, "attention_dim": 128},
+    "folds": 10,
+    "seeds": 5,
+    "bar": 1.2,
+}
+CASES = (
+    Case("small bags, one length", **_SMALL, lengths=fit_ladder(MUSK1, max_waste=0.0, max_shapes=1).lengths),
+    Case("small bags, fitted ladder", **_SMALL, lengths=fit_ladder(MUSK1).lengths),
+    Case("large bags", np.full(16, 4096), 1024, {"feature_dim": 512, "attention_dim": 384}, 2, 1, (4096,), 1.05),
+)
 
 PyTree = Any
 Over = Callable[[Callable[[PyTree, jax.Array], PyTree], PyTree, jax.Array], PyTree]
@@ -70,64 +98,60 @@ BARE_WAYS: dict[str, Over] = {"lax.map": _map, "fori_loop in place": _in_place}
 
 def main(_: list[str]) -> None:
     use_one_device_per_core()
-    ladders = {
-        "one length": fit_ladder(SIZES, max_waste=0.0, max_shapes=1).lengths,
-        "fitted ladder": fit_ladder(SIZES).lengths,
-    }
     figures: dict[str, Any] = {}
     table = []
-    for name, lengths in ladders.items():
-        clock = _Clock(_data(lengths), _strategy(), _ROUNDS.value)
+    for case in CASES:
+        clock = _Clock(case, _data(case), _strategy(case), _ROUNDS.value)
         clock.run()
-        figures[name] = {
-            "lengths": lengths,
+        figures[case.name] = {
+            "lengths": case.lengths,
             "dispatches_per_epoch": clock.dispatches,
             "seconds_per_epoch": clock.seconds,
         }
         for way in BARE_WAYS:
             ratio = median_ratio(clock.seconds["engine"], clock.seconds[way])
-            figures[name][f"ratio to {way}"] = ratio
-            what = f"engine over a bare {way}, 50 replicas, MUSK1-size bags, {name} ({len(lengths)})"
-            table.append((what, f"at most {BAR}" if way == "lax.map" else "", f"{ratio:.2f}"))
+            figures[case.name][f"ratio to {way}"] = ratio
+            what = f"engine over a bare {way}, {case.folds * case.seeds} runs, {case.name} ({len(case.lengths)})"
+            table.append((what, f"at most {case.bar}" if way == "lax.map" else "", f"{ratio:.2f}"))
     write_result("engine_overhead", _MACHINE.value, figures, table)
 
 
-def _data(lengths: tuple[int, ...]) -> EngineData:
+def _data(case: Case) -> EngineData:
     rng = np.random.default_rng(0)
-    sizes = rng.permutation(SIZES).astype(np.int32)
-    rows = int(sizes.sum()) + lengths[-1]
+    sizes = rng.permutation(case.sizes).astype(np.int32)
+    rows = int(sizes.sum()) + case.lengths[-1]
     bags = ResidentBags(
-        features=rng.standard_normal((rows, WIDTH), np.float32),
+        features=rng.standard_normal((rows, case.dim), np.float32),
         coords=np.zeros((rows, 2), np.int32),
         slide_index=np.zeros(rows, np.int32),
         offsets=(np.cumsum(sizes) - sizes).astype(np.int32),
         sizes=sizes,
     )
-    test = np.arange(len(sizes)) % FOLDS == np.arange(FOLDS)[:, None]
+    test = np.arange(len(sizes)) % case.folds == np.arange(case.folds)[:, None]
     return EngineData(
         bags=bags,
         targets=rng.integers(2, size=(1, len(sizes))).astype(np.int32),
         training=~test,
         selection=np.zeros_like(test),
         test=test,
-        lengths=lengths,
-        bucket=np.searchsorted(lengths, sizes),
+        lengths=case.lengths,
+        bucket=np.searchsorted(case.lengths, sizes),
     )
 
 
-def _strategy() -> Supervised:
+def _strategy(case: Case) -> Supervised:
     task = Classification(("0", "1"), "bernoulli")
-    widths = {"feature_dim": 256, "attention_dim": 128, "gated": True}
-    module = aggregators.create("abmil", task.num_outputs, **widths, dropout=0.0, attention_dropout=0.0)
+    settings = {**case.widths, "gated": True, "dropout": 0.0, "attention_dropout": 0.0}
+    module = aggregators.create("abmil", task.num_outputs, **settings)
     return Supervised(module, task, optimizers.make(optimizers.OptimizerSettings()), Schedule())
 
 
 class _Clock:
     """Listens to `fit`, and after each of its epochs runs and times a bare one of each kind."""
 
-    def __init__(self, data: EngineData, strategy: Supervised, rounds: int) -> None:
+    def __init__(self, case: Case, data: EngineData, strategy: Supervised, rounds: int) -> None:
         self.data, self.strategy, self.rounds = data, strategy, rounds
-        self.plan = Plan(tuple(Replica(fold, seed) for seed in range(SEEDS) for fold in range(FOLDS)), HYPER)
+        self.plan = Plan(tuple(Replica(fold, seed) for seed in range(case.seeds) for fold in range(case.folds)), HYPER)
         self.seconds: dict[str, list[float]] = {"engine": [], **{way: [] for way in BARE_WAYS}}
         self.dispatches = 0
         self.bare = {way: _BareEpoch(data, strategy, self.plan, over) for way, over in BARE_WAYS.items()}

@@ -3,9 +3,9 @@
     python -m benchmarks.packing --machine laptop
 
 Gated ABMIL 512/384, D = 1024, float32: loss and gradients of `--bags` bags of one bucket whose padding is 13 %, what the fitted ladder
-leaves on average. "padded": the library's aggregator over [B, L]. "packed": the same arithmetic over the real rows alone, softmax and
-pooling by segment (sorted ids, as a loader would give them). Packing cannot gain more than the padding, and pays where the segment
-reductions cost less than that.
+leaves on average. "padded": the library's aggregator over [B, L], as the engine runs it. "packed": the same arithmetic over the real
+rows alone, softmax and pooling by segment (sorted ids, as a loader would give them). Packing cannot gain more than the padding, and
+pays where the segment reductions cost less than that.
 """
 
 from __future__ import annotations
@@ -22,6 +22,7 @@ from absl import app, flags
 from benchmarks.common import DEFAULT_MACHINE, median_ratio, paired, write_result
 from mil_jax import aggregators
 from mil_jax.bags import Bag
+from mil_jax.strategies.base import map_bags
 from mil_jax.training.devices import keep_freed_memory, wait
 
 _MACHINE = flags.DEFINE_string("machine", DEFAULT_MACHINE, "Name of the machine, for the result's file.")
@@ -67,7 +68,7 @@ def measure(num_bags: int, length: int, rounds: int) -> dict[str, Any]:
         return -jnp.mean(jax.nn.log_softmax(logits)[:, 0])
 
     def padded_loss(params: Any, bags: Bag) -> jax.Array:
-        return loss(jax.vmap(lambda bag: module.apply({"params": params}, bag).logits)(bags))
+        return loss(map_bags(lambda bag: module.apply({"params": params}, bag).logits, bags))
 
     def packed_loss(params: Any, rows: jax.Array, segments: jax.Array) -> jax.Array:
         return loss(packed_logits(params, rows, segments, num_bags))

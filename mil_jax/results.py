@@ -8,11 +8,14 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from mil_jax.data.feature_moments import bag_moments
 from mil_jax.data.splits import TEST, TRAIN
 from mil_jax.reports.predictions import predictions_table
 from mil_jax.reports.statements import Conduct
+from mil_jax.training import features_file
 from mil_jax.training.engine_types import FitResult
 from mil_jax.training.experiment import Experiment
+from mil_jax.training.leaks import leak_report
 from mil_jax.training.run_folder import RunFolder
 from mil_jax.training.targets import Target
 
@@ -83,15 +86,27 @@ def failures(experiment: Experiment, result: FitResult) -> list[str]:
     return sentences
 
 
-def conduct(experiment: Experiment, failed: Sequence[str] = ()) -> Conduct:
-    """How the runs were carried out, with what does not follow from the predictions and has to stand under the result."""
+def look_at_features(experiment: Experiment, folder: RunFolder) -> list[str]:
+    """Writes features.json, and gives the sentences of the leak report."""
+    bags = bag_moments(experiment.shards, experiment.cohort.slides)
+    training = (experiment.parts == TRAIN).any(axis=0)
+    moments = features_file.training_moments(bags, training)
+    kind = features_file.FeatureKind.of(experiment.shards, np.concatenate(experiment.cohort.slides))
+    features_file.write(folder, kind, moments)
+    return leak_report(experiment, bags)
+
+
+def conduct(experiment: Experiment, failed: Sequence[str] = (), shared: Sequence[str] = ()) -> Conduct:
+    """How the runs were carried out, with what does not follow from the predictions and has to stand under the result. shared: the leak
+    report.
+    """
     config, notes = experiment.config, []
     for target in experiment.targets:
         leaks = [line for line in target.splits.report if line.startswith("leak")]
         notes += [f"{target.name}: {line}" if experiment.several else line for line in leaks]
     if config.train.permute_labels:
         notes.append("A control: the labels were permuted among the bags; every metric should be at chance.")
-    notes += failed
+    notes += [*shared, *failed]
     if experiment.given:
         notes.append(experiment.given.note)
     if experiment.fallback:

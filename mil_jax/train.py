@@ -71,7 +71,9 @@ def _report(experiment: Experiment, folder: RunFolder, result: FitResult, second
     facts = results.facts(experiment, folder, history, result, seconds)
     history = [row for row in history if row["phase"] == history[-1]["phase"]]  # the curves are of the last stage
     common: dict[str, Any] = {"title": results.title(experiment), "notes": notes_on_data(experiment), "facts": facts}
-    conduct = results.conduct(experiment, results.failures(experiment, result))
+    with console.status("looking at the features: what they are, and whether the parts share any"):
+        shared = results.look_at_features(experiment, folder)
+    conduct = results.conduct(experiment, results.failures(experiment, result), shared)
     predictions = results.predictions(experiment, result)
     with console.status("predictions, intervals and figures"):
         if experiment.several:

@@ -166,3 +166,12 @@ def test_a_run_stopped_by_sigterm_is_saved_and_resumes_to_the_same_end(digits, c
 def test_the_ladder_chosen_when_a_run_began_is_used_when_it_is_resumed(own_data, cache):
     config, _, _ = parse([*SMALL, *own_data, cache], train.define_flags)
     assert prepare(config, choices={"ladder": [16, 64]}).ladder.lengths == (16, 64)
+
+
+@pytest.mark.full
+def test_regions_are_normalised_and_trained(cache, tmp_path):
+    run_folder = tmp_path / "run"
+    given = [f"--config.{setting}" for setting in ("train.epochs=1", "splits.folds=2", "aggregator.hidden_dim=8")]
+    assert train.main(["--config=configs/hipt_none.py", *given, cache, f"--config.run={run_folder}"]) == 0
+    assert json.loads((run_folder / "config.json").read_text())["config"]["data"]["normalize"] == "zscore"
+    assert json.loads((run_folder / "summary.json").read_text())["complete"]

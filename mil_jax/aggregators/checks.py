@@ -24,6 +24,11 @@ def rate(name: str, value: Any) -> None:
         raise ConfigError(f"aggregator.{name}={value!r} must be a number in [0, 1)")
 
 
+def share(name: str, value: Any) -> None:
+    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value <= 1:
+        raise ConfigError(f"aggregator.{name}={value!r} must be a number in [0, 1]")
+
+
 def not_negative(name: str, value: Any) -> None:
     if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value < float("inf"):
         raise ConfigError(f"aggregator.{name}={value!r} must be a number that is not negative")

@@ -63,6 +63,8 @@ class DTFD(nn.Module):
     instances_per_group: k of them; the reference's total_instance // numGroup. A smaller group hands on what it has.
     num_partitions: random partitions at evaluation, whose probabilities are averaged.
     feature_dropout: behind the feature layers. dropout: in front of the classifiers of both tiers.
+    joint: tier 1 learns from tier 2, too, through what it hands on: one loss, tier1_weight L1 + (1 - tier1_weight) L2, and one gradient to
+        clip. Not the reference's: MIL-Lab trains so with 0.3 (0.5 with "pooled"), MHIM-MIL's copy with 0.
     initializer: "torch" (the reference), "xavier_normal" (its copies), "kaiming_uniform" or "orthogonal".
 
     Prediction: attention, scores [N]: of tier 1 over the whole bag. embedding [d], of tier 2. aux: "group_logits" [P, G, C] of tier 1 and
@@ -82,9 +84,11 @@ class DTFD(nn.Module):
     num_partitions: int = 1
     feature_dropout: float = 0.0
     dropout: float = 0.0
+    joint: bool = False
+    tier1_weight: float = 0.3
     initializer: str = "torch"
 
-    numeric_settings: ClassVar[tuple[str, ...]] = ("feature_dropout", "dropout")
+    numeric_settings: ClassVar[tuple[str, ...]] = ("feature_dropout", "dropout", "tier1_weight")
     strategy: ClassVar[str] = "dtfd"
 
     def __post_init__(self) -> None:
@@ -95,6 +99,7 @@ class DTFD(nn.Module):
         checks.one_of("distillation", self.distillation, DISTILLATIONS)
         checks.rate("feature_dropout", self.feature_dropout)
         checks.rate("dropout", self.dropout)
+        checks.share("tier1_weight", self.tier1_weight)
         checks.one_of("initializer", self.initializer, KERNEL_INITIALIZERS)
         if self.num_outputs < 2:
             raise ConfigError(
@@ -120,9 +125,10 @@ class DTFD(nn.Module):
         group_logits = classifier(self._dropped(pooled, train, 1))  # [P, G, C]
         self.sow("intermediates", "group_attention", jnp.sum(attention, axis=1))
         self.sow("intermediates", "group_features", pooled)
-        # Tier 2 learns from what tier 1 hands on, and tier 1 does not learn from tier 2.
-        constants = jax.lax.stop_gradient((h, pooled, scores, attention, classifier.kernel))
-        rows = self._distilled(*constants, members)
+        handed_on = h, pooled, scores, attention, classifier.kernel
+        if not self.joint:  # tier 2 learns from what tier 1 hands on, and tier 1 does not learn from tier 2
+            handed_on = jax.lax.stop_gradient(handed_on)
+        rows = self._distilled(*handed_on, members)
         logits, read, embedding = self._tier2(rows, train)  # [P, C], [P, d], [P, d]
         return Prediction(
             logits=_log_mean(logits),

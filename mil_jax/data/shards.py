@@ -71,15 +71,17 @@ class Shards:
         """Bytes of the features of slide i."""
         return int(self.num_instances[i]) * self._row_bytes
 
-    def read_features(self, i: int, out: np.ndarray) -> None:
-        """Reads the features of slide i into `out` [n, *F], C-contiguous, of the stored type, without a checksum.
+    def read_features(self, i: int, out: np.ndarray, first: int | None = None) -> None:
+        """Reads the features of slide i into `out` [n, *F], C-contiguous, of the stored type, without a checksum; with `first` only as
+        many rows from that one as `out` has.
 
         Raises ShardError when the shard ends early or cannot be read.
         """
-        shape = (int(self.num_instances[i]), *self.feature_shape)
+        rows = int(self.num_instances[i]) if first is None else min(len(out), int(self.num_instances[i]) - first)
+        shape = (rows, *self.feature_shape)
         if out.shape != shape or out.dtype != self.dtype or not out.flags.c_contiguous:
             raise ValueError(f"out must be a C-contiguous {self.dtype} array {shape}, not {out.dtype} {out.shape}")
-        self._read(i, int(self._records["features_offset"][i]), [out])
+        self._read(i, int(self._records["features_offset"][i]) + (first or 0) * self._row_bytes, [out])
 
     def read_coords(self, i: int) -> np.ndarray | None:
         """Coordinates [n, 2] int32 of slide i, or None where its features came without."""

@@ -13,22 +13,22 @@ from mil_jax.errors import UserError
 
 
 @contextmanager
-def new_folder(target: Path, marker: str, overwrite: bool) -> Iterator[Path]:
+def new_folder(target: Path, marker: str, overwrite: bool, kind: str = "shards") -> Iterator[Path]:
     """Yields an empty folder beside `target`; on success it takes the target's place, on failure it is removed.
 
-    marker: a file that shows an existing folder to be of the same kind, which `overwrite` may then replace.
+    marker: a file that shows an existing folder to be of the same kind, which `overwrite` may then replace. kind: what it is of.
 
     Raises UserError where the target exists and may not be replaced, or when the disk is full.
     """
     target = target.absolute()
-    _check_target(target, marker, overwrite)
+    _check_target(target, marker, overwrite, kind)
     temporary = target.with_name(f".{target.name}.{os.getpid()}.tmp")
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
         shutil.rmtree(temporary, ignore_errors=True)
         temporary.mkdir()
         yield temporary
-        _check_target(target, marker, overwrite)
+        _check_target(target, marker, overwrite, kind)
         _put_in_place(temporary, target)
     except OSError as error:
         if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
@@ -40,11 +40,11 @@ def new_folder(target: Path, marker: str, overwrite: bool) -> Iterator[Path]:
         shutil.rmtree(temporary, ignore_errors=True)
 
 
-def _check_target(target: Path, marker: str, overwrite: bool) -> None:
+def _check_target(target: Path, marker: str, overwrite: bool, kind: str) -> None:
     if not target.exists() or (target.is_dir() and not any(target.iterdir())):
         return
     if not target.is_dir() or not (target / marker).exists():
-        raise UserError(f"{target}: exists and is not a folder of shards, so it is left alone; choose another folder")
+        raise UserError(f"{target}: exists and is not a folder of {kind}, so it is left alone; choose another folder")
     if not overwrite:
         raise UserError(f"{target}: exists; choose another folder, or replace it with --overwrite")
 

@@ -1,1 +1,1 @@
-"""One instance -> one feature vector."""
+"""Encoders: one instance (a tile's image, a region of tile vectors) -> one vector."""

@@ -131,6 +131,14 @@ def read_coords(path: Path) -> tuple[np.ndarray | None, dict[str, Any]]:
         return (file["coords"][()] if "coords" in file else None), _attributes(file)
 
 
+def read_column(path: Path, name: str) -> np.ndarray | None:
+    """Another array of an HDF5 file, or None where it has none of that name."""
+    if path.suffix.lower() not in H5_EXTENSIONS:
+        return None
+    with _opened_h5(path) as file:
+        return file[name][()] if name in file else None
+
+
 def probe_h5(path: Path) -> tuple[set[str], dict[str, Any]]:
     """Names of the arrays and all attributes of an HDF5 file."""
     with _opened_h5(path) as file:

@@ -22,6 +22,7 @@ import numpy as np
 
 from mil_jax.bags import Bag
 from mil_jax.errors import DataError
+from mil_jax.interop import safetensors
 
 PyTree = Any
 StateDict = dict[str, np.ndarray]
@@ -40,6 +41,8 @@ _WITHOUT_DROPOUT = {
     "attention_net.2.module.2.": "attention_net.3.module.3.",
     "attention_net.2.": "attention_net.3.",
 }
+
+_MOST_NAMES = 6  # of a list in a message
 
 _Transform = Callable[[np.ndarray], np.ndarray]
 _TRANSFORMS: dict[str, tuple[_Transform, _Transform]] = {
@@ -65,13 +68,15 @@ class Importable(Protocol):
 
 
 def load_state_dict(path: str | os.PathLike[str]) -> StateDict:
-    """Arrays by name from a file written by `torch.save` (read with `weights_only=True`) or by `numpy.savez`.
+    """Arrays by name from a file written by `torch.save` (read with `weights_only=True`), as safetensors, or by `numpy.savez`.
 
-    Raises DataError when the file cannot be read as either, or holds something else than tensors.
+    Raises DataError when the file cannot be read as one of these, or holds something else than tensors.
     """
     path = Path(path)
     if not path.is_file():
         raise DataError(f"{path}: no such checkpoint file")
+    if path.suffix == ".safetensors":
+        return safetensors.load(path)
     if path.suffix == ".npz":
         try:
             with np.load(path, allow_pickle=False) as arrays:
@@ -97,7 +102,7 @@ def load_state_dict(path: str | os.PathLike[str]) -> StateDict:
 def import_state_dict(module: Importable, state_dict: Mapping[str, Any], variant: str) -> PyTree:
     """Parameters of `module` from a state dict of the published `variant` (names of `aggregators.variants()`).
 
-    Raises DataError naming every missing, unexpected and wrongly shaped entry; ConfigError for an unknown variant.
+    Raises DataError naming missing, unexpected and wrongly shaped entries; ConfigError for an unknown variant.
     """
     mapping = module.state_dict_map(variant)
     unused = _unused_entries(module, variant)
@@ -214,7 +219,7 @@ def _flat(tree: PyTree) -> dict[str, Any]:
 
 def _mismatch(variant: str, *, missing: Any = (), unexpected: Any = (), shapes: Any = ()) -> DataError:
     parts = [
-        f"{what}: {', '.join(names)}"
+        f"{what}: {', '.join(names[:_MOST_NAMES])}{f' and {len(names) - _MOST_NAMES} more' if len(names) > _MOST_NAMES else ''}"
         for what, names in (("missing", missing), ("unexpected", unexpected), ("wrong shape", shapes))
         if names
     ]

@@ -27,6 +27,7 @@ from mil_jax.interop.feature_files import (
 from mil_jax.interop.slide_bag import UNKNOWN, Provenance, SlideBag, slide_id_of
 
 PREFIXES = ("features_", "slide_features_")
+_UM_TIMES_MAGNIFICATION = 10.0  # of a pixel, as scanners are named: 0.25 um at 40x
 
 
 def find(folder: Path) -> Layout | None:
@@ -67,6 +68,7 @@ def read(file: FeatureFile) -> SlideBag:
         None if coords is None else whole_coords(coords, file.path),
         Provenance(
             tile_size_level0(attributes),
+            float(attributes.get("mpp_level0", nominal_mpp(attributes))),
             coordinate_unit="none" if coords is None else "level0_pixels",
             encoder=str(attributes.get("encoder", folder_encoder)) or UNKNOWN,
         ),
@@ -85,6 +87,14 @@ def tile_size_level0(attributes: Mapping[str, Any]) -> float:
         size, source, target = (int(attributes[key]) for key in needed)
         return float(size * source // target)
     return math.nan
+
+
+def nominal_mpp(attributes: Mapping[str, Any]) -> float:
+    """Micrometres of a level-0 pixel by the slide's magnification: 0.25 at 40x; NaN where the attributes do not say."""
+    try:
+        return _UM_TIMES_MAGNIFICATION / float(attributes["level0_magnification"])
+    except (KeyError, ValueError, ZeroDivisionError):  # a missing value is the text 'None'
+        return math.nan
 
 
 def _features_folder(folder: Path) -> Path | None:

@@ -2,7 +2,7 @@
 
 Student s and teacher t see crops v = 0..V-1, the teacher only the first two. Its outputs are centred and sharpened, and the student
 predicts them from every other crop: L = mean over pairs (i in {0, 1}, v != i) of -softmax((t_i - c) / tau_t) . log softmax(s_v / tau_s).
-The teacher is a moving average of the student, the centre c one of the teacher's outputs.
+The teacher is a moving average of the student (`layers/moving_average.py`), the centre c one of the teacher's outputs.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from mil_jax.layers.initializers import Affine
+from mil_jax.layers.moving_average import followed
 
 Array = jax.Array
 PyTree = Any
@@ -49,12 +50,7 @@ def dino_loss(
 
 def updated_center(center: Array, teacher: Array, momentum: float = 0.9) -> Array:
     """The centre [K] for the next step, from this step's teacher outputs [2, B, K] (of all devices)."""
-    return momentum * center + (1.0 - momentum) * jnp.mean(teacher, axis=(0, 1))
-
-
-def moving_average(teacher: PyTree, student: PyTree, momentum: Array | float) -> PyTree:
-    """The teacher's parameters after a step of the student."""
-    return jax.tree.map(lambda k, q: momentum * k + (1.0 - momentum) * q, teacher, student)
+    return followed(center, jnp.mean(teacher, axis=(0, 1)), 1.0 - momentum)
 
 
 def clipped_each(gradients: PyTree, largest: float) -> PyTree:

@@ -2,10 +2,10 @@
 
 `torch`: PyTorch's default, weight and bias U(-1/sqrt(fan_in), 1/sqrt(fan_in)). `xavier_normal`: N(0, 2 / (fan_in +
 fan_out)), bias 0 (not truncated, unlike `jax.nn.initializers.glorot_normal`). `kaiming_uniform`: U(-sqrt(6/fan_in),
-sqrt(6/fan_in)), bias 0. `orthogonal`: the kernel as a matrix [product of the other axes, out] has orthonormal columns
-(or rows), bias 0. `xavier_uniform`: U(-b, b), b = sqrt(6 / (fan_in + fan_out)), bias 0. `normal_0.02`: of vision
-transformers, bias 0. Layers only hold parameters; aggregators do the arithmetic, so that several layers can share
-one matrix product.
+sqrt(6/fan_in)), bias 0. `kaiming_normal`: N(0, 2 / fan_out), of residual networks. `orthogonal`: the kernel as a matrix
+[product of the other axes, out] has orthonormal columns (or rows), bias 0. `xavier_uniform`: U(-b, b), b = sqrt(6 /
+(fan_in + fan_out)), bias 0. `normal_0.02`: of vision transformers, bias 0. Layers only hold parameters; aggregators do
+the arithmetic, so that several layers can share one matrix product.
 """
 
 from __future__ import annotations
@@ -24,6 +24,7 @@ KERNEL_INITIALIZERS = {
     "torch": variance_scaling(1.0 / 3.0, "fan_in", "uniform"),
     "xavier_normal": variance_scaling(1.0, "fan_avg", "normal"),
     "kaiming_uniform": variance_scaling(2.0, "fan_in", "uniform"),
+    "kaiming_normal": variance_scaling(2.0, "fan_out", "normal"),
     "orthogonal": orthogonal(),
     "xavier_uniform": variance_scaling(1.0, "fan_avg", "uniform"),
     "normal_0.02": normal(0.02),

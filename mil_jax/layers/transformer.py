@@ -46,7 +46,11 @@ class NormParameters(nn.Module):
 
 
 class Block(NamedTuple):
-    """One transformer layer: queries, keys and values side by side [C, 3 C], projection, feed-forward layers, two norms."""
+    """One transformer layer: queries, keys and values side by side [C, 3 C], projection, feed-forward layers, two norms.
+
+    scale_1, scale_2: factors [C] of the two branches (layer scale), or None. Where `expand` makes two values for each that `contract`
+    reads, the feed-forward layers are SwiGLU: silu(first half) * second half.
+    """
 
     norm_1: Norm
     qkv: Affine
@@ -54,25 +58,46 @@ class Block(NamedTuple):
     norm_2: Norm
     expand: Affine
     contract: Affine
+    scale_1: Array | None = None
+    scale_2: Array | None = None
+
+    def feed_forward(self, x: Array) -> Array:
+        """x [T, C] -> [T, C], of the second branch of vision transformers."""
+        hidden = self.expand(x)
+        if self.expand.kernel.shape[-1] == self.contract.kernel.shape[-2]:
+            return self.contract(jax.nn.gelu(hidden, approximate=False))
+        gate, value = jnp.split(hidden, 2, axis=-1)
+        return self.contract(jax.nn.silu(gate) * value)
 
 
 class BlockParameters(nn.Module):
-    """Declares the parameters of a block. hidden_dim: of the feed-forward layers. Called with the width C."""
+    """Declares the parameters of a block. Called with the width C.
+
+    hidden_dim: of the feed-forward layers. gated: SwiGLU. layer_scale: with factors on the branches, which begin at 1e-5.
+    """
 
     hidden_dim: int
     initializer: str = "torch"
     qkv_initializer: str = "xavier_uniform"
+    gated: bool = False
+    layer_scale: bool = False
 
     @nn.compact
     def __call__(self, width: int) -> Block:
         affine = partial(AffineParameters, initializer=self.initializer)
+
+        def scale(name: str) -> Array | None:
+            return self.param(name, nn.initializers.constant(1e-5), (width,)) if self.layer_scale else None
+
         return Block(
             NormParameters(name="norm_1")(width),
             AffineParameters(3 * width, self.qkv_initializer, name="qkv")(width),
             affine(width, name="projection")(width),
             NormParameters(name="norm_2")(width),
-            affine(self.hidden_dim, name="expand")(width),
+            affine(self.hidden_dim * (2 if self.gated else 1), name="expand")(width),
             affine(width, name="contract")(self.hidden_dim),
+            scale("scale_1"),
+            scale("scale_2"),
         )
 
 
@@ -122,10 +147,12 @@ def pre_norm_block(
 
     branch_factor: of both residual branches, for stochastic depth.
     """
+    first, second = (
+        branch_factor if scale is None else branch_factor * scale for scale in (block.scale_1, block.scale_2)
+    )
     mixed, attention = self_attention(block.norm_1(x, epsilon), block.qkv, num_heads, key_mask, rows)
-    x = x[:rows] + branch_factor * block.projection(mixed)
-    hidden = jax.nn.gelu(block.expand(block.norm_2(x, epsilon)), approximate=False)
-    return x + branch_factor * block.contract(hidden), attention
+    x = x[:rows] + first * block.projection(mixed)
+    return x + second * block.feed_forward(block.norm_2(x, epsilon)), attention
 
 
 def post_norm_block(

@@ -4,16 +4,19 @@ L1, the mean over a bag's groups of the task's loss on their logits, moves tier 
 what tier 1 distilled BEFORE its update, as a constant. So one forward pass serves both, and the gradient of L1 + L2 is that of each
 tier's own loss. Every network (dimension reduction, attention, classifier, tier 2) has an optimiser of its own, by which
 `optimizer.clip_norm` limits its gradient on its own, as the reference does; its two Adams act on each parameter by itself.
+
+With `aggregator.joint` there is one loss, tier1_weight L1 + (1 - tier1_weight) L2, which moves all, and one gradient to clip.
 """
 
 from __future__ import annotations
 
 import dataclasses
-from typing import Any
+from typing import Any, cast
 
 import jax
 import jax.numpy as jnp
 
+from mil_jax.aggregators.dtfd import DTFD
 from mil_jax.aggregators.reembedding import Reembedded
 from mil_jax.bags import Prediction
 from mil_jax.errors import ConfigError
@@ -42,13 +45,13 @@ class TwoTiers(Supervised):
     def step(
         self, state: TrainState, batch: Batch, extras: dict[str, Array], key: Array
     ) -> tuple[TrainState, dict[str, Array]]:
-        """One update of both tiers. Metrics: "loss_tier1", "loss_tier2", and their sum "loss"."""
+        """One update of both tiers. Metrics: "loss_tier1", "loss_tier2", and "loss", their sum (weighted if joint)."""
         inputs = self._inputs(state, batch, key)
 
         def loss_of(params: PyTree) -> tuple[Array, tuple[Array, Array]]:
             predictions = self._predictions(params, state.hyper, batch, inputs)
             tiers = tier_losses(inputs.task, predictions, batch.targets, inputs.weights)
-            return tiers[0] + tiers[1], tiers
+            return self._total(tiers, state.hyper), tiers
 
         (loss, tiers), gradients = jax.value_and_grad(loss_of, has_aux=True)(state.params)
         gradients = batch.averaged(gradients)
@@ -68,14 +71,29 @@ class TwoTiers(Supervised):
     def _fresh_optimizer(self, params: PyTree) -> PyTree:
         return {name: self.optimizer.init(own) for name, own in self._networks(params).items()}
 
+    @property
+    def _tiers(self) -> DTFD:
+        module = self.module.aggregator if isinstance(self.module, Reembedded) else self.module
+        return cast(DTFD, module)
+
+    def _total(self, tiers: tuple[Array, Array], hyper: dict[str, Array]) -> Array:
+        if not self._tiers.joint:
+            return tiers[0] + tiers[1]
+        weight = hyper.get("aggregator.tier1_weight", self._tiers.tier1_weight)
+        return weight * tiers[0] + (1.0 - weight) * tiers[1]
+
     def _networks(self, tree: PyTree) -> dict[str, PyTree]:
         """The parts of a tree of parameters that are clipped on their own; a re-embedding is one of them."""
+        if self._tiers.joint:
+            return {"all": tree}
         if isinstance(self.module, Reembedded):
             return {"reembed": tree["reembed"], **tree["aggregator"]}
         return dict(tree)
 
     def _as_params(self, networks: dict[str, PyTree]) -> PyTree:
         """The inverse of `_networks`."""
+        if self._tiers.joint:
+            return networks["all"]
         if isinstance(self.module, Reembedded):
             own = dict(networks)
             return {"reembed": own.pop("reembed"), "aggregator": own}

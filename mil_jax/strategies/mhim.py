@@ -22,6 +22,7 @@ from mil_jax.errors import ConfigError
 from mil_jax.layers import instance_masks
 from mil_jax.layers.instance_masks import MaskCounts
 from mil_jax.layers.losses import feature_consistency, mean_over_bags
+from mil_jax.layers.moving_average import followed
 from mil_jax.strategies.base import Batch, Steps, TrainState, map_bags
 from mil_jax.strategies.masking import Masking
 from mil_jax.strategies.supervised import Inputs, Supervised
@@ -114,7 +115,7 @@ class MHIM(Supervised):
             weight_decay=state.hyper["optimizer.weight_decay"],
         )
         params = self._averaged(state.params, self._moved(state.params, updates), predictions, batch, extras)
-        teacher = follow(teacher, self._plain(params), extras["teacher_rate"])
+        teacher = followed(teacher, self._plain(params), extras["teacher_rate"])
         state = state.replace(step=state.step + 1, params=params, optimizer=self._optimizer_state(optimizer, teacher))
         return state, {"loss": loss, **losses}
 
@@ -215,11 +216,6 @@ class MHIM(Supervised):
             return jnp.max(prediction.attention, axis=0, keepdims=True).astype(jnp.float32)
         scores = prediction.attention if prediction.scores is None else prediction.scores
         return scores[None].astype(jnp.float32)
-
-
-def follow(teacher: PyTree, student: PyTree, rate: Array) -> PyTree:
-    """The moving average after a step: momentum * teacher + (1 - momentum) * student, with rate = 1 - momentum."""
-    return jax.tree.map(lambda t, s: t + rate * (s - t), teacher, student)
 
 
 def with_feature_layer(params: PyTree, others: PyTree) -> PyTree:

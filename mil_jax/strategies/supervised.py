@@ -135,7 +135,7 @@ class Supervised:
         bags = batch.bags
         if self.sample_instances:
             bags = map_bags(lambda bag, key: self._sampled(bag, state.hyper, key), bags, keys)
-        bags = map_bags(lambda bag: self._normalized(bag, state.constants), bags)
+        bags = jax.vmap(lambda bag: self._normalized(bag, state.constants))(bags)
         weights = batch.weights
         if self.class_weights:
             classes = batch.targets if batch.targets.ndim == 1 else jnp.argmax(batch.targets, axis=-1)

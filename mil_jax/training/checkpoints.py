@@ -25,8 +25,9 @@ PyTree = Any
 _BYTES_BESIDE_ARRAYS = 1 << 20  # orbax's own files and `place`
 
 
-def read_final(checkpoints: Path) -> tuple[PyTree, list[dict[str, Any]]]:
-    """What the runs of a run folder chose: the parameters, the runs on a leading axis, and of each its fold, seed and ids.
+def read_final(checkpoints: Path) -> tuple[PyTree, PyTree, list[dict[str, Any]]]:
+    """What the runs of a run folder chose: the parameters and the constants, the runs on a leading axis, and of each its fold, seed and
+    ids.
 
     Raises RunFolderError when there is nothing.
     """
@@ -36,7 +37,8 @@ def read_final(checkpoints: Path) -> tuple[PyTree, list[dict[str, Any]]]:
     with ocp.CheckpointManager(folder.resolve(), options=ocp.CheckpointManagerOptions(create=False)) as manager:
         parts = ocp.args.Composite(arrays=ocp.args.StandardRestore(), place=ocp.args.JsonRestore())
         restored = manager.restore(manager.latest_step(), args=parts)
-    return jax.tree.map(np.asarray, restored["arrays"]["params"]), restored["place"]["runs"]
+    arrays = jax.tree.map(np.asarray, restored["arrays"])
+    return arrays["params"], arrays.get("constants") or {}, restored["place"]["runs"]
 
 
 class Checkpoints:

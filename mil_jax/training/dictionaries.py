@@ -50,7 +50,7 @@ def load(source: Source, normalize: str, expected: Any, pupils: Sequence[Pupil])
                 f"{source} holds no {ENTRIES}: name a run of strategy.name=ibmil that made its dictionaries"
             )
         entries = list(_arrays(path / ENTRIES).values())
-        places = same_runs(source, read_final(folder.checkpoints)[1], pupils)
+        places = same_runs(source, read_final(folder.checkpoints)[2], pupils)
         note = f"The dictionary of each run is that of the same run of {path}."
     else:
         if path.suffix != ".npy" or not path.is_file():

@@ -101,7 +101,7 @@ def load_weights(source: Source, config: ConfigDict, plain: Supervised, bag: Bag
     """
     path, expected = source.path, plain.parameter_shapes(bag)
     if is_run_folder(path):
-        params, runs = read_final(completed(source, config.data.normalize).checkpoints)
+        params, _, runs = read_final(completed(source, config.data.normalize).checkpoints)
         places = same_runs(source, runs, pupils)
         tree = jax.tree.map(lambda x: np.asarray(x)[places], params)
         _require_fit(source, path, jax.tree.map(lambda x: x[0], tree), expected)

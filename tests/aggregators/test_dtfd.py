@@ -105,6 +105,24 @@ def test_each_network_is_clipped_on_its_own_and_the_loss_is_the_sum_of_the_tiers
 
 
 @pytest.mark.full
+@pytest.mark.parametrize("distillation", ["pooled", "max_min", "max_attention"])
+def test_joint_tiers_learn_from_one_weighted_loss(distillation):
+    module, params = model(distillation=distillation, joint=True, tier1_weight=0.0)
+    moved, metrics = stepped(strategy(module), params)
+    np.testing.assert_allclose(metrics["loss"], metrics["loss_tier2"], rtol=1e-6)
+    for name in ("dim_reduction", "tier2"):
+        assert any(np.any(a != b) for a, b in zip(jax.tree.leaves(moved[name]), jax.tree.leaves(params[name])))
+    jax.tree.map(np.testing.assert_array_equal, moved["classifier"], params["classifier"])
+
+    module, _ = model(distillation=distillation, joint=True, tier1_weight=0.25)
+    _, metrics = stepped(strategy(module), params)
+    np.testing.assert_allclose(metrics["loss"], 0.25 * metrics["loss_tier1"] + 0.75 * metrics["loss_tier2"], rtol=1e-6)
+    clipped = stepped(strategy(module, clip_norm=1e-3), params)[0]
+    way = [a - b for a, b in zip(jax.tree.leaves(clipped), jax.tree.leaves(params))]
+    np.testing.assert_allclose(np.sqrt(sum(np.sum(x**2) for x in way)), 1e-3, rtol=2e-2)
+
+
+@pytest.mark.full
 def test_a_re_embedding_is_trained_with_tier_1():
     settings = {"name": "rrt", "feature_dim": 8, "num_heads": 2, "cross_region_heads": 2, "region_num": 2}
     module = reembedding.reembedded(model()[0], settings)
@@ -135,6 +153,7 @@ def test_a_checkpoint_is_a_dict_of_four_state_dicts():
         ({"instances_per_group": 0}, r"aggregator\.instances_per_group=0 must be a positive whole number"),
         ({"num_partitions": 1.5}, r"aggregator\.num_partitions=1.5 must be a positive whole number"),
         ({"num_residual": -1}, r"aggregator\.num_residual=-1 must be"),
+        ({"tier1_weight": 1.5}, r"aggregator\.tier1_weight=1.5 must be a number in \[0, 1\]"),
         ({"dropout": 1.0}, r"number in \[0, 1\)"),
         ({"num_outputs": 1}, "at least two classes"),
     ],

@@ -32,9 +32,9 @@ def small(distillation: str, **settings: Any) -> Any:
     return aggregators.create("dtfd", TASK.num_outputs, distillation=distillation, **{**widths, **settings})
 
 
-def two_tiers(distillation: str, optimizer: str = "adam", **settings: Any) -> TwoTiers:
+def two_tiers(distillation: str, optimizer: str = "adam", *, joint: bool = False, **settings: Any) -> TwoTiers:
     clipped = optimizers.make(optimizers.OptimizerSettings(optimizer, clip_norm=0.5))
-    return TwoTiers(small(distillation, **DROPOUT), TASK, clipped, Schedule(), **settings)
+    return TwoTiers(small(distillation, joint=joint, **DROPOUT), TASK, clipped, Schedule(), **settings)
 
 
 def _initial(strategy: TwoTiers, key: jax.Array) -> TrainState:
@@ -73,6 +73,7 @@ def test_law_of_every_distillation(distillation):
 @pytest.mark.parametrize("distillation", DISTILLATIONS)
 def test_a_step_of_every_distillation_is_exact_under_padding(distillation):
     check_step(two_tiers(distillation, "sgd"), bare_sizes=SIZES)
+    check_step(two_tiers(distillation, "sgd", joint=True), bare_sizes=SIZES)
     check_step(two_tiers(distillation, "sgd", normalize="l2", sample_instances=5), bare_sizes=(1, 4, 5, 6))
 
 

@@ -14,9 +14,10 @@ import pytest
 
 from mil_jax.config import ConfigDict, parse
 from mil_jax.errors import ConfigError
+from mil_jax.layers.moving_average import followed
 from mil_jax.strategies.base import Steps
 from mil_jax.strategies.masking import Masking
-from mil_jax.strategies.mhim import MHIM, follow, taken_out
+from mil_jax.strategies.mhim import MHIM, taken_out
 from mil_jax.training.checkpoints import Checkpoints
 from mil_jax.training.engine import Stopped, fit
 from mil_jax.training.engine_types import EngineSettings, Phase
@@ -102,7 +103,7 @@ def test_momentum_and_high_share_follow_their_cosines():
     shares = [masking.high_share(Steps(epoch, 9, 5))[0] for epoch in (0, 2, 4, 8)]
     np.testing.assert_allclose(shares, [0.04, 0.02, 0.0, 0.0], atol=1e-15)
     np.testing.assert_allclose([masking.momenta(Steps(epoch, 9, 5))[0] for epoch in (0, 2, 8)], [0.9, 0.95, 1.0])
-    moved = follow({"w": jnp.ones(2)}, {"w": jnp.zeros(2)}, jnp.float32(0.25))
+    moved = followed({"w": jnp.ones(2)}, {"w": jnp.zeros(2)}, jnp.float32(0.25))
     assert moved["w"].tolist() == [0.75, 0.75]
 
 

@@ -17,9 +17,10 @@ from mil_jax.interop.torch_checkpoints import export_state_dict, import_state_di
 from mil_jax.layers import instance_masks
 from mil_jax.layers.instance_masks import MaskCounts
 from mil_jax.layers.losses import feature_consistency
+from mil_jax.layers.moving_average import followed
 from mil_jax.strategies.base import Batch, Steps, TrainState
 from mil_jax.strategies.masking import Masking
-from mil_jax.strategies.mhim import MHIM, follow
+from mil_jax.strategies.mhim import MHIM
 from mil_jax.training.schedule import Schedule
 from tests.parity.adapters.base import Answer, classification_task, gradient_entries, named_as_stored, stack_bags
 from tests.parity.case import Case
@@ -299,7 +300,7 @@ class MovingAverage:
             trained = {name: jnp.asarray(x) for name, x in teacher.items() if name not in buffers}
             others = {name: jnp.asarray(student[name]) for name in trained}
             for _ in range(case.config["steps"]):
-                trained = follow(trained, others, jnp.float32(1.0 - float(key.removeprefix("mm"))))
+                trained = followed(trained, others, jnp.float32(1.0 - float(key.removeprefix("mm"))))
             answer.values |= {f"out/{key}/{name}": x for name, x in {**buffers, **trained}.items()}
         return answer
 

@@ -1,0 +1,165 @@
+"""Scores slides with a trained run: `python -m mil_jax.evaluate --run runs/x --features external/ --labels external.csv`.
+
+No model scores a patient whom it was trained or validated on. Everything is in one results folder.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+from absl import flags
+from ml_collections import ConfigDict
+
+from mil_jax.console import console, run_command, say
+from mil_jax.data.whole_folder import new_folder
+from mil_jax.errors import ConfigError
+from mil_jax.external import in_one_process, prepare, score, split_arguments
+from mil_jax.progress import conversion_progress
+from mil_jax.reports.evaluation import HELD_OUT, Scored, averaged, result
+from mil_jax.reports.evaluation_files import MARKER, console_report, write_evaluation
+from mil_jax.reports.statistics import RESAMPLES
+from mil_jax.session import set_up
+from mil_jax.training.features_file import DIFFERENCES
+from mil_jax.training.run_folder import RunFolder
+from mil_jax.training.trained import TrainedRun
+
+ABOUT = """Scores slides with the models of a trained run: external cohorts, with labels or without, or the run's own test parts again.
+
+usage: python -m mil_jax.evaluate --run RUN --features FEATURES [--labels TABLE] [--name NAME] [--features ... ] [flags]
+
+examples:
+  python -m mil_jax.evaluate --run runs/subtype --features external/ --labels external.csv
+  python -m mil_jax.evaluate --run runs/subtype --features hospital_a/ --labels a.csv --features hospital_b/ --labels b.csv \\
+      --config.data.id_column=slide --by scanner,sex --out runs/subtype_external
+
+of a cohort (repeat them for each cohort; labels, name and settings belong to the features before them):
+  --features    a folder of feature files, as data.features in training
+  --shards      instead: a folder of shards
+  --labels      its label table; without one there are predictions only
+  --name        what to call the cohort; else the name of its folder
+  --config.data.NAME=VALUE    how its files are read, where it is not as in training, such as --config.data.id_column=slide,
+                --config.data.target=diagnosis, --config.data.patient=tcga, --config.data.filter='age > 60'
+"""
+
+
+def define_flags(values: flags.FlagValues) -> None:
+    """The command's flags but those of a cohort."""
+    flags.DEFINE_string("run", "", "the run folder that training wrote", flag_values=values)
+    flags.DEFINE_string("out", "", "the results folder; else RUN/evaluation", flag_values=values)
+    flags.DEFINE_list(
+        "by", [], "columns of the label tables to give subgroups of: site,sex,scanner", flag_values=values
+    )
+    flags.DEFINE_bool(
+        "exclude-seen",
+        False,
+        "leave out patients whom every model has met in training or validation, instead of refusing the cohort",
+        flag_values=values,
+    )
+    flags.DEFINE_multi_enum(
+        "accept", [], DIFFERENCES, "score features that differ from the run's in this", flag_values=values
+    )
+    flags.DEFINE_bool("overwrite", False, "replace the results folder", flag_values=values)
+    flags.DEFINE_bool("strict", False, "make every exclusion of a slide or label an error", flag_values=values)
+    flags.DEFINE_bool("help", False, "show this", short_name="h", flag_values=values)
+
+
+def main(arguments: list[str]) -> int:
+    """Runs the command; returns its exit code."""
+    if {"--help", "-h", "-help"} & set(arguments):
+        values = flags.FlagValues()
+        define_flags(values)
+        say(ABOUT + values.get_help())
+        return 0
+    options, rest = split_arguments(arguments)
+    values = flags.FlagValues()
+    define_flags(values)
+    try:
+        unparsed = values(["mil_jax.evaluate", *rest])[1:]
+    except flags.Error as error:
+        raise ConfigError(f"{str(error).splitlines()[0]}; --help lists the options") from error
+    if unparsed:
+        raise ConfigError(f"unexpected argument {unparsed[0]!r}; options are given as --name=value")
+    if not values.run:
+        raise ConfigError("--run is missing: name the run folder that training wrote; --help shows an example")
+    names = [one.name for one in options]
+    twice = [name for name in names if names.count(name) > 1]
+    if twice:
+        raise ConfigError(f"two cohorts are called {twice[0]}; give each a --name of its own, behind its --features")
+    set_up(in_one_process(ConfigDict(RunFolder.require_complete(values.run).config)))
+    run = TrainedRun.open(values.run)
+    target = Path(values.out or run.folder.path / "evaluation")
+    with new_folder(target, MARKER, values.overwrite, "an evaluation") as folder:
+        content = _evaluate(run, options, values, folder)
+    console.print(console_report(content), soft_wrap=False)
+    say(f"Everything is in {target}: summary.md, predictions.csv, {MARKER}, figures/, clam/, stamp/.")
+    return 0
+
+
+def _evaluate(run: TrainedRun, options: Any, values: flags.FlagValues, folder: Path) -> dict[str, Any]:
+    scored: list[Scored] = []
+    cohorts, excluded = [], []
+    for one in options:
+        with conversion_progress() as progress:
+            external = prepare(
+                run,
+                one,
+                columns=values.by,
+                accepted=values.accept,
+                exclude_seen=bool(values["exclude-seen"].value),
+                strict=values.strict,
+                progress=progress,
+            )
+        say(f"Cohort {external.name}:")
+        for line in external.notes:
+            say(f"  {line}")
+        with console.status(f"scoring {len(external.cohort.bags)} bags of {external.name}"):
+            scored += score(run, external, values.by)
+        cohorts.append({"name": external.name, "features": one.folder, "labels": one.labels, "notes": external.notes})
+        excluded.append(external.excluded.assign(cohort=external.name)[["cohort", "slide", "reason"]])
+    with console.status("averages, intervals and figures"):
+        averages = [averaged(group) for group in scored]
+        results = [(group, means, result(group, means, values.by)) for group, means in zip(scored, averages)]
+        report = {
+            "title": f"{run.config.name} scored on {', '.join(one.name for one in options)}",
+            "run": str(run.folder.path),
+            "statements": _statements(run, results),
+            "cohorts": cohorts,
+        }
+        return write_evaluation(folder, results, pd.concat(excluded, ignore_index=True), report)
+
+
+def _statements(run: TrainedRun, results: Any) -> list[str]:
+    """How the numbers came about."""
+    said = [
+        "No model scored a patient whom it was trained or validated on (patients and slides joined with the run's splits.csv)."
+    ]
+    if any(group.how == HELD_OUT for group, _, _ in results):
+        said.append(
+            "'Models that held it out': each patient by the models of the folds that tested on it, seeds averaged; all folds' predictions "
+            "are then pooled."
+        )
+    if not any(group.labelled for group, _, _ in results):
+        return said
+    said.append(
+        f"95 % interval: percentiles over {RESAMPLES} resamples of the patients of the cohort (a patient's bags together); the models stay "
+        "as trained."
+    )
+    if any(len(group.validation) for group, _, _ in results):
+        said.append(
+            "Thresholds (largest tpr - fpr) and temperatures (smallest log loss) were chosen on the run's validation predictions alone, "
+            "averaged over models in the same way."
+        )
+    else:
+        said.append(
+            "The run has no validation predictions of its own: there are no thresholds and no temperature; decisions are by the largest "
+            "probability."
+        )
+    if run.folder.read_json("summary.json").get("selected_on_test"):
+        said.append("The run chose its epochs on its test parts: what is held out there was used before.")
+    return said
+
+
+if __name__ == "__main__":
+    run_command(main)

@@ -1,0 +1,285 @@
+"""The cohorts that `evaluate` names: from `--features F --labels L` to bags, the models that may score them, and their predictions.
+
+A cohort is read with the run's own settings, but for its files, its filter and its tables; its settings stand behind its features.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+from ml_collections import ConfigDict
+
+from mil_jax import tasks
+from mil_jax.config import require_setting, set_from_text
+from mil_jax.data.cohort import Cohort, build_cohort
+from mil_jax.data.conversion import Progress
+from mil_jax.data.feature_moments import bag_moments, cohort_moments, distance
+from mil_jax.data.shards import Shards
+from mil_jax.data.tables import read_header
+from mil_jax.data.unlabelled import unlabelled_cohort
+from mil_jax.errors import ConfigError
+from mil_jax.reports.evaluation import ENSEMBLE, HELD_OUT, Scored
+from mil_jax.reports.predictions import predictions_table
+from mil_jax.settings import SETTINGS
+from mil_jax.tasks import Classification
+from mil_jax.training import features_file
+from mil_jax.training.seen import Scoring, require_scored, who_may_score
+from mil_jax.training.sources import open_shards
+from mil_jax.training.targets import cohort_settings
+from mil_jax.training.trained import ModelPredictions, TrainedRun, predict
+
+WHERE = ("features", "shards")
+OF_A_COHORT = (*WHERE, "labels", "name")
+_FREE = (
+    *("labels", "features", "shards", "slides_table", "id_column", "patient", "site", "filter", "encoder_name"),
+    *("target", "duplicates", "min_matched", "nonfinite", "cache", "residency", "stream_gib"),
+)
+_OWN_FILES = ("features", "shards", "labels", "slides_table", "filter", "encoder_name", "site")  # not the run's
+
+
+@dataclass(frozen=True)
+class Options:
+    """What the command line says of one cohort. settings: {"data.id_column": "slide"}."""
+
+    source: str
+    folder: str
+    labels: str = ""
+    name: str = ""
+    settings: Mapping[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class External:
+    """A cohort to be scored. task_of: of each label column of the run. values: its targets of all bags, None without labels.
+    notes: sentences on the data. excluded: slide, reason.
+    """
+
+    name: str
+    config: ConfigDict
+    shards: Shards
+    cohort: Cohort
+    task_of: tuple[Classification, ...]
+    values: tuple[np.ndarray, ...] | None
+    scoring: tuple[Scoring, ...]
+    notes: tuple[str, ...]
+    excluded: pd.DataFrame
+
+
+def split_arguments(arguments: Sequence[str]) -> tuple[list[Options], list[str]]:
+    """The cohorts of a command line, and its other arguments. Labels, names and settings are those of the features before them;
+    settings before all features hold for all cohorts.
+
+    Raises ConfigError where it is not clear whose they are.
+    """
+    found: list[dict[str, str]] = [{}]  # the first: before all features
+    rest: list[str] = []
+    waiting = iter(arguments)
+    for argument in waiting:
+        name, equals, value = argument.lstrip("-").partition("=")
+        if not argument.startswith("-") or not (name in OF_A_COHORT or name.startswith("config.")):
+            rest.append(argument)
+            continue
+        if not equals:
+            value = next(waiting, "")
+        if not value or value.startswith("--"):
+            raise ConfigError(f"--{name} has no value; write --{name}=VALUE")
+        if name in WHERE:
+            found.append({})
+        elif name in found[-1]:
+            raise ConfigError(f"--{name} is given twice for one cohort; each --{name} stands behind its --features")
+        found[-1][name] = value
+    common, cohorts = found[0], found[1:]
+    if not cohorts:
+        raise ConfigError("--features (or --shards) is missing: name the folder of the slides to score")
+    misplaced = [name for name in common if name in OF_A_COHORT]
+    if misplaced and len(cohorts) > 1:
+        raise ConfigError(
+            f"--{misplaced[0]} stands before all --features, and there are {len(cohorts)} cohorts; put it behind the --features it "
+            "belongs to"
+        )
+    return [_options(common | one) for one in cohorts], rest
+
+
+def _options(given: Mapping[str, str]) -> Options:
+    source = next(name for name in WHERE if name in given)
+    settings = {name.removeprefix("config."): value for name, value in given.items() if name.startswith("config.")}
+    name = given.get("name") or Path(given[source]).resolve().name
+    return Options(source, given[source], given.get("labels", ""), name, settings)
+
+
+def cohort_config(run: TrainedRun, options: Options) -> ConfigDict:
+    """The run's settings with where the cohort lies. Raises ConfigError for a setting that is not of the cohort."""
+    config = ConfigDict(run.config.to_dict())
+    config.data.target = ",".join(run.targets) or "label"
+    for name in _OWN_FILES:
+        config.data[name] = ""
+    config.data[options.source], config.data.labels = options.folder, options.labels
+    config.data.classes = config.data.positive = ""  # they are the run's
+    for name, value in options.settings.items():
+        require_setting(config, name)
+        if name.removeprefix("data.") not in _FREE or not name.startswith("data."):
+            free = ", ".join(f"data.{one}" for one in _FREE[2:])
+            raise ConfigError(
+                f"--config.{name} is the run's and stays as it was trained; of a cohort may be set {free}"
+            )
+        set_from_text(config, name, value)
+    return in_one_process(config)
+
+
+def in_one_process(config: ConfigDict) -> ConfigDict:
+    """The same settings without those of several processes."""
+    alone = ConfigDict(config.to_dict())
+    for name in alone.distributed:
+        alone.distributed[name] = SETTINGS[f"distributed.{name}"].default
+    return alone
+
+
+def prepare(
+    run: TrainedRun,
+    options: Options,
+    *,
+    columns: Sequence[str] = (),
+    accepted: Collection[str] = (),
+    exclude_seen: bool = False,
+    strict: bool = False,
+    progress: Progress | None = None,
+) -> External:
+    """Reads the cohort and finds who may score it. columns: further ones of the label table.
+
+    Raises UserError where features differ from the run's, tables do not fit, or all models have met its patients.
+    """
+    config = cohort_config(run, options)
+    shards = open_shards(config, progress)
+    trained, moments = features_file.read(run.folder)
+    every = np.arange(len(shards))
+    notes = features_file.require_same(trained, features_file.FeatureKind.of(shards, every), options.name, accepted)
+    labelled = bool(config.data.labels)
+    if labelled:
+        cohort, task_of, labels = _labelled(run, config, shards, columns, strict)
+        values: tuple[np.ndarray, ...] | None = labels
+    else:
+        if columns:
+            raise ConfigError(f"--by={','.join(columns)} names columns of a label table, and {options.name} has none")
+        unit, rule = config.data.unit, config.data.patient
+        cohort, values = unlabelled_cohort(shards.slide_ids, shards.num_instances, patient=rule, unit=unit), None
+        task_of = tuple(_task(run, config, target) for target in range(len(run.targets)))
+    converted = pd.DataFrame(shards.excluded, columns=["slide", "reason"], dtype=object)
+    excluded = pd.concat([converted, cohort.excluded], ignore_index=True).drop_duplicates(ignore_index=True)
+    scoring = [who_may_score(run.splits(target), run.folds[target], cohort) for target in range(len(run.targets))]
+    seen = ~np.any([one.scored for one in scoring], axis=0)
+    if exclude_seen and seen.any():
+        lost = cohort.bags[seen]
+        if seen.all():
+            require_scored(scoring[0], cohort, options.name)
+        notes.append(
+            f"{lost['patient_id'].nunique()} patients ({len(lost)} bags) were left out, since every model of the run that met them was "
+            "trained or validated on them (--exclude-seen)"
+        )
+        reason = "trained or validated on by every model that met it"
+        rows = [{"slide": bag, "reason": reason} for bag in lost["bag_id"]]
+        excluded = pd.concat([excluded, pd.DataFrame(rows)], ignore_index=True)
+    else:
+        for one in scoring:
+            require_scored(one, cohort, options.name)
+    apart = distance(moments, cohort_moments(bag_moments(shards, cohort.slides)))
+    notes = [*shards.notes, *cohort.report, *notes, *_whose(scoring, cohort), apart.sentence]
+    return External(options.name, config, shards, cohort, task_of, values, tuple(scoring), tuple(notes), excluded)
+
+
+def score(run: TrainedRun, external: External, columns: Sequence[str] = ()) -> list[Scored]:
+    """Predicts the cohort; for each label column its bags in one group for each way of scoring."""
+    by_fold = [scoring.by_fold for scoring in external.scoring]
+    models = predict(run, external.task_of[0], external.config, external.shards, external.cohort, by_fold)
+    groups = []
+    for target, scoring in enumerate(external.scoring):
+        task = external.task_of[target]
+        mine = [model for model in models if model.target == target]
+        for how, chosen in ((HELD_OUT, ~scoring.unseen), (ENSEMBLE, scoring.unseen)):
+            tables = [_table(run, external, model, chosen, columns) for model in mine]
+            tables = [table for table in tables if len(table)]
+            if not tables:
+                continue
+            groups.append(
+                Scored(
+                    external.name,
+                    run.targets[target] if run.several else "",
+                    how,
+                    task,
+                    pd.concat(tables, ignore_index=True),
+                    run.validation(target),
+                    external.values is not None,
+                )
+            )
+    return groups
+
+
+def _labelled(
+    run: TrainedRun, config: ConfigDict, shards: Shards, columns: Sequence[str], strict: bool
+) -> tuple[Cohort, tuple[Classification, ...], tuple[np.ndarray, ...]]:
+    settings, _ = cohort_settings(config, strict)
+    same_classes = run.classes[0] if len(set(run.classes)) == 1 and not config.task.multi_label else None
+    # A column called "site" is the label table's, unless it is the site that TCGA barcodes tell.
+    wanted = tuple(name for name in columns if name != "site" or "site" in read_header(config.data.labels))
+    cohort = build_cohort(
+        shards.slide_ids,
+        shards.num_instances,
+        dataclasses.replace(settings, classes=same_classes, positive=None, columns=wanted),
+        modified=shards.provenance["source_mtime"].to_numpy(np.float64),
+    )
+    task_of = tuple(_task(run, config, target) for target in range(len(run.targets)))
+    values = []
+    for name, task in zip(run.targets, task_of, strict=True):
+        names = list(settings.targets) if config.task.multi_label else [name or config.data.target]
+        values.append(task.targets(cohort.labels[names].set_index(cohort.bags["bag_id"])))
+    return cohort, task_of, tuple(values)
+
+
+def _task(run: TrainedRun, config: ConfigDict, target: int) -> Classification:
+    fields = {key: value for key, value in config.task.items() if key != "name"}
+    return tasks.create(config.task.name, run.classes[target], fields)
+
+
+def _whose(scoring: Sequence[Scoring], cohort: Cohort) -> list[str]:
+    """Sentences on the patients whom the run knows."""
+    known = ~np.all([one.unseen for one in scoring], axis=0)
+    if not known.any():
+        return ["no patient of this cohort was met by the run: all its models score it, averaged"]
+    patients = cohort.bags["patient_id"][known].nunique()
+    return [
+        f"{patients} patients ({int(known.sum())} of {len(known)} bags) are the run's own: each is scored only by the models of a fold "
+        "that held the patient out as test"
+    ]
+
+
+def _table(
+    run: TrainedRun, external: External, model: ModelPredictions, chosen: np.ndarray, columns: Sequence[str]
+) -> pd.DataFrame:
+    """The rows of predictions.csv of one model, of the bags that are `chosen` [M]."""
+    task, bags = external.task_of[model.target], external.cohort.bags
+    mine = chosen[model.bags]
+    rows, logits = model.bags[mine], model.logits[mine]
+    order = np.argsort(rows)
+    rows = rows[order]
+    unknown = task.targets(pd.DataFrame({name: [None] * len(rows) for name in _label_columns(task)}))
+    table = predictions_table(
+        task,
+        bag_ids=bags["bag_id"].to_numpy()[rows],
+        patient_ids=bags["patient_id"].to_numpy()[rows],
+        num_instances=bags["num_instances"].to_numpy()[rows],
+        fold=model.fold,
+        seed=model.seed,
+        part="test",
+        targets=unknown if external.values is None else external.values[model.target][rows],
+        probabilities=task.probabilities(logits[order]),
+    )
+    table.insert(table.columns.get_loc("fold") + 1, "fold_name", run.folds[model.target][model.fold])
+    return table.assign(**{name: bags[name].to_numpy()[rows] for name in columns})
+
+
+def _label_columns(task: Classification) -> tuple[str, ...]:
+    return task.classes if task.multi_label else ("label",)

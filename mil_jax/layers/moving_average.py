@@ -1,0 +1,14 @@
+"""Moving averages of parameters and outputs: a teacher that follows its student, a centre that follows the teacher's outputs."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import jax
+
+PyTree = Any
+
+
+def followed(average: PyTree, new: PyTree, rate: jax.Array | float) -> PyTree:
+    """The average after `new`: average + rate (new - average). The rate is 1 - momentum."""
+    return jax.tree.map(lambda old, value: old + rate * (value - old), average, new)

@@ -1,0 +1,156 @@
+"""A run that has ended, opened to predict other bags: its settings, its models with fold and seed, and whom each of them has met."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import numpy as np
+import pandas as pd
+from ml_collections import ConfigDict
+
+from mil_jax.data.buckets import Ladder, fit_ladder
+from mil_jax.data.cohort import Cohort
+from mil_jax.data.residency import row_bytes
+from mil_jax.data.room import choose_residency, open_bags
+from mil_jax.data.shards import Shards
+from mil_jax.strategies.base import TrainState
+from mil_jax.tasks.classification import Classification
+from mil_jax.training.checkpoints import read_final
+from mil_jax.training.engine import Engine
+from mil_jax.training.engine_types import EngineData
+from mil_jax.training.experiment import engine_settings
+from mil_jax.training.memory import there_is
+from mil_jax.training.phases import make_strategy
+from mil_jax.training.plan import Plan, Replica
+from mil_jax.training.run_folder import RunFolder
+from mil_jax.training.stopping import Progress, Selection
+
+PyTree = Any
+
+
+class ModelPredictions(NamedTuple):
+    """Of one model: label column (its number), fold (its number), seed, numbers of the bags, and their logits [n, num_outputs]."""
+
+    target: int
+    fold: int
+    seed: int
+    bags: np.ndarray
+    logits: np.ndarray
+
+
+@dataclass(frozen=True)
+class TrainedRun:
+    """params, constants: of all models, on a leading axis. targets: label columns ("" where the run does not name one), of which each has
+    `classes`, and `folds` by name. replicas: what each model is.
+    """
+
+    folder: RunFolder
+    config: ConfigDict
+    params: PyTree
+    constants: PyTree
+    targets: tuple[str, ...]
+    classes: tuple[tuple[str, ...], ...]
+    folds: tuple[tuple[str, ...], ...]
+    replicas: tuple[Replica, ...]
+
+    @classmethod
+    def open(cls, path: str | os.PathLike[str]) -> TrainedRun:
+        """Raises RunFolderError where there is no run, or none that has ended."""
+        folder = RunFolder.require_complete(path)
+        config, summary = ConfigDict(folder.config), folder.read_json("summary.json")
+        params, constants, runs = read_final(folder.checkpoints)
+        names = list(dict.fromkeys(run.get("label_column", config.data.target) for run in runs))
+        classes = [tuple((summary["targets"][name] if "targets" in summary else summary)["classes"]) for name in names]
+        folds: list[list[str]] = [[] for _ in names]
+        replicas = []
+        for run in runs:
+            target, fold = names.index(run.get("label_column", config.data.target)), str(run["fold"])
+            if fold not in folds[target]:
+                folds[target].append(fold)
+            replicas.append(Replica(folds[target].index(fold), run["seed"], target))
+        return cls(
+            folder, config, params, constants, tuple(names), tuple(classes), tuple(map(tuple, folds)), tuple(replicas)
+        )
+
+    @property
+    def several(self) -> bool:
+        """Whether there is more than one label column."""
+        return len(self.targets) > 1
+
+    def splits(self, target: int) -> pd.DataFrame:
+        """The rows of splits.csv of a label column."""
+        table = self.folder.read_table("splits.csv")
+        return table[table["label_column"] == self.targets[target]] if self.several else table
+
+    def validation(self, target: int) -> pd.DataFrame:
+        """The models' predictions for their own validation parts; none where the test part chose the epochs."""
+        if not (self.folder.path / "predictions.csv").is_file():
+            return pd.DataFrame(columns=["fold", "part"])
+        table = self.folder.read_table("predictions.csv")
+        if "selected_on" in table:
+            return table.iloc[:0]
+        if self.several:
+            table = table[table["label_column"] == self.targets[target]].dropna(axis="columns", how="all")
+        return table[table["part"] == "val"]
+
+
+def predict(
+    run: TrainedRun,
+    task: Classification,
+    config: ConfigDict,
+    shards: Shards,
+    cohort: Cohort,
+    scored: Sequence[np.ndarray],
+) -> list[ModelPredictions]:
+    """scored: of each label column bool [folds, M], the bags that the models of each fold score. config: the run's, with where data lies.
+
+    Raises UserError where the model and the features differ, or a bag does not fit a device.
+    """
+    sizes = cohort.bags["num_instances"].to_numpy()
+    ladder = _ladder(tuple(run.folder.choices["ladder"]), sizes)
+    instance = row_bytes(shards, config.data.neighbors)
+    residency = choose_residency(
+        config.data.residency,
+        sizes,
+        ladder.lengths[-1],
+        instance,
+        config.data.stream_gib,
+        there_is(config.train.memory_gib),
+    )
+    rows = np.concatenate(scored)
+    first_row = tuple(np.cumsum([0, *map(len, scored[:-1])]).tolist())
+    data = EngineData(
+        bags=open_bags(
+            residency, shards, cohort.slides, ladder.lengths[-1], config.data.stream_gib, config.data.neighbors
+        ),
+        targets=np.zeros((len(scored), len(sizes)), np.int32),  # nothing is judged on the device
+        training=rows,  # by which windows of streamed bags are sized
+        selection=np.zeros_like(rows),
+        test=rows,
+        lengths=ladder.lengths,
+        bucket=ladder.bucket(sizes),
+        first_row=first_row,
+    )
+    hyper = {name: float(config.optimizer[name.split(".")[1]]) for name in ("optimizer.lr", "optimizer.weight_decay")}
+    plan = Plan(run.replicas, hyper)
+    engine = Engine(data, task, plan, engine_settings(config))
+    with engine.exits:
+        engine.prepare(make_strategy(config, task, plan))
+        steps: Any = np.zeros(len(plan.replicas), np.int32)
+        hyper_of_all: Any = plan.stacked_hyper()
+        state = TrainState(steps, run.params, {}, hyper_of_all, run.constants)
+        result = engine.result(engine.spread(state), Progress.start(len(plan.replicas), Selection("last")))
+    return [
+        ModelPredictions(replica.target, replica.fold, replica.seed, bags["test"], logits["test"])
+        for replica, bags, logits in zip(plan.replicas, result.bags, result.logits, strict=True)
+        if "test" in bags
+    ]
+
+
+def _ladder(lengths: tuple[int, ...], sizes: np.ndarray) -> Ladder:
+    """The run's bucket lengths, and further ones for bags that are longer than any that it met."""
+    longer = sizes[sizes > lengths[-1]]
+    return Ladder((*lengths, *(fit_ladder(longer).lengths if len(longer) else ())), 0.0)

@@ -1,0 +1,196 @@
+"""Scoring slides with a trained run, from end to end: who scores whom, what is refused, what is left in the results folder."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+import h5py
+import numpy as np
+import pandas as pd
+import pytest
+
+from mil_jax import evaluate, train
+from mil_jax.training.run_folder import RunFolder
+from tests.commands import SMALL, Ended, contents, run
+from tests.invented import Invented, invent, write_clam, write_labels, write_trident
+
+
+def elsewhere(patients: int = 10, width: int = 16) -> Invented:
+    """A cohort of other people."""
+    cohort = invent(patients, width=width, seed=5)
+    features = {name.replace("TCGA", "HOSP"): tiles for name, tiles in cohort.features.items()}
+    table = cohort.table.assign(**{c: cohort.table[c].str.replace("TCGA", "HOSP") for c in ("slide_id", "case_id")})
+    return Invented(features, table.assign(scanner=np.where(np.arange(len(table)) % 2, "A", "B")))
+
+
+@pytest.fixture(scope="module")
+def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """own/ and own.csv, a run on them, and other/ and other.csv of other people."""
+    home = tmp_path_factory.mktemp("evaluate")
+    own, other = invent(20), elsewhere()
+    write_trident(own, home / "own")
+    write_labels(own, home / "own.csv")
+    write_trident(other, home / "other")
+    write_labels(other, home / "other.csv")
+    data = [f"--config.data.features={home / 'own'}", f"--config.data.labels={home / 'own.csv'}"]
+    more = ["--config.data.target=subtype", "--config.train.num_seeds=2", f"--config.data.cache={home / 'cache'}"]
+    assert train.main([*SMALL, *data, *more, "--config.optimizer.lr=0.01", f"--config.run={home / 'run'}"]) == 0
+    return home
+
+
+def evaluated(home: Path, out: Path, *arguments: str, run_folder: str = "run") -> dict:
+    assert evaluate.main(["--run", str(home / run_folder), *arguments, "--out", str(out)]) == 0
+    return json.loads((out / "evaluation.json").read_text())
+
+
+def refused(home: Path, capsys: pytest.CaptureFixture[str], out: Path, *arguments: str) -> Ended:
+    ended = run(evaluate.main, ["--run", str(home / "run"), *arguments, "--out", str(out)], capsys)
+    assert ended.code == 2
+    assert not out.exists()
+    return ended
+
+
+@pytest.fixture(scope="module")
+def own_scores(home: Path) -> Path:
+    """The run's own slides, scored again."""
+    evaluated(home, home / "scores_own", "--features", str(home / "own"), "--labels", str(home / "own.csv"))
+    return home / "scores_own"
+
+
+@pytest.fixture(scope="module")
+def other_scores(home: Path) -> Path:
+    """Other people's slides."""
+    files = ["--features", str(home / "other"), "--labels", str(home / "other.csv")]
+    evaluated(home, home / "scores_other", *files, "--by", "scanner")
+    return home / "scores_other"
+
+
+def test_the_slides_that_were_trained_on_never_get_a_training_score(home, own_scores):
+    scored = pd.read_csv(own_scores / "predictions.csv")
+    trained = RunFolder.open(home / "run").read_table("predictions.csv")
+    test = trained[trained["part"] == "test"].groupby(["bag_id", "fold"])["prob_LUSC"].mean()
+    assert len(scored) == len(test)
+    mine = scored.set_index(["bag_id", "fold"])["prob_LUSC"]
+    np.testing.assert_allclose(mine[test.index].to_numpy(), test.to_numpy(), rtol=1e-4, atol=1e-6)
+    splits = pd.read_csv(home / "run" / "splits.csv")
+    parts = scored.merge(splits, left_on=["fold_name", "bag_id"], right_on=["fold", "bag_id"])["part"]
+    assert set(parts) == {"test"}
+
+
+def test_every_model_that_scored_a_slide_held_it_out(home, own_scores):
+    models = pd.read_csv(own_scores / "predictions_of_models.csv")
+    splits = pd.read_csv(home / "run" / "splits.csv")
+    joined = models.merge(splits, left_on=["fold_name", "bag_id"], right_on=["fold", "bag_id"])
+    assert len(joined) == len(models)
+    assert set(joined["part"]) == {"test"}
+
+
+def test_people_whom_the_run_never_met_are_scored_by_all_models_averaged(other_scores):
+    models = pd.read_csv(other_scores / "predictions_of_models.csv")
+    averaged = pd.read_csv(other_scores / "predictions.csv").set_index("bag_id")["prob_LUSC"]
+    assert (models.groupby("bag_id").size() == 4).all()  # 2 folds x 2 seeds
+    means = models.groupby("bag_id")["prob_LUSC"].mean()
+    np.testing.assert_allclose(averaged[means.index].to_numpy(), means.to_numpy(), rtol=1e-6)
+
+
+def test_the_results_folder_is_readable_by_other_programs(other_scores):
+    files = {"summary.md", "evaluation.json", "predictions.csv", "predictions_of_models.csv", "excluded.csv"}
+    files |= {"clam/other_ensemble/fold_0.csv", "clam/other_ensemble/fold_1.csv"}
+    files |= {"stamp/other_ensemble/patient-preds.csv", "figures/reliability_other_ensemble.png"}
+    assert files <= set(contents(other_scores))
+    clam = pd.read_csv(other_scores / "clam" / "other_ensemble" / "fold_0.csv")
+    assert list(clam) == ["slide_id", "Y", "Y_hat", "p_0", "p_1"]
+    stamp = pd.read_csv(other_scores / "stamp" / "other_ensemble" / "patient-preds.csv")
+    assert list(stamp) == ["PATIENT", "label", "pred", "label_LUAD", "label_LUSC", "loss"]
+
+
+def test_subgroups_are_given_for_any_column(other_scores):
+    (result,) = json.loads((other_scores / "evaluation.json").read_text())["results"]
+    groups = {(group["column"], group["value"]): group["num_bags"] for group in result["subgroups"]}
+    assert groups.keys() == {("scanner", "A"), ("scanner", "B")}
+    assert sum(groups.values()) == result["num_bags"]
+
+
+def test_several_cohorts_make_one_table_and_need_no_labels(home, tmp_path):
+    files = ["--features", str(home / "other"), "--name", "unlabelled", "--features", str(home / "own")]
+    content = evaluated(home, tmp_path / "out", *files, "--labels", str(home / "own.csv"))
+    assert [(one["cohort"], one["scored"], one["labelled"]) for one in content["results"]] == [
+        ("unlabelled", "ensemble", False),
+        ("own", "held out", True),
+    ]
+    predictions = pd.read_csv(tmp_path / "out" / "predictions.csv")
+    assert predictions[predictions["cohort"] == "unlabelled"]["target"].isna().all()
+
+
+def test_patients_in_training_of_every_model_are_refused_or_left_out(home, capsys, tmp_path):
+    table = pd.read_csv(home / "run" / "splits.csv")
+    patient = table["patient_id"].iloc[0]
+    copy = home / "run_seen"
+    if not copy.exists():
+        shutil.copytree(home / "run", copy)
+        table.loc[(table["patient_id"] == patient) & (table["part"] == "test"), "part"] = "train"
+        table.to_csv(copy / "splits.csv", index=False)
+    files = ["--run", str(copy), "--features", str(home / "own"), "--labels", str(home / "own.csv")]
+    ended = run(evaluate.main, [*files, "--out", str(tmp_path / "out")], capsys)
+    assert ended.code == 2
+    assert "1 of 20 patients" in ended.err
+    assert patient in ended.err
+    assert evaluate.main([*files, "--out", str(tmp_path / "out"), "--exclude-seen"]) == 0
+    assert patient not in set(pd.read_csv(tmp_path / "out" / "predictions.csv")["patient_id"])
+    assert "trained or validated on" in (tmp_path / "out" / "excluded.csv").read_text()
+
+
+def test_other_features_are_refused_naming_both(home, capsys, tmp_path):
+    wide = write_trident(elsewhere(4, width=12), tmp_path / "wide")
+    assert (
+        "shape 12, and the run was trained on 16" in refused(home, capsys, tmp_path / "o", "--features", f"{wide}").err
+    )
+    (wide / "20x_256px_0px_overlap").rename(tmp_path / "moved")
+    same = write_trident(elsewhere(4), tmp_path / "other")
+    folder = same / "20x_256px_0px_overlap"
+    (folder / "features_uni_v1").rename(folder / "features_conch")
+    for path in (folder / "features_conch").iterdir():
+        with h5py.File(path, "r+") as file:
+            file["features"].attrs["encoder"] = "conch"
+    err = refused(home, capsys, tmp_path / "o", "--features", str(same)).err
+    assert "encoder conch, and the run was trained on uni_v1" in err
+    assert "--accept=encoder" in err
+    content = evaluated(home, tmp_path / "o", "--features", str(same), "--accept=encoder")
+    assert any("accepted by --accept=encoder" in note for note in content["cohorts"][0]["notes"])
+
+
+def test_features_that_do_not_say_their_encoder_are_scored_and_that_is_said(home, tmp_path):
+    clam = write_clam(elsewhere(4), tmp_path / "clam")
+    content = evaluated(home, tmp_path / "o", "--features", str(clam))
+    assert any("the encoder is not compared" in note for note in content["cohorts"][0]["notes"])
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ([], "--features (or --shards) is missing"),
+        (["--labels", "a.csv", "--features", "x", "--features", "y"], "stands before all --features"),
+        (["--features", "x", "--labels"], "--labels has no value"),
+        (["--features", "x", "--config.train.epochs=3"], "is the run's and stays as it was trained"),
+        (["--features", "x/a", "--features", "y/a"], "two cohorts are called a"),
+        (["--features", "other", "--by", "scanner"], "other has none"),
+    ],
+)
+def test_bad_arguments_are_said_in_one_sentence(home, capsys, tmp_path, arguments, message):
+    arguments = [str(home / "other") if argument == "other" else argument for argument in arguments]
+    assert message in refused(home, capsys, tmp_path / "o", *arguments).err
+
+
+def test_a_label_that_the_run_does_not_know_is_named_with_its_row(home, capsys, tmp_path):
+    table = pd.read_csv(home / "other.csv")
+    table.loc[3, "subtype"] = "SCLC"
+    table.to_csv(tmp_path / "labels.csv", index=False)
+    files = ["--features", str(home / "other"), "--labels", str(tmp_path / "labels.csv")]
+    assert "line 5: 'SCLC' in column 'subtype'" in refused(home, capsys, tmp_path / "o", *files).err
+
+
+def test_help_shows_an_example(capsys):
+    assert evaluate.main(["--help"]) == 0
+    assert "python -m mil_jax.evaluate --run runs/subtype --features external/" in capsys.readouterr().out
