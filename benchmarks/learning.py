@@ -2,6 +2,9 @@
 
     MIL_JAX_SHARED=FOLDER python -m benchmarks.learning --machine laptop
 
+`--part ways` compares ways of training instead: plain, MHIM-MIL v1 and v2, and IBMIL, over the same aggregator with the same settings, on
+the digits (5 seeds) and on MUSK1 and Fox (5 repeats, each with folds and first weights of its own).
+
 FOLDER/data holds `musk1/musk1.npz`, `fox/fox.npz` and `mnist/mnist.npz` in the form that `scripts/mil_benchmarks.py` reads; the
 digits come with the library and are trained with every config that ships. Seconds of a set are those of the whole command, with the
 start of Python and compilation; those of the digits are of training, with compilation.
@@ -25,6 +28,8 @@ from benchmarks.common import DEFAULT_MACHINE, write_result
 
 _MACHINE = flags.DEFINE_string("machine", DEFAULT_MACHINE, "Name of the machine, for the result's file.")
 
+_PART = flags.DEFINE_enum("part", "", ["", "ways"], "Which comparison.")
+
 ROOT = Path(__file__).parents[1]
 SETS = (
     ("musk1", "configs/musk.py", "accuracy 0.84, AUC 0.91, 60 s"),
@@ -40,12 +45,24 @@ DIGITS_BARS = {
     "configs/max_pooling.py": "AUC 0.97",
     "configs/mean_pooling.py": "AUC under 0.85",
 }
+_MHIM = ("--config.strategy.name=mhim", "--config.strategy.mask_high=0.02", "--config.strategy.momentum=0.999")
+WAYS = {
+    "plain": (),
+    "MHIM-MIL v1": (*_MHIM, "--config.strategy.mask_random=0.2", "--config.strategy.mask_high_share=0.1"),
+    "MHIM-MIL v2": (*_MHIM, "--config.strategy.scores=class", "--config.strategy.merge_queries=5"),
+    "IBMIL": ("--config.strategy.name=ibmil",),
+}
+T_OF_FIVE = 2.776  # of Student's t: 95 % of the means of five lie within so many standard errors
 _LAST_LINE = re.compile(r"accuracy (\S+) \+- (\S+), AUC (\S+) \+- (\S+)")
 
 
 def main(_: list[str]) -> None:
     figures: dict[str, Any] = {}
-    table = []
+    table: list[tuple[str, str, str]] = []
+    if _PART.value == "ways":
+        _compare_ways(figures, table)
+        write_result("learning", _MACHINE.value, figures, table, part="ways")
+        return
     for name, config, bar in SETS:
         figures[f"{name}, {config}"] = found = _set(Path(os.environ["MIL_JAX_SHARED"]) / "data" / name, config)
         shown = f"{found['last line']}; {found['seconds']:.0f} s"
@@ -58,9 +75,25 @@ def main(_: list[str]) -> None:
     write_result("learning", _MACHINE.value, figures, table)
 
 
-def _set(data: Path, config: str) -> dict[str, Any]:
+def _compare_ways(figures: dict[str, Any], table: list[tuple[str, str, str]]) -> None:
+    for way, settings in WAYS.items():
+        config = "configs/abmil_mhim.py"
+        figures[f"digits, {way}"] = found = _digits(config, "--config.train.num_seeds=5", *settings)
+        shown = f"AUC {found['AUC']:.3f}, pooled {found['low']:.3f} to {found['high']:.3f}, sd over seeds {found['seeds']:.3f}"
+        table.append((f"digits, {config}, {way}: mean of 5 folds x 5 seeds", "", f"{shown}; {found['seconds']:.0f} s"))
+    for name in ("musk1", "fox"):
+        for way, settings in WAYS.items():
+            config = "configs/musk.py"
+            found = _set(Path(os.environ["MIL_JAX_SHARED"]) / "data" / name, config, *settings)
+            figures[f"{name}, {way}"] = found
+            low, high = (found["AUC"] + side * T_OF_FIVE * found["AUC error"] for side in (-1, 1))
+            shown = f"accuracy {found['accuracy']:.3f}, AUC {found['AUC']:.3f}, {low:.3f} to {high:.3f}; {found['seconds']:.0f} s"
+            table.append((f"{name}, {config}, {way}: mean and 95 % interval of 5 repeats of 10 folds", "", shown))
+
+
+def _set(data: Path, config: str, *settings: str) -> dict[str, Any]:
     start = time.perf_counter()
-    text = _command("scripts/mil_benchmarks.py", "--data", str(data.resolve()), "--config", config)
+    text = _command("scripts/mil_benchmarks.py", "--data", str(data.resolve()), "--config", config, *settings)
     seconds = time.perf_counter() - start
     last = text.splitlines()[-1]
     matched = _LAST_LINE.fullmatch(last)
@@ -70,13 +103,14 @@ def _set(data: Path, config: str) -> dict[str, Any]:
     return {"last line": last, "seconds": seconds} | dict(zip(keys, map(float, matched.groups()), strict=True))
 
 
-def _digits(config: str) -> dict[str, Any]:
+def _digits(config: str, *settings: str) -> dict[str, Any]:
     with tempfile.TemporaryDirectory() as folder:
-        _command("-m", "mil_jax.train", "--config", config, f"--config.run={folder}/run")
+        _command("-m", "mil_jax.train", "--config", config, f"--config.run={folder}/run", *settings)
         summary = json.loads((Path(folder) / "run" / "summary.json").read_text(encoding="utf-8"))
     auc = summary["metrics"]["auc"]
     seconds = summary["facts"]["seconds of training, compilation included"]
-    return {"AUC": auc["mean"], "worst AUC": auc["worst"], "seconds": seconds}
+    interval = {"low": auc["low"], "high": auc["high"], "seeds": auc["sd_seeds"]}
+    return {"AUC": auc["mean"], "worst AUC": auc["worst"], "seconds": seconds, **interval}
 
 
 def _command(*arguments: str) -> str:

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import jax
 import numpy as np
 import pandas as pd
+from ml_collections import ConfigDict
 
 from mil_jax.console import console, frame_table, say
 from mil_jax.data.check import describe
@@ -15,9 +16,10 @@ from mil_jax.data.split_makers import PART_NAMES
 from mil_jax.data.splits import TEST, TRAIN
 from mil_jax.interop.feature_files import counted
 from mil_jax.reports.targets import common_sentences
+from mil_jax.strategies.confounders import DICTIONARY
 from mil_jax.tasks.base import monitor_label
 from mil_jax.training.experiment import Experiment, parameter_shapes
-from mil_jax.training.phases import PROBE, trains_teacher
+from mil_jax.training.phases import BACKBONE, PROBE, TEACHER, stage_names
 
 CLASS_COLUMNS_WIDTH, FOLD_COLUMN_WIDTH = 24, 11  # of the table that --check shows
 
@@ -53,18 +55,29 @@ def describe_experiment(experiment: Experiment, demo: Sequence[str] = (), *, eve
         return
     train_bags = int((experiment.parts == TRAIN).sum(axis=1).max())
     parameters = sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(parameter_shapes(experiment)))
-    stages = 2 if trains_teacher(experiment.config) else 1
+    stages = stage_names(experiment.config)
+    programs = len(stages) * (2 * len(ladder.lengths) + 1)
     say(
         f"{counted(len(experiment.plan.replicas), 'run')} ({_factors(experiment)}) of {parameters:,} parameters, "
         f"at most {counted(experiment.config.train.epochs, 'epoch')} of up to {train_bags} training bags each; "
-        f"at most {stages * (2 * len(ladder.lengths) + 1)} programs to compile"
+        f"at most {programs} programs to compile"
     )
-    if stages == 2:
-        epochs = experiment.config.strategy.teacher_epochs or experiment.config.train.epochs
-        say(
-            f"before that each run is trained plainly for at most {counted(epochs, 'epoch')}: its best state is the first teacher"
-        )
+    for line in _stages_before(experiment.config, stages):
+        say(line)
     say(_monitor(experiment))
+
+
+def _stages_before(config: ConfigDict, stages: Sequence[str]) -> Iterator[str]:
+    """What happens before the last stage."""
+    if stages[0] in (TEACHER, BACKBONE):
+        epochs = config.strategy[f"{stages[0]}_epochs"] or config.train.epochs
+        use = {
+            TEACHER: "its best state is the first teacher",
+            BACKBONE: "its best state gives the embeddings for the dictionary",
+        }
+        yield f"before that each run is trained plainly for at most {counted(epochs, 'epoch')}: {use[stages[0]]}"
+    if DICTIONARY in stages:
+        yield f"the dictionary of each run: k-means of the embeddings of its training bags, {config.strategy.clusters} clusters"
 
 
 def notes_on_data(experiment: Experiment) -> list[str]:

@@ -42,7 +42,7 @@ from mil_jax.training.forecast import (
     time_dispatch,
     time_host,
 )
-from mil_jax.training.phases import trains_teacher
+from mil_jax.training.phases import stage_names
 
 ABOUT = """Says what an experiment costs before it is trained: plan, compilation, steps, memory, where the time will go, and why.
 
@@ -213,7 +213,7 @@ def _say_forecast(experiment: Experiment, expected: Forecast, rate: float | None
         f"Forecast, not measured: {duration(expected.epoch_seconds)} an epoch of all {runs} runs ("
         f"{expected.bags / expected.epoch_seconds:,.0f} bags/s, {expected.instances / expected.epoch_seconds:,.0f} instances/s), "
         f"{duration(expected.total)} for {config.train.epochs} epochs."
-        + (" The plain stage before it, which makes the teacher, is not counted." if trains_teacher(config) else "")
+        + "".join(f" The stage {name} before it is not counted." for name in stage_names(config)[:-1])
     )
     say(
         "It assumes that every run goes to its last epoch"

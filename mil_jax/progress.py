@@ -20,7 +20,7 @@ from mil_jax.data import conversion
 from mil_jax.data.splits import TEST, TRAIN
 from mil_jax.reports.loggers import open_loggers
 from mil_jax.training.experiment import Experiment
-from mil_jax.training.phases import trains_teacher
+from mil_jax.training.phases import stage_names
 from mil_jax.training.run_folder import RunFolder
 
 SECONDS_BETWEEN_LINES = 30.0
@@ -90,7 +90,8 @@ class TrainingProgress(StopOnSignal):
 
     def phase(self, name: str, epoch: int, epochs: int) -> None:
         self.folder.truncate_metrics(name, epoch - 1)
-        self.stage = f"{self.title}stage {name}: " if trains_teacher(self.experiment.config) else self.title
+        stages = stage_names(self.experiment.config)
+        self.stage = f"{self.title}stage {name}: " if len(stages) > 1 else self.title
         rows = self.folder.read_metrics()
         self.seconds_before = rows[-1]["seconds"] if rows else 0.0
         self.begun = self.line_at = time.monotonic()

@@ -126,8 +126,8 @@ def conduct(experiment: Experiment, failed: Sequence[str] = (), shared: Sequence
     if config.train.permute_labels:
         notes.append("A control: the labels were permuted among the bags; every metric should be at chance.")
     notes += [*shared, *failed]
-    if experiment.teacher:
-        notes.append(experiment.teacher.note)
+    if experiment.given:
+        notes.append(experiment.given.note)
     if experiment.fallback:
         notes.append(
             f"The validation loss chose the epoch, not the {METRIC_LABELS[experiment.task.main_metric]}: {experiment.task.few_cases}."

@@ -135,8 +135,8 @@ SETTINGS: dict[str, Setting] = {
     ),
     "strategy.name": Setting(
         "",
-        "How the aggregator is trained: `mhim` (a teacher masks instances); `linear_probe` (exactly, for several penalties); empty: as is "
-        "usual for it.",
+        "How the aggregator is trained: `mhim` (a teacher masks instances), `ibmil` (its bag embedding reads from a dictionary of "
+        "confounders), `linear_probe` (exactly, for several penalties); empty: as is usual for it.",
     ),
     "splits.kind": Setting("k_fold", "`k_fold`, `monte_carlo`, `leave_one_group_out` or `file`."),
     "splits.file": Setting("", "A published split, or the `splits.csv` of an earlier run; sets the kind to `file`."),

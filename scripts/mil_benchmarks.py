@@ -227,7 +227,7 @@ def _cross_validate(bags: BagSet, config: ConfigDict, folder: Path) -> None:
         raise ConfigError("train.protocol=reference may choose epochs on the test part; benchmarks are run as clean")
     chosen = f"the last of {train.epochs} epochs, fixed beforehand" if select == "last" else f"epoch chosen by {select}"
     say(f"{len(experiment.plan.replicas)} runs as one program; {chosen}; normalize={experiment.config.data.normalize}")
-    result = run(experiment, _Progress(train.epochs))
+    result = run(experiment, _Progress())
     rows = _rows(experiment, result, bags.repeat)
     console.print(frame_table(f"{bags.name}: predictions pooled over the folds of each repeat", rows.round(4)))
     if bags.name in PUBLISHED:
@@ -292,25 +292,26 @@ def _mean_and_error(values: pd.Series) -> str:
 class _Progress:
     """Says where training is, a line every few seconds."""
 
-    def __init__(self, epochs: int) -> None:
-        self.epochs = epochs
-        self.bags = 0
+    bags = 0
 
     def phase(self, name: str, epoch: int, epochs: int) -> None:
         self.begun = self.said = time.monotonic()
-        say("compiling ...")
+        self.name, self.epochs = name, epochs
+        say(f"{name}: compiling ...")
 
     def steps(self, count: int) -> None:
         self.bags += count
 
     def epoch(self, rows: list[dict[str, Any]]) -> None:
         now, epoch = time.monotonic(), rows[0]["epoch"] + 1
+        if "train_loss" not in rows[0]:  # a stage that trains nothing
+            return
         if epoch in (1, self.epochs) or now - self.said > SECONDS_BETWEEN_LINES:
             self.said = now
             elapsed = now - self.begun
             loss = np.mean([row["train_loss"] for row in rows])
             say(
-                f"epoch {epoch} of {self.epochs}: {len(rows)} runs, mean training loss {loss:.3f}, "
+                f"{self.name}: epoch {epoch} of {self.epochs}: {len(rows)} runs, mean training loss {loss:.3f}, "
                 f"{self.bags / elapsed:,.0f} bags/s, {elapsed:.0f} s, at most {elapsed / epoch * (self.epochs - epoch):.0f} s left"
             )
 

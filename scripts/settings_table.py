@@ -64,7 +64,7 @@ def page() -> str:
         fields = reembedding.default_fields(name).items()
         rows = [[f"`reembed.{field}`", _shown(default)] for field, default in fields]
         parts.append(f"### {name}\n\n{_table(['setting', 'default'], rows)}\n")
-    parts.append("## Strategies\n\nSettings that `strategy.name` brings with it (see `docs/methods/mhim.md`):\n")
+    parts.append("## Strategies\n\nSettings that `strategy.name` brings with it (see `docs/methods/`):\n")
     for name in chosen.SETTINGS:
         rows = [[f"`strategy.{field}`", _shown(default)] for field, default in chosen.default_fields(name).items()]
         parts.append(f"### {name}\n\n{_table(['setting', 'default'], rows)}\n")

@@ -241,6 +241,12 @@ class DSMIL(nn.Module):
         return present - absent
 
     @nn.nowrap
+    def with_bag_logits(self, prediction: Prediction, bag_logits: jax.Array) -> Prediction:
+        """The prediction for one bag with other bag logits [C] in place of its classifier's."""
+        logits = self._predicted(bag_logits, prediction.aux["max_logits"])
+        return prediction.replace(logits=logits, aux={**prediction.aux, "bag_logits": bag_logits})
+
+    @nn.nowrap
     def training_loss(self, task: Any, predictions: Prediction, targets: jax.Array, weights: jax.Array) -> jax.Array:
         """The loss of both streams, or of the prediction, over a batch of bags [B]; weights [B], 0 = no bag."""
         if self.loss == "prediction":

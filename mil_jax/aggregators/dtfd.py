@@ -68,9 +68,9 @@ class DTFD(nn.Module):
     initializer: "torch" (the reference), "xavier_normal" (its copies), "kaiming_uniform" or "orthogonal".
 
     Prediction: attention, scores [N]: of tier 1 over the whole bag. embedding [d], of tier 2. aux: "group_logits" [P, G, C] of tier 1 and
-    "partition_logits" [P, C] of tier 2, for P partitions: one in training. Sown in "intermediates": "group_attention" [P, N] (over the
-    instance's own group), "activations" [P, N, C], "group_features" [P, G, d], "distilled" [P, K, d], "real" and "distilled_attention"
-    [P, K], and where instances are selected their numbers "selected" [P, K].
+    "partition_logits" [P, C] of tier 2, for P partitions: one in training; "partition_embedding" [P, d], what its classifier reads. Sown
+    in "intermediates": "group_attention" [P, N] (over the instance's own group), "activations" [P, N, C], "group_features" [P, G, d],
+    "distilled" [P, K, d], "real" and "distilled_attention" [P, K], and where instances are selected their numbers "selected" [P, K].
     Raises ConfigError for settings that cannot work.
     """
 
@@ -129,13 +129,13 @@ class DTFD(nn.Module):
         if not self.joint:  # tier 2 learns from what tier 1 hands on, and tier 1 does not learn from tier 2
             handed_on = jax.lax.stop_gradient(handed_on)
         rows = self._distilled(*handed_on, members)
-        logits, embedding = self._tier2(rows, train)  # [P, C], [P, d]
+        logits, read, embedding = self._tier2(rows, train)  # [P, C], [P, d], [P, d]
         return Prediction(
             logits=_log_mean(logits),
             attention=masked.softmax(scores, bag.mask),
             scores=masked.hide_padding(scores, bag.mask),
             embedding=jnp.mean(embedding, axis=0),
-            aux={"group_logits": group_logits, "partition_logits": logits},
+            aux={"group_logits": group_logits, "partition_logits": logits, "partition_embedding": read},
         )
 
     def _embed(self, x: Array, train: bool) -> Array:
@@ -174,7 +174,12 @@ class DTFD(nn.Module):
         self.sow("intermediates", "selected", chosen)
         return Distilled(h[chosen], real.reshape(chosen.shape))
 
-    def _tier2(self, rows: Distilled, train: bool) -> tuple[Array, Array]:
+    @nn.nowrap
+    def with_bag_logits(self, prediction: Prediction, bag_logits: Array) -> Prediction:
+        """The prediction for one bag with other logits [P, C] in place of those of tier 2's classifier."""
+        return prediction.replace(logits=_log_mean(bag_logits), aux={**prediction.aux, "partition_logits": bag_logits})
+
+    def _tier2(self, rows: Distilled, train: bool) -> tuple[Array, Array, Array]:
         layers = _Tier2(self.num_outputs, self.attention_dim, self.initializer, name="tier2")
         attention_layers, classifier = layers(self.feature_dim)
         attention = masked.softmax(attention_layers.scores(rows.features), rows.real)  # [P, K]
@@ -182,7 +187,8 @@ class DTFD(nn.Module):
         self.sow("intermediates", "distilled", rows.features)
         self.sow("intermediates", "real", rows.real)
         self.sow("intermediates", "distilled_attention", attention)
-        return classifier(self._dropped(embedding, train, 2)), embedding
+        read = self._dropped(embedding, train, 2)
+        return classifier(read), read, embedding
 
     @nn.nowrap
     def state_dict_map(self, variant: str) -> dict[str, tuple[str, str]]:

@@ -4,6 +4,7 @@ MHIM-MIL and CLAM).
 x [N, D] -> h = relu(x Wf + bf), dropout -> instance logits h Wc + bc -> the mean, or the logits of chosen instances.
 The mean of the logits is computed as the logits of the mean feature. Where instances are chosen, only the chosen
 rows are computed with a gradient: the rest of the bag has none, so the backward pass costs C rows instead of N.
+Without a feature layer h = x: with the largest value of each feature (`choose="feature"`) the max pooling of IBMIL.
 """
 
 from __future__ import annotations
@@ -40,11 +41,13 @@ _PUBLISHED_LAYERS = {
 class InstanceClassifier(nn.Module):
     """What mean and max pooling share: fields, parameters, dropout.
 
-    feature_dim, feature_activation ("relu" or "gelu"): the layer D -> feature_dim. dropout: after it, in training;
-    numeric, the collection "hyper" may hold another rate. initializer: "xavier_normal", "torch" or "kaiming_uniform".
+    feature_layer: "linear" (D -> feature_dim, then feature_activation "relu" or "gelu") or "none". dropout: after it, in
+    training; numeric, the collection "hyper" may hold another rate. initializer: "xavier_normal", "torch" or
+    "kaiming_uniform".
     """
 
     num_outputs: int
+    feature_layer: str = "linear"
     feature_dim: int = 512
     feature_activation: str = "relu"
     dropout: float = 0.25
@@ -54,19 +57,28 @@ class InstanceClassifier(nn.Module):
 
     def __post_init__(self) -> None:
         checks.positive("num_outputs", self.num_outputs)
+        checks.one_of("feature_layer", self.feature_layer, ("linear", "none"))
         checks.positive("feature_dim", self.feature_dim)
         checks.one_of("feature_activation", self.feature_activation, ("relu", "gelu"))
         checks.rate("dropout", self.dropout)
         checks.one_of("initializer", self.initializer, KERNEL_INITIALIZERS)
+        if self.feature_layer == "none" and self.dropout:
+            raise ConfigError(
+                f"aggregator.dropout={self.dropout} follows the feature layer; "
+                "with aggregator.feature_layer='none' set it to 0"
+            )
         super().__post_init__()
 
-    def _layers(self, x: jax.Array) -> tuple[Affine, Affine]:
+    def _layers(self, x: jax.Array) -> tuple[Affine | None, Affine]:
         if x.ndim != 2:
             raise ConfigError(
                 f"mean and max pooling read feature vectors [N, D], but the bag has the shape {list(x.shape)}"
             )
-        feature = AffineParameters(self.feature_dim, self.initializer, name="feature")(x.shape[-1])
-        return feature, AffineParameters(self.num_outputs, self.initializer, name="classifier")(self.feature_dim)
+        feature, width = None, x.shape[-1]
+        if self.feature_layer == "linear":
+            feature = AffineParameters(self.feature_dim, self.initializer, name="feature")(width)
+            width = self.feature_dim
+        return feature, AffineParameters(self.num_outputs, self.initializer, name="classifier")(width)
 
     def _dropout_factors(self, num_instances: int, train: bool) -> jax.Array | None:
         if not draws(self, "dropout", self.dropout, train):
@@ -74,7 +86,9 @@ class InstanceClassifier(nn.Module):
         rate = hyper(self, "dropout", self.dropout)
         return dropout_factors(self.make_rng("dropout"), (num_instances, self.feature_dim), rate)
 
-    def _embed(self, x: jax.Array, feature: Affine, factors: jax.Array | None) -> jax.Array:
+    def _embed(self, x: jax.Array, feature: Affine | None, factors: jax.Array | None) -> jax.Array:
+        if feature is None:
+            return x
         h = ACTIVATIONS[self.feature_activation](feature(x))
         return h if factors is None else h * factors.astype(h.dtype)
 
@@ -87,6 +101,8 @@ class InstanceClassifier(nn.Module):
         checks.one_of("variant", variant, _PUBLISHED_LAYERS)
         mapping = {}
         for layer, published in _PUBLISHED_LAYERS[variant].items():
+            if layer == "feature" and self.feature_layer == "none":
+                continue
             mapping[f"{published}.weight"] = (f"{layer}/kernel", "linear")
             mapping[f"{published}.bias"] = (f"{layer}/bias", "same")
         return mapping
@@ -94,7 +110,7 @@ class InstanceClassifier(nn.Module):
     @nn.nowrap
     def feature_shape(self, params: Any) -> tuple[int, ...]:
         """Shape F of the instances that `params` were made for."""
-        return (params["feature"]["kernel"].shape[0],)
+        return (params["classifier" if self.feature_layer == "none" else "feature"]["kernel"].shape[0],)
 
 
 class MeanPooling(InstanceClassifier):
@@ -114,18 +130,19 @@ class MeanPooling(InstanceClassifier):
 
 
 class MaxPooling(InstanceClassifier):
-    """Logits of chosen instances.
+    """Logits of chosen instances, or of a chosen instance for each feature.
 
     choose: "class" = for each class the instance with its largest logit (max pooling; `embedding` [C, E],
     `aux["chosen"]` [C]); "positive" = the instance most probable to be of class 1, all its logits (CLAM's binary
     `mil`; `embedding` [E], `chosen` [1]); "any" = the instance with the largest probability of any class (CLAM's
-    multi-class `mil`). Of equals the first is chosen, and it alone receives the gradient.
+    multi-class `mil`); "feature" = for each feature the instance in which it is largest (IBMIL's max pooling; `embedding`
+    [E], `chosen` [E]). Of equals the first is chosen, and it alone receives the gradient.
     """
 
     choose: str = "class"
 
     def __post_init__(self) -> None:
-        checks.one_of("choose", self.choose, ("class", "positive", "any"))
+        checks.one_of("choose", self.choose, ("class", "positive", "any", "feature"))
         super().__post_init__()
         if self.choose == "positive" and self.num_outputs != 2:
             raise ConfigError(
@@ -137,7 +154,17 @@ class MaxPooling(InstanceClassifier):
         x = masked.zero_padding(bag.features, bag.mask)  # [N, D]
         feature, classifier = self._layers(x)
         factors = self._dropout_factors(len(x), train)
-        instance_logits = classifier.scores(self._embed(x, feature, factors))  # [N, C]
+        h = self._embed(x, feature, factors)  # [N, E]
+        instance_logits = classifier.scores(h)  # [N, C]
+        if self.choose == "feature":
+            chosen = masked.argmax(jax.lax.stop_gradient(h), bag.mask)  # [E]
+            embedding = jnp.take_along_axis(h, chosen[None], axis=0)[0].astype(jnp.float32)
+            return Prediction(
+                classifier(embedding),
+                embedding=embedding,
+                instance_logits=masked.zero_padding(instance_logits, bag.mask),
+                aux={"chosen": chosen},
+            )
         chosen = self._chosen(jax.lax.stop_gradient(instance_logits), bag.mask)  # [C] or [1]
         rows = self._embed(x[chosen], feature, None if factors is None else factors[chosen])  # [C, E] or [1, E]
         logits = classifier(rows)

@@ -63,11 +63,12 @@ class TransMIL(nn.Module):
     class_token_deviation: of its normal initialisation.
     initializer: "torch", "xavier_normal" or "kaiming_uniform".
 
-    Both dropout rates are numeric: the collection "hyper" may hold other values. The prediction's `embedding` is LN(Y3)[0]; its
-    `aux["class_attention"]` [2, heads, N] is the class token's row of A1 Z A3 in both layers, `attention` [N] its mean over the heads of
-    the last: as in the method it may be negative and does not sum to 1; `aux["class_scores"]` [N] (-inf on padding) orders instances by
-    the largest class probability of what each adds to the class token in the first layer. Under `jit` none costs anything unless it is
-    used; they carry no gradient. Raises ConfigError for settings that cannot work.
+    Both dropout rates are numeric: the collection "hyper" may hold other values. The prediction's `embedding` is LN(Y3)[0], its
+    `aux["unnormalized_embedding"]` Y3[0]. `aux["class_attention"]` [2, heads, N] is the class token's row of A1 Z A3 in both layers,
+    `attention` [N] its mean over the heads of the last: as in the method it may be negative and does not sum to 1;
+    `aux["class_scores"]` [N] (-inf on padding) orders instances by the largest class probability of what each adds to the class token in
+    the first layer. Under `jit` these three cost nothing unless they are used; they carry no gradient. Raises ConfigError for settings
+    that cannot work.
     """
 
     num_outputs: int
@@ -153,7 +154,11 @@ class TransMIL(nn.Module):
             classifier(embedding),
             jnp.mean(class_attention[1], axis=0),
             embedding=embedding,
-            aux={"class_attention": class_attention, "class_scores": class_scores},
+            aux={
+                "class_attention": class_attention,
+                "class_scores": class_scores,
+                "unnormalized_embedding": y[0].astype(jnp.float32),
+            },
         )
 
     def _instance_features(self, x: Array, train: bool) -> Array:

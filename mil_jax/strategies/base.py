@@ -131,6 +131,32 @@ class Strategy(Protocol):
         """Host, float64: what changes from step to step, each [count]. `sizes` [count, B]: instances of the bags to come."""
 
 
+class Survey(Protocol):
+    """A strategy that trains nothing: it looks at the training bags of each run, with the parameters that the phase before ended with."""
+
+    @property
+    def name(self) -> str:
+        """What the phase is called."""
+
+    def constants(self, training: TrainingBags) -> PyTree:
+        """Whatever is fitted to the training bags, as host arrays."""
+
+    def predict(self, state: TrainState, bag: Bag) -> Prediction:
+        """What is seen of a bag, as logits of any shape."""
+
+    def made(self, seen: np.ndarray) -> Finding:
+        """Host: what comes of it. seen: [n, ...], of the n training bags of one run."""
+
+
+@dataclass(frozen=True)
+class Finding:
+    """params: what the next phase is given, a tree of arrays. per_bag: by name [n, ...], of each training bag. facts: numbers to report."""
+
+    params: PyTree
+    per_bag: dict[str, np.ndarray]
+    facts: dict[str, float]
+
+
 def map_bags(function: Callable[..., Any], bags: Bag, *others: PyTree) -> PyTree:
     """`function` over the leading axis of its arguments. One bag is not vmapped: a batched product of one is slower. Neither are long
     bags on a CPU: one after another they stay in its cache.

@@ -6,10 +6,11 @@ import dataclasses
 from typing import Any
 
 from mil_jax.errors import ConfigError
+from mil_jax.strategies.confounders import Confounders
 from mil_jax.strategies.masking import Masking
 from mil_jax.strategies.probing import Probing
 
-SETTINGS: dict[str, type] = {"mhim": Masking, "linear_probe": Probing}
+SETTINGS: dict[str, type] = {"ibmil": Confounders, "linear_probe": Probing, "mhim": Masking}
 
 
 def default_fields(name: str) -> dict[str, Any]:

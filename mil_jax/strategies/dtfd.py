@@ -15,11 +15,10 @@ from typing import Any, cast
 
 import jax
 import jax.numpy as jnp
-import optax
 
 from mil_jax.aggregators.dtfd import DTFD
 from mil_jax.aggregators.reembedding import Reembedded
-from mil_jax.bags import Bag, Prediction
+from mil_jax.bags import Prediction
 from mil_jax.errors import ConfigError
 from mil_jax.strategies.base import Batch, TrainState
 from mil_jax.strategies.supervised import Supervised
@@ -43,14 +42,6 @@ class TwoTiers(Supervised):
                 "classes; use 'cross_entropy'"
             )
 
-    def init(
-        self, key: Array, bag: Bag, hyper: dict[str, Array], constants: PyTree, previous: TrainState | None
-    ) -> TrainState:
-        """Fresh parameters, whatever came before."""
-        state = super().init(key, bag, hyper, constants, previous)
-        networks = self._networks(state.params)
-        return state.replace(optimizer={name: self.optimizer.init(params) for name, params in networks.items()})
-
     def step(
         self, state: TrainState, batch: Batch, extras: dict[str, Array], key: Array
     ) -> tuple[TrainState, dict[str, Array]]:
@@ -73,9 +64,12 @@ class TwoTiers(Supervised):
                 lr=extras["lr"],
                 weight_decay=state.hyper["optimizer.weight_decay"],
             )
-        params = optax.apply_updates(state.params, self._as_params(updates))
+        params = self._moved(state.params, self._as_params(updates))
         metrics = {"loss": loss, "loss_tier1": tiers[0], "loss_tier2": tiers[1]}
         return state.replace(step=state.step + 1, params=params, optimizer=optimizer), metrics
+
+    def _fresh_optimizer(self, params: PyTree) -> PyTree:
+        return {name: self.optimizer.init(own) for name, own in self._networks(params).items()}
 
     @property
     def _tiers(self) -> DTFD:

@@ -85,16 +85,15 @@ class Supervised:
 
     def parameter_shapes(self, bag: Bag) -> PyTree:
         """The tree of the shapes of the parameters, without computing any; bag: of shapes. Raises ConfigError where they do not fit."""
-        return jax.eval_shape(lambda bag: fresh_params(self.module, jax.random.key(0), bag), bag)
+        return jax.eval_shape(lambda bag: self._first_params(jax.random.key(0), bag, None), bag)
 
     def init(
         self, key: Array, bag: Bag, hyper: dict[str, Array], constants: PyTree, previous: TrainState | None
     ) -> TrainState:
         """Fresh parameters, whatever came before."""
-        del previous
-        params = fresh_params(self.module, key, self._normalized(bag, constants))
+        params = self._first_params(key, self._normalized(bag, constants), previous)
         return TrainState(
-            step=jnp.int32(0), params=params, optimizer=self.optimizer.init(params), hyper=hyper, constants=constants
+            step=jnp.int32(0), params=params, optimizer=self._fresh_optimizer(params), hyper=hyper, constants=constants
         )
 
     def step(
@@ -125,6 +124,13 @@ class Supervised:
         """{"lr": [count]}."""
         del sizes
         return {"lr": self.learning_rate(hyper["optimizer.lr"], steps)}
+
+    def _first_params(self, key: Array, bag: Bag, previous: TrainState | None) -> PyTree:
+        del previous
+        return fresh_params(self.module, key, bag)
+
+    def _fresh_optimizer(self, params: PyTree) -> PyTree:
+        return self.optimizer.init(params)
 
     def _inputs(self, state: TrainState, batch: Batch, key: Array) -> Inputs:
         keys = jax.vmap(lambda place: jax.random.fold_in(key, place))(batch.places)

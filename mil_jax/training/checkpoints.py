@@ -102,6 +102,12 @@ class Checkpoints:
             )
         return place
 
+    def as_saved(self) -> PyTree:
+        """The arrays of the newest checkpoint, on the host."""
+        restore = ocp.args.Composite(arrays=ocp.args.StandardRestore())
+        arrays: PyTree = self._manager.restore(self._manager.latest_step(), args=restore)["arrays"]
+        return jax.tree.map(np.asarray, arrays)
+
     def arrays(self, like: PyTree) -> PyTree:
         """The arrays of the newest checkpoint, on the host. `like`: the tree of their shapes and dtypes.
 

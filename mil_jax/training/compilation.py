@@ -19,7 +19,7 @@ from jax.sharding import PartitionSpec as P
 
 from mil_jax.errors import ConfigError
 from mil_jax.machine import usable_cores
-from mil_jax.strategies.base import Strategy, TrainState
+from mil_jax.strategies.base import Strategy, Survey, TrainState
 from mil_jax.training import programs
 from mil_jax.training.memory import DoesNotFit, even, largest_that_fits, require_room
 from mil_jax.training.programs import (
@@ -53,7 +53,7 @@ class Programs:
 
     def __init__(
         self,
-        strategy: Strategy,
+        strategy: Strategy | Survey,
         mesh: Mesh,
         lengths: tuple[int, ...],
         vectorised: bool,
@@ -61,7 +61,8 @@ class Programs:
         chunks: dict[int, int] | None = None,
         shared: bool = False,
     ) -> None:
-        self.strategy, self.mesh, self.lengths, self.vectorised, self.limit = strategy, mesh, lengths, vectorised, limit
+        self.strategy: Any = strategy  # of a survey predictions alone are compiled
+        self.mesh, self.lengths, self.vectorised, self.limit = mesh, lengths, vectorised, limit
         self.shared = shared
         self.chunks = {} if chunks is None else chunks
         self.axis = DATA_AXIS if DATA_AXIS in mesh.axis_names else None

@@ -22,15 +22,15 @@ import numpy as np
 from mil_jax.data.residency import Piece, moments
 from mil_jax.data.room import open_feed
 from mil_jax.data.windows import Run
-from mil_jax.strategies.base import Strategy, TrainingBags, TrainState
+from mil_jax.strategies.base import Strategy, Survey, TrainingBags, TrainState
 from mil_jax.tasks.base import Task
-from mil_jax.training import ahead, nonfinite
+from mil_jax.training import ahead, nonfinite, surveys
 from mil_jax.training import programs as compiled
 from mil_jax.training.checkpoints import Checkpoints
 from mil_jax.training.compaction import LeftOut
 from mil_jax.training.compilation import Programs
 from mil_jax.training.devices import Placement, sharing
-from mil_jax.training.engine_types import EngineData, EngineSettings, FitResult, Phase
+from mil_jax.training.engine_types import AnyPhase, EngineData, EngineSettings, FitResult, Phase, SurveyPhase
 from mil_jax.training.judge import Judge
 from mil_jax.training.listener import Listener, Stopped
 from mil_jax.training.memory import device_limit
@@ -43,7 +43,7 @@ PyTree = Any
 
 
 def fit(
-    phases: Sequence[Phase],
+    phases: Sequence[AnyPhase],
     data: EngineData,
     task: Task,
     plan: Plan,
@@ -65,7 +65,7 @@ class Engine:
 
     def __init__(self, data: EngineData, task: Task, plan: Plan, settings: EngineSettings) -> None:
         self.data, self.task, self.plan, self.settings = data, task, plan, settings
-        self.all_programs: list[Programs] = []
+        self.all_programs, self.surveys = list[Programs](), dict[str, PyTree]()
         self.side_by_side, self.kept = copy.deepcopy(settings.side_by_side), settings.side_by_side
         self.num_replicas = len(plan.replicas)
         bag_devices = sharing(settings.bag_devices, jax.device_count(), *data.lengths)
@@ -102,7 +102,7 @@ class Engine:
 
     def fit(
         self,
-        phases: Sequence[Phase],
+        phases: Sequence[AnyPhase],
         listener: Listener,
         open_checkpoints: Callable[[str], Checkpoints] | None = None,
         keep_choices: Callable[[Mapping[str, Any]], None] | None = None,
@@ -111,12 +111,15 @@ class Engine:
         """As the function `fit`; once. start: parameters [R, ...] that the first phase gets as those of a phase before."""
         self.listener, self.keep_choices = listener, keep_choices or (lambda choices: None)
         state: TrainState | None = start and self.spread(TrainState.ended_with(start, self.num_replicas))
-        progress = Progress.start(self.num_replicas, phases[-1].selection)
         with self.exits:
             for phase in phases:
                 checkpoints = open_checkpoints(phase.strategy.name) if open_checkpoints else None
                 try:
-                    state, progress = self.run(phase, state, checkpoints)
+                    if isinstance(phase, SurveyPhase):
+                        state, found = surveys.run(self, phase.strategy, state, checkpoints)
+                        self.surveys[phase.strategy.name] = found
+                    else:
+                        state, progress = self.run(phase, state, checkpoints)
                 finally:
                     if checkpoints:
                         checkpoints.close()
@@ -136,7 +139,7 @@ class Engine:
     def _cohort(self, piece: Piece) -> compiled.Cohort:
         return compiled.Cohort(bags=piece.bags, targets=self.targets)
 
-    def _fitted(self, strategy: Strategy) -> PyTree:
+    def fitted(self, strategy: Strategy | Survey) -> PyTree:
         """(hyper, constants) of every replica; what is fitted to a training part is computed once for all its replicas."""
         constants: dict[int, PyTree] = {}
         for row, replica in zip(self.rows, self.plan.replicas):
@@ -156,7 +159,7 @@ class Engine:
     def _moments_of(self, row: int) -> tuple[np.ndarray, np.ndarray]:
         return self._moments[0][row], self._moments[1][row]
 
-    def prepare(self, strategy: Strategy) -> None:
+    def prepare(self, strategy: Strategy | Survey) -> None:
         """From here on `programs` are those of this strategy."""
         if self.all_programs and self.all_programs[-1].strategy is strategy:
             return
@@ -164,8 +167,10 @@ class Engine:
         mesh, by_slot = self.placement.mesh, self.settings.by_slot
         self._use(Programs(strategy, mesh, self.data.lengths, self.vectorised, limit, chosen, by_slot))
 
-    def compile_ahead(self, phase: Phase, previous: TrainState | None = None) -> None:
+    def compile_ahead(self, phase: AnyPhase, previous: TrainState | None = None) -> None:
         """Starts to compile the programs of a phase, unless that was done; no bag is read for it."""
+        if isinstance(phase, SurveyPhase):
+            return  # it needs what the phase before ended with
         strategy, plan, batch_size = phase.strategy, self.plan, self.settings.batch_size
         self.prepare(strategy)
         if self.programs.compilations:
@@ -184,7 +189,7 @@ class Engine:
         """The initial states, whose shapes are taken from bag 0."""
         self.prepare(strategy)
         run = int(self.data.bucket[0]), np.zeros(1, np.int32), np.ones(1, np.int32)
-        fitted = self._fitted(strategy)
+        fitted = self.fitted(strategy)
         for piece in self.feed.pieces(np.zeros((1, 1, 1), np.int32), [run]):
             cohort = self._cohort(piece)
             state = self.programs.init(cohort, self.who, fitted, previous, self.placement.count)
@@ -340,25 +345,18 @@ class Engine:
         if suspects.any():
             raise nonfinite.find(suspects, order.bags, epoch, runs, before, again, fetch)
 
-    def _part(self, part: np.ndarray, active: np.ndarray | None = None) -> tuple[np.ndarray, np.ndarray]:
-        """(bags [R, V], sizes [R]): each replica's bags of a part [rows, num_bags], in order of their bucket. active [R]: the others
-        have none.
-        """
-        bags = np.full((self.num_replicas, self.longest_part), -1, np.int32)
-        counts = np.zeros(self.num_replicas, np.int64)
-        for r, row in enumerate(self.rows):
-            if active is not None and not active[r]:
-                continue
-            numbers = np.flatnonzero(part[row])
-            numbers = numbers[np.argsort(self.data.bucket[numbers], kind="stable")]
-            bags[r, : len(numbers)], counts[r] = numbers, len(numbers)
-        return bags, counts
-
     def evaluate(self, state: TrainState, part: np.ndarray, active: np.ndarray | None = None) -> jax.Array:
         """Logits [R, V, C] of each replica's bags of the part, in the order of `_part`; of those that are `active` [R], or all."""
-        bags, _ = self._part(part, active)
-        shape = (self.num_replicas, self.longest_part, self.task.num_outputs)
-        logits = self.spread(np.zeros(shape, np.float32))
+        return self.predict(state, self._part(part, active)[0], (self.task.num_outputs,))
+
+    def _part(self, part: np.ndarray, active: np.ndarray | None = None) -> tuple[np.ndarray, np.ndarray]:
+        return self.data.listed(part, self.rows, self.longest_part, active)
+
+    def predict(
+        self, state: TrainState, bags: np.ndarray, shape: tuple[int, ...], tell: Callable[[int], None] | None = None
+    ) -> jax.Array:
+        """Logits [R, V, *shape] of the bags [R, V], -1 for none, which are in order of their bucket. tell: how many more were sent."""
+        logits = self.spread(np.zeros((*bags.shape, *shape), np.float32))
         spread_bags = self.spread(bags)
         buckets = np.where(bags >= 0, self.data.bucket[np.maximum(bags, 0)], len(self.data.lengths))
         edges = [(buckets < bucket).sum(axis=1).astype(np.int32) for bucket in range(len(self.data.lengths) + 1)]
@@ -368,6 +366,8 @@ class Engine:
             logits, piece.done = self.programs.evaluate(
                 piece.bucket, self._cohort(piece), state, spread_bags, logits, lo, hi, self.placement.count
             )
+            if tell:
+                tell(int((piece.hi - piece.lo).sum()))
         return logits
 
     def result(self, state: TrainState, progress: Progress) -> FitResult:
@@ -385,4 +385,4 @@ class Engine:
         compilations = sum(programs.compilations for programs in self.all_programs)
         facts = {"compilations": compilations, "fetches": self.placement.fetches}
         facts["feature_bytes"] = self.feed.host_bytes
-        return FitResult(per_replica, numbers, self.unfilled(chosen), progress, facts)
+        return FitResult(per_replica, numbers, self.unfilled(chosen), progress, facts, self.surveys)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -10,7 +11,7 @@ import numpy as np
 
 from mil_jax.data.residency import ResidentBags, UnreadBags
 from mil_jax.data.streaming import StreamedBags
-from mil_jax.strategies.base import Strategy
+from mil_jax.strategies.base import Strategy, Survey
 from mil_jax.training.plan import Replica
 from mil_jax.training.stopping import Progress, Selection
 
@@ -41,6 +42,22 @@ class EngineData:
         """The row of a run's target and fold in `training`, `selection`, `test` and `sampling`."""
         return self.first_row[replica.target] + replica.fold
 
+    def listed(
+        self, part: np.ndarray, rows: Sequence[int], places: int, active: np.ndarray | None = None
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """(bags [R, places], -1 for none, and how many [R]): of each of the `rows` [R] those in a part [rows, num_bags], in order of their
+        bucket. active [R]: the others have none.
+        """
+        bags = np.full((len(rows), places), -1, np.int32)
+        counts = np.zeros(len(rows), np.int64)
+        for r, row in enumerate(rows):
+            if active is not None and not active[r]:
+                continue
+            numbers = np.flatnonzero(part[row])
+            numbers = numbers[np.argsort(self.bucket[numbers], kind="stable")]
+            bags[r, : len(numbers)], counts[r] = numbers, len(numbers)
+        return bags, counts
+
 
 @dataclass(frozen=True)
 class Phase:
@@ -49,6 +66,16 @@ class Phase:
     strategy: Strategy
     epochs: int
     selection: Selection
+
+
+@dataclass(frozen=True)
+class SurveyPhase:
+    """A phase between two others that trains nothing: what it makes of the training bags is what the next is given as parameters."""
+
+    strategy: Survey
+
+
+AnyPhase = Phase | SurveyPhase
 
 
 @dataclass(frozen=True)
@@ -86,6 +113,7 @@ class EngineSettings:
 @dataclass
 class FitResult:
     """logits: per replica {part: [bags of the part, C]}, with the bag numbers in `bags`. states: of each replica, its best epoch.
+    surveys: by the name of the phase what each survey found: see `training.surveys`.
 
     compilations, fetches, overhead: what the engine did, for the summary.
     """
@@ -95,3 +123,4 @@ class FitResult:
     state: PyTree
     progress: Progress
     facts: dict[str, Any] = field(default_factory=dict)
+    surveys: dict[str, PyTree] = field(default_factory=dict)

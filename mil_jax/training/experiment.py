@@ -26,15 +26,18 @@ from mil_jax.data.room import AUTO, Residency, choose_residency, open_bags
 from mil_jax.data.shards import Shards
 from mil_jax.data.splits import TEST, TRAIN, VALIDATION
 from mil_jax.errors import ConfigError
+from mil_jax.strategies.confounders import DICTIONARY
 from mil_jax.strategies.supervised import Supervised
 from mil_jax.tasks.base import Task
+from mil_jax.training import dictionaries
 from mil_jax.training.checkpoints import Checkpoints
 from mil_jax.training.devices import require_devices
 from mil_jax.training.engine import Engine, Listener
-from mil_jax.training.engine_types import EngineData, EngineSettings, FitResult, Phase
+from mil_jax.training.engine_types import AnyPhase, EngineData, EngineSettings, FitResult
 from mil_jax.training.final import save_final
+from mil_jax.training.given import load_given
 from mil_jax.training.memory import side_by_side, there_is
-from mil_jax.training.phases import PROBE, make_phases, make_plain, make_strategy
+from mil_jax.training.phases import PROBE, make_phases, make_strategy, stage_names
 from mil_jax.training.plan import Overrides, Plan, Replica, make_plan
 from mil_jax.training.probes import fit_probes, require_probe
 from mil_jax.training.processes import is_first
@@ -42,7 +45,7 @@ from mil_jax.training.run_folder import RunFolder, fingerprint
 from mil_jax.training.sources import open_shards
 from mil_jax.training.stopping import Selection
 from mil_jax.training.targets import Target, cohort_settings, make_targets, split_settings
-from mil_jax.training.teachers import Pupil, Teacher, load_teacher, loads_teacher
+from mil_jax.training.teachers import Given
 
 PROTOCOLS = ("clean", "reference")
 FREE_ON_RESUME = (
@@ -137,16 +140,9 @@ class Experiment:
         }
 
     @cached_property
-    def teacher(self) -> Teacher | None:
-        """First weights that come from elsewhere. Raises UserError where they do not fit, or have seen what they must not."""
-        if not loads_teacher(self.config):
-            return None
-        ids, on_test = self.cohort.bags["bag_id"].to_numpy(), self.selection_part == TEST
-        pupils = [
-            Pupil.of(self.run_name(run), run, self.targets[run.target], ids, self.parts[self.row(run)], on_test)
-            for run in self.plan.replicas
-        ]
-        return load_teacher(self.config, make_plain(self.config, self.task), bag_shapes(self), pupils)
+    def given(self) -> Given | None:
+        """What the first phase begins with, where it comes from elsewhere. Raises UserError where it does not fit, or has seen too much."""
+        return load_given(self, bag_shapes(self))
 
     @cached_property
     def data(self) -> EngineData:
@@ -154,7 +150,7 @@ class Experiment:
         return engine_data(self)
 
     @cached_property
-    def phases(self) -> tuple[Phase, ...]:
+    def phases(self) -> tuple[AnyPhase, ...]:
         """The strategies, one after another."""
         return make_phases(self.config, self.task, self.plan, self.selection)
 
@@ -243,7 +239,9 @@ def _check(experiment: Experiment) -> None:
             f"task.loss_name={experiment.task.loss_name} compares the bags of a step, and train.batch_size is 1: set it to 32, say"
         )
     parameter_shapes(experiment)
-    _ = experiment.teacher
+    _ = experiment.given
+    if DICTIONARY in stage_names(experiment.config):
+        dictionaries.require_bags(experiment)
     train = experiment.config.train
     require_devices(strategy(experiment).module, train.batch_devices, train.bag_devices)
     if train.order == "shared" and train.balanced:
@@ -285,6 +283,8 @@ def train(experiment: Experiment, folder: RunFolder, listener: Listener) -> FitR
     """Runs the experiment and saves what it chose. As `train_in`."""
     result = train_in(experiment, folder, listener)
     save_final(experiment, folder, result)
+    if DICTIONARY in result.surveys:
+        dictionaries.save(experiment, folder, result.surveys[DICTIONARY])
     return result
 
 
@@ -307,7 +307,7 @@ def run(
         return fit_probes(experiment, listener)
     engine = experiment.engine
     del experiment.engine  # it trains once
-    start = experiment.teacher.params if experiment.teacher else None
+    start = experiment.given.params if experiment.given else None
     return engine.fit(experiment.phases, listener, open_checkpoints, keep_choices, start)
 
 

@@ -260,7 +260,7 @@ def evaluate(
         def steps(logits: Array, state: TrainState, bags: Array, lo: Array, hi: Array) -> Array:
             def step(t: Array, logits: Array) -> Array:
                 moved = jax.vmap(one)(state, bags, logits, jnp.clip(lo + t, 0, bags.shape[1] - 1))
-                return jnp.where((lo + t < hi)[:, None, None], moved, logits)
+                return jnp.where((lo + t < hi).reshape(-1, *(1,) * (logits.ndim - 1)), moved, logits)
 
             return jax.lax.fori_loop(0, jnp.max(hi - lo), step, logits)
 

@@ -1,9 +1,9 @@
 """The run folder: everything one run leaves behind, readable without mil_jax (JSON, CSV, Markdown, PNG).
 
 config.json (settings, fingerprints of the data, automatic choices), environment.json, splits.csv, excluded.csv,
-metrics.jsonl, predictions.csv, summary.json (with `complete`), summary.md, checkpoints/, figures/. config.json is
-written first, so a folder that has it is a run folder; each file is written whole, and metrics.jsonl grows by whole
-lines.
+metrics.jsonl, predictions.csv, summary.json (with `complete`), summary.md, checkpoints/, figures/, and of IBMIL
+dictionary.npz and dictionary.csv. config.json is written first, so a folder that has it is a run folder; each file is
+written whole, and metrics.jsonl grows by whole lines.
 """
 
 from __future__ import annotations

@@ -43,6 +43,15 @@ def test_all_logits_are_those_of_the_most_probable_instance(choose, num_outputs)
     np.testing.assert_allclose(prediction.logits, prediction.instance_logits[jnp.argmax(best)], rtol=1e-5, atol=1e-6)
 
 
+@pytest.mark.parametrize(("name", "fields"), [("mean_pooling", {}), ("max_pooling", {"choose": "feature"})])
+def test_without_feature_layer_the_pooled_features_are_classified(name, fields):
+    module, params = _module(name, feature_layer="none", dropout=0.0, **fields)
+    prediction = module.apply(params, BAG)
+    pooled = {"mean_pooling": np.mean, "max_pooling": np.max}[name](np.asarray(BAG.features[:7]), axis=0)
+    np.testing.assert_allclose(prediction.embedding, pooled, rtol=1e-5, atol=1e-6)
+    assert set(params["params"]) == {"classifier"}
+
+
 def test_of_equal_instances_the_first_is_chosen():
     module, params = _module("max_pooling")
     twins = Bag(jnp.tile(BAG.features[:1], (9, 1)), BAG.mask)

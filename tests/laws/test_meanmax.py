@@ -31,6 +31,12 @@ def test_padding_is_never_the_chosen_instance(variant):
 
 
 @pytest.mark.full
+@pytest.mark.parametrize(("name", "fields"), [("mean_pooling", {}), ("max_pooling", {"choose": "feature"})])
+def test_law_without_feature_layer(name, fields):
+    law.check_aggregator(aggregators.create(name, 3, feature_layer="none", dropout=0.0, **fields), (12,))
+
+
+@pytest.mark.full
 @pytest.mark.parametrize("variant", VARIANTS)
 def test_law_of_every_variant(variant):
     law.check_aggregator(small(variant), (12,), bare_sizes=(1, 2, 7, 15, 16, 17))

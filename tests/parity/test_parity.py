@@ -25,9 +25,15 @@ def _representatives() -> set[str]:
     for case in CASES:
         if any(math.prod(shape) > LARGE_BAG for shape in case.meta["inputs"].values()):
             continue
-        if case.method == "mhim" and "transmil" in case.name:  # slow to compile, and its encoder has cases of its own
+        if (
+            case.method in ("mhim", "ibmil") and "transmil" in case.name
+        ):  # slow to compile, and its encoder has cases of its own
             continue
         network = case.variant.removesuffix("_c16").removesuffix("_tcga")  # of MHIM-MIL, by data set
+        if case.method == "ibmil":  # one for each backbone, with a dictionary
+            if not case.config["k"]:
+                continue
+            network = case.variant.split("_")[0]
         kind = (case.method, network, str("optimizer" in case.config), str("lengths" in case.config))
         size = sum(array.size for array in case.arrays.values())
         chosen[kind] = min(chosen.get(kind, (size, case.name)), (size, case.name))

@@ -22,7 +22,7 @@ from mil_jax.training import optimizers
 from mil_jax.training.checkpoints import Checkpoints
 from mil_jax.training.run_folder import RunFolder
 from mil_jax.training.schedule import Schedule
-from mil_jax.training.teachers import Pupil, load_teacher
+from mil_jax.training.teachers import Pupil, load_weights, weights_source
 from tests.laws import law
 from tests.training import cohorts
 
@@ -61,7 +61,10 @@ def teacher(tmp_path: Path) -> Path:
 def load(path: Path, pupil: Pupil = PUPIL, normalize: str = "none", **settings: Any) -> Any:
     shapes: Any = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), BAG)
     bag: Bag = shapes
-    return load_teacher(config(path, normalize), plain(**settings), bag, [pupil])
+    settled = config(path, normalize)
+    source = weights_source(settled)
+    assert source
+    return load_weights(source, settled, plain(**settings), bag, [pupil])
 
 
 def test_the_same_run_of_a_run_folder_is_taken(teacher):
