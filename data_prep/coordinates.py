@@ -10,6 +10,7 @@ none of the levels': its reader then stops instead of showing another scale.
 
 from __future__ import annotations
 
+import io
 import math
 import os
 from collections.abc import Mapping
@@ -58,7 +59,8 @@ def coords_folder(work: str | os.PathLike[str], scale: int = 0) -> Path:
 
 def write_coordinates(path: Path, made: Coordinates) -> None:
     """Writes a coordinate file whole, always the same bytes for the same tiles."""
-    with written_whole(path) as temporary, h5py.File(temporary, "w") as file:
+    content = io.BytesIO()  # HDF5 does not say that a disk is full in a way that can be told
+    with h5py.File(content, "w") as file:
         dataset = file.create_dataset(COORDS, data=made.coords.astype(np.int64).reshape(-1, 2))
         dataset.attrs.update(_attributes(made))
         file.create_dataset("tissue", data=made.tissue.astype(np.float32))
@@ -67,6 +69,8 @@ def write_coordinates(path: Path, made: Coordinates) -> None:
         for group, columns in (("quality", made.quality), ("labels", made.labels)):
             for name, values in columns.items():
                 file.create_dataset(f"{group}/{name.replace('/', '_')}", data=values.astype(np.float32))
+    with written_whole(path) as temporary:
+        temporary.write_bytes(content.getbuffer())
 
 
 def _attributes(made: Coordinates) -> dict[str, Any]:

@@ -56,17 +56,17 @@ def draw_slide(seed: int, width: int = 4096, height: int = 3072, lesion: bool = 
     lesion_field = _lesion_field(rng, tissue_field) if lesion else np.full_like(tissue_field, -1)
     diseased = (cv2.resize(lesion_field, (width, height), interpolation=cv2.INTER_LINEAR) > 0) & tissue
     fibres = _noise(rng, width, height, (6, 12, 60)) + 0.5 * _noise(rng, width, height, (200, 160))
-    eosin = np.where(diseased, 0.45, 0.75) + 0.22 * fibres
+    eosin = np.where(diseased, np.float32(0.45), np.float32(0.75)) + 0.22 * fibres
     haematoxylin = 0.12 + 0.05 * fibres
     eosin[_lumens(rng, tissue, diseased)] = 0.18
     _draw_nuclei(rng, haematoxylin, tissue, diseased)
     concentrations = np.stack([haematoxylin, eosin], axis=-1).clip(0.02)
-    concentrations *= rng.uniform(0.85, 1.2, 2)
+    concentrations *= rng.uniform(0.85, 1.2, 2).astype(np.float32)
     stains = _STAINS + rng.normal(0, 0.03, _STAINS.shape)
     stains = (stains / np.linalg.norm(stains, axis=1, keepdims=True)).astype(np.float32)
     soft = cv2.GaussianBlur(tissue.astype(np.float32), (0, 0), 1.2)[..., None]
-    density = (concentrations.astype(np.float32) * soft) @ stains
-    picture = _GLASS * np.exp(-density) + rng.normal(0, 1.0, (height, width, 1)).astype(np.float32)
+    picture = _GLASS * np.exp(-(concentrations * soft) @ stains)
+    picture += rng.standard_normal((height, width, 1), np.float32)
     small = (width // TRUTH_DOWNSAMPLE, height // TRUTH_DOWNSAMPLE)
     return Drawn(
         np.clip(picture, 0, 255).astype(np.uint8),
@@ -83,7 +83,7 @@ def _noise(rng: np.random.Generator, width: int, height: int, scales: tuple[int,
     """Smooth noise with structures of so many pixels, deviation about 1, [h, w] float32."""
     total = np.zeros((height, width), np.float32)
     for scale in scales:
-        cells = rng.normal(size=(height // scale + 2, width // scale + 2)).astype(np.float32)
+        cells = rng.standard_normal((height // scale + 2, width // scale + 2), np.float32)
         total += cv2.resize(cells, (width, height), interpolation=cv2.INTER_CUBIC)
     return total / len(scales) ** 0.5
 

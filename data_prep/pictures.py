@@ -27,11 +27,11 @@ def write_overview(path: Path, tissue: Tissue, tiling: Tiling, kept: np.ndarray,
     picture = cv2.resize(tissue.picture, size, interpolation=how)
     per_pixel = factor / tissue.downsample  # pixels of the picture per level-0 pixel
     tiles = picture.copy()
-    for corners, colour in ((kept, _TILE), (dropped, _DROPPED)):
+    for corners, colour, thickness in ((kept, _TILE, 1), (dropped, _DROPPED, 2)):
         for x, y in corners:
             first = (round(x * per_pixel), round(y * per_pixel))
             last = (round((x + tiling.edge) * per_pixel), round((y + tiling.edge) * per_pixel))
-            cv2.rectangle(tiles, first, last, colour, 1)
+            cv2.rectangle(tiles, first, last, colour, thickness)
     picture = cv2.addWeighted(tiles, 0.6, picture, 0.4, 0)
     for outline, holes in tissue.contours:
         for contours, colour in (([outline], _TISSUE), (holes, _HOLE)):

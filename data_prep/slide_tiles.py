@@ -74,11 +74,8 @@ class SlideInputs:
         return self.roi, self.exclude, self.labels
 
 
-def tile_slide(
-    records: Records, settings: TileSettings, inputs: Mapping[str, SlideInputs], threads: int, slide: Slide
-) -> Row:
+def tile_slide(records: Records, settings: TileSettings, threads: int, slide: Slide, own: SlideInputs) -> Row:
     """Tiles one slide and writes all its files; returns its row of the report."""
-    own = inputs[slide.slide_id]
 
     def compute() -> Row:
         _remove_files(records.work, slide.slide_id)  # of the slide as it was before
@@ -127,7 +124,7 @@ def _tile(
     )
     coarser = _write_scales(work, written, tilings, shares, opened_slide)
     write_overview(qc_pictures(work, slide.slide_id)[0], tissue, tilings[0], kept, dropped)
-    reason = "" if len(kept) else ("all tiles were dropped" if len(dropped) else "no tissue was found")
+    reason = "" if len(kept) else _why_empty(tissue, len(dropped), settings)
     first = tilings[0]
     area = float(tissue.mask.sum()) * (tissue.downsample * scale.mpp / 1000) ** 2
     return {
@@ -148,6 +145,14 @@ def _tile(
         "background": "dark" if tissue.dark else "light",
         "threshold": tissue.threshold,
     }
+
+
+def _why_empty(tissue: Tissue, dropped: int, settings: TileSettings) -> str:
+    if dropped:
+        return "all tiles were dropped"
+    if tissue.mask.any():
+        return "no tile holds enough of its tissue"
+    return f"no tissue was found of more than a_t={settings.segmentation.a_t:g} squares of 512 pixels"
 
 
 def _tilings(opened_slide: openslide.OpenSlide, scale: SlideScale, settings: TileSettings) -> list[Tiling]:

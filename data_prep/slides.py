@@ -124,14 +124,22 @@ def read_overrides(
     return values, unknown
 
 
+def opaque(image: Image.Image) -> Image.Image:
+    """What `read_region` gives, without its transparency: pixels that the scanner did not scan are white."""
+    if _is_opaque(image):
+        return image.convert("RGB")
+    filled = Image.new("RGB", image.size, (WHITE, WHITE, WHITE))
+    filled.paste(image, mask=image.getchannel("A"))
+    return filled
+
+
 def rgb(image: Image.Image) -> np.ndarray:
-    """What `read_region` gives -> [h, w, 3] uint8; pixels that the scanner did not scan are white."""
-    pixels = np.asarray(image)
-    colours = pixels[..., :3]
-    if pixels.shape[-1] == 4 and pixels[..., 3].min() < WHITE:
-        share = pixels[..., 3:].astype(np.uint16)
-        colours = ((colours * share + WHITE * (WHITE - share)) // WHITE).astype(np.uint8)
-    return colours
+    """The same as [h, w, 3] uint8."""
+    return np.asarray(image)[..., :3] if _is_opaque(image) else np.asarray(opaque(image))
+
+
+def _is_opaque(image: Image.Image) -> bool:
+    return image.mode == "RGB" or image.getchannel("A").getextrema()[0] == WHITE
 
 
 def overview(slide: openslide.OpenSlide, downsample: float) -> np.ndarray:
@@ -149,7 +157,7 @@ def overview(slide: openslide.OpenSlide, downsample: float) -> np.ndarray:
         bottom = min(top + band, height)
         first, last = math.floor(top * per_row), min(math.ceil(bottom * per_row), rows)
         y = round(first * slide.dimensions[1] / rows)
-        part = Image.fromarray(rgb(slide.read_region((0, y), level, (columns, last - first))))
+        part = opaque(slide.read_region((0, y), level, (columns, last - first)))
         box = (0.0, top * per_row - first, float(columns), min(bottom * per_row, rows) - first)
         picture[top:bottom] = np.asarray(part.resize((width, bottom - top), Image.Resampling.BOX, box=box))
     return picture

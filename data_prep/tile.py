@@ -263,23 +263,24 @@ def _run(
     waiting: Sequence[Slide], records: Records, settings: TileSettings, inputs: dict[str, SlideInputs], workers: int
 ) -> list[Row]:
     processes = max(1, min(workers, len(waiting)))
-    unit = functools.partial(_one, records, settings, inputs, max(1, workers // processes))
+    unit = functools.partial(_one, records, settings, max(1, workers // processes))
+    items = [(slide, inputs[slide.slide_id]) for slide in waiting]
     rows = []
     with progress("slides", len(waiting)) as advance:
-        for row in run_all(waiting, unit, functools.partial(_crashed, records, inputs), processes):
+        for row in run_all(items, unit, functools.partial(_crashed, records), processes):
             rows.append(row)
             advance(row["slide"])
     return rows
 
 
-def _one(records: Records, settings: TileSettings, inputs: dict[str, SlideInputs], threads: int, slide: Slide) -> Row:
+def _one(records: Records, settings: TileSettings, threads: int, item: tuple[Slide, SlideInputs]) -> Row:
     cv2.setNumThreads(1)  # the slides are what goes side by side
-    return tile_slide(records, settings, inputs, threads, slide)
+    return tile_slide(records, settings, threads, *item)
 
 
-def _crashed(records: Records, inputs: dict[str, SlideInputs], slide: Slide, reason: str) -> Row:
-    row = {"status": FAILED, "reason": reason}
-    return records.write(slide, row, inputs[slide.slide_id].fingerprint(), 0.0)
+def _crashed(records: Records, item: tuple[Slide, SlideInputs], reason: str) -> Row:
+    slide, own = item
+    return records.write(slide, {"status": FAILED, "reason": reason}, own.fingerprint(), 0.0)
 
 
 def _report(rows: Sequence[Row], records: Records) -> None:
@@ -297,7 +298,7 @@ def _report(rows: Sequence[Row], records: Records) -> None:
         say(f"{counted(len(dark), 'slide')} with a dark background, found by brightness: {listed(dark)}")
     for status in sorted({row["status"] for row in rows} - {OK}):
         bad = [row for row in rows if row["status"] == status]
-        say(f"{counted(len(bad), 'slide')} {'without tiles' if status == EMPTY else status}:")
+        say(f"{'without tiles' if status == EMPTY else status}: {counted(len(bad), 'slide')}")
         for row in bad[:_SHOWN]:
             say(f"  {row['slide']}: {row['reason']}")
         if len(bad) > _SHOWN:

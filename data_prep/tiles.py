@@ -6,14 +6,14 @@ OpenSlide decodes without holding Python's lock, so threads of one process read 
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 
 import numpy as np
 import openslide
 from PIL import Image
 
-from data_prep.slides import rgb
+from data_prep.slides import opaque, rgb
 from data_prep.tiling import Tiling
 
 
@@ -25,23 +25,31 @@ def read_tile(slide: openslide.OpenSlide, tiling: Tiling, x: int, y: int) -> np.
     # The tile's edge need not be a whole number of the level's pixels: it is cut out to a fraction of a pixel.
     exact = tiling.edge / tiling.downsample
     size = int(np.ceil(exact))
-    picture = Image.fromarray(rgb(slide.read_region((x, y), tiling.level, (size, size))))
+    picture = opaque(slide.read_region((x, y), tiling.level, (size, size)))
     return np.asarray(picture.resize((tiling.tile, tiling.tile), Image.Resampling.BILINEAR, box=(0, 0, exact, exact)))
 
 
 def read_tiles(
-    slide: openslide.OpenSlide, tiling: Tiling, coords: np.ndarray, threads: int = 1
+    slide: openslide.OpenSlide,
+    tiling: Tiling,
+    coords: np.ndarray,
+    threads: int = 1,
+    change: Callable[[np.ndarray], np.ndarray] = np.asarray,
 ) -> Iterator[np.ndarray]:
-    """The tiles at `coords` [n, 2] in their order; at most 4 per thread are read ahead.
+    """The tiles at `coords` [n, 2] in their order, each after `change`; at most 4 per thread are read ahead.
 
     Raises openslide.OpenSlideError for a damaged slide.
     """
+
+    def read(x: int, y: int) -> np.ndarray:
+        return change(read_tile(slide, tiling, x, y))
+
     places = iter(np.asarray(coords).tolist())
     with ThreadPoolExecutor(threads) as pool:
         ahead: deque[Future[np.ndarray]] = deque()
         try:
             for x, y in places:
-                ahead.append(pool.submit(read_tile, slide, tiling, x, y))
+                ahead.append(pool.submit(read, x, y))
                 if len(ahead) >= 4 * threads:
                     yield ahead.popleft().result()
             while ahead:

@@ -108,8 +108,8 @@ class Shares:
     """
 
     def __init__(self, mask: np.ndarray, downsample: float) -> None:
-        self.sums = np.zeros((mask.shape[0] + 1, mask.shape[1] + 1))
-        self.sums[1:, 1:] = mask.cumsum(axis=0, dtype=np.float64).cumsum(axis=1)
+        self.sums = np.zeros((mask.shape[0] + 1, mask.shape[1] + 1), np.int32)
+        self.sums[1:, 1:] = mask.cumsum(axis=0, dtype=np.int32).cumsum(axis=1, dtype=np.int32)
         self.downsample = downsample
 
     def of(self, coords: np.ndarray, edge: int) -> np.ndarray:

@@ -26,7 +26,7 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from mil_jax.data.ids import natural_key
 from mil_jax.data.tables import listed
@@ -42,6 +42,7 @@ COLUMNS = ("slide", "path", "status", "reason")  # of every report, at its begin
 LAST_COLUMNS = ("seconds", "size", "mtime_ns")  # and at its end
 
 Row = dict[str, Any]
+Item = TypeVar("Item")  # a Slide, or a tuple of one and what belongs to it
 
 
 class SlideError(Exception):
@@ -230,9 +231,10 @@ def remove_leftovers(folders: Iterable[Path], slides: Sequence[Slide]) -> None:
 
 
 def run_all(
-    slides: Sequence[Slide], unit: Callable[[Slide], Row], crashed: Callable[[Slide, str], Row], workers: int
+    slides: Sequence[Item], unit: Callable[[Item], Row], crashed: Callable[[Item, str], Row], workers: int
 ) -> Iterator[Row]:
-    """The rows of all slides as they become ready. unit: does one slide, in a process of its own when workers > 1.
+    """The rows of all slides as they become ready. unit: does one slide, in a process of its own when workers > 1; what a slide needs
+    for itself is best a part of its item, as `unit` travels to the process with each.
 
     A process that dies (memory, a damaged slide) does not take the others with it: the slides it may have been doing are tried
     once more, each alone, and one that kills its process again is handed to `crashed`.
@@ -242,7 +244,7 @@ def run_all(
         return
     waiting = list(reversed(slides))
     while waiting:
-        running: dict[Future[Row], Slide] = {}
+        running: dict[Future[Row], Item] = {}
         with _pool(min(workers, len(waiting))) as pool, suppress(BrokenProcessPool):
             while waiting or running:
                 while waiting and len(running) < 2 * workers:
@@ -256,7 +258,7 @@ def run_all(
             yield _alone(slide, unit, crashed)
 
 
-def _alone(slide: Slide, unit: Callable[[Slide], Row], crashed: Callable[[Slide, str], Row]) -> Row:
+def _alone(slide: Item, unit: Callable[[Item], Row], crashed: Callable[[Item, str], Row]) -> Row:
     with _pool(1) as pool:
         try:
             return pool.submit(unit, slide).result()

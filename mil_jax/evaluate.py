@@ -13,10 +13,12 @@ from absl import flags
 from ml_collections import ConfigDict
 
 from mil_jax.console import console, run_command, say
+from mil_jax.data.tables import listed
 from mil_jax.data.whole_folder import new_folder
 from mil_jax.errors import ConfigError
 from mil_jax.external import in_one_process, prepare, score, split_arguments
 from mil_jax.progress import conversion_progress
+from mil_jax.reports.calibration import CALIBRATED
 from mil_jax.reports.evaluation import HELD_OUT, Scored, averaged, result
 from mil_jax.reports.evaluation_files import MARKER, console_report, write_evaluation
 from mil_jax.reports.statistics import RESAMPLES
@@ -93,7 +95,8 @@ def main(arguments: list[str]) -> int:
     with new_folder(target, MARKER, values.overwrite, "an evaluation") as folder:
         content = _evaluate(run, options, values, folder)
     console.print(console_report(content), soft_wrap=False)
-    say(f"Everything is in {target}: summary.md, predictions.csv, {MARKER}, figures/, clam/, stamp/.")
+    written = ", ".join(sorted(f"{path.name}/" if path.is_dir() else path.name for path in target.iterdir()))
+    say(f"Everything is in {target}: {written}.")
     return 0
 
 
@@ -140,21 +143,27 @@ def _statements(run: TrainedRun, results: Any) -> list[str]:
             "'Models that held it out': each patient by the models of the folds that tested on it, seeds averaged; all folds' predictions "
             "are then pooled."
         )
+    failed = list(dict.fromkeys(name for _, _, one in results for name in one["not_finite"]))
+    if failed:
+        said.append(
+            f"{len(failed)} models have no finite predictions and are left out of the averages: {listed(failed, 5)}."
+        )
     if not any(group.labelled for group, _, _ in results):
         return said
     said.append(
         f"95 % interval: percentiles over {RESAMPLES} resamples of the patients of the cohort (a patient's bags together); the models stay "
         "as trained."
     )
-    if any(len(group.validation) for group, _, _ in results):
+    labelled = [one for _, _, one in results if one["labelled"]]
+    if any(one["calibrated"] or "accuracy_at_threshold" in one["metrics"] for one in labelled):
         said.append(
             "Thresholds (largest tpr - fpr) and temperatures (smallest log loss) were chosen on the run's validation predictions alone, "
             "averaged over models in the same way."
         )
-    else:
+    elif any(isinstance(group.task, CALIBRATED) for group, _, _ in results):
         said.append(
-            "The run has no validation predictions of its own: there are no thresholds and no temperature; decisions are by the largest "
-            "probability."
+            "There are no thresholds and no temperature: the run has no validation predictions of its own, or fewer than 10 cases of a "
+            "class; decisions are by the largest probability."
         )
     if run.folder.read_json("summary.json").get("selected_on_test"):
         said.append("The run chose its epochs on its test parts: what is held out there was used before.")

@@ -14,7 +14,6 @@ import numpy as np
 import pandas as pd
 from ml_collections import ConfigDict
 
-from mil_jax import tasks
 from mil_jax.config import require_setting, set_from_text
 from mil_jax.data.cohort import Cohort, build_cohort
 from mil_jax.data.conversion import Progress
@@ -26,18 +25,18 @@ from mil_jax.errors import ConfigError
 from mil_jax.reports.evaluation import ENSEMBLE, HELD_OUT, Scored
 from mil_jax.reports.predictions import predictions_table
 from mil_jax.settings import SETTINGS
-from mil_jax.tasks import Classification, MultiLabel
+from mil_jax.tasks.base import Task
 from mil_jax.training import features_file
 from mil_jax.training.seen import Scoring, require_scored, who_may_score
 from mil_jax.training.sources import open_shards
-from mil_jax.training.targets import cohort_settings
+from mil_jax.training.targets import cohort_settings, label_groups, target_labels
 from mil_jax.training.trained import ModelPredictions, TrainedRun, predict
 
 WHERE = ("features", "shards")
 OF_A_COHORT = (*WHERE, "labels", "name")
 _FREE = (
     *("labels", "features", "shards", "slides_table", "id_column", "patient", "site", "filter", "encoder_name"),
-    *("target", "duplicates", "min_matched", "nonfinite", "cache", "residency", "stream_gib"),
+    *("target", "event", "censored", "duplicates", "min_matched", "nonfinite", "cache", "residency", "stream_gib"),
 )
 _OWN_FILES = ("features", "shards", "labels", "slides_table", "filter", "encoder_name", "site")  # not the run's
 
@@ -63,7 +62,7 @@ class External:
     config: ConfigDict
     shards: Shards
     cohort: Cohort
-    task_of: tuple[Classification | MultiLabel, ...]
+    task_of: tuple[Task, ...]
     values: tuple[np.ndarray, ...] | None
     scoring: tuple[Scoring, ...]
     notes: tuple[str, ...]
@@ -167,7 +166,7 @@ def prepare(
             raise ConfigError(f"--by={','.join(columns)} names columns of a label table, and {options.name} has none")
         unit, rule = config.data.unit, config.data.patient
         cohort, values = unlabelled_cohort(shards.slide_ids, shards.num_instances, patient=rule, unit=unit), None
-        task_of = tuple(_task(run, config, target) for target in range(len(run.targets)))
+        task_of = tuple(run.tasks.values())
     converted = pd.DataFrame(shards.excluded, columns=["slide", "reason"], dtype=object)
     excluded = pd.concat([converted, cohort.excluded], ignore_index=True).drop_duplicates(ignore_index=True)
     scoring = [who_may_score(run.splits(target), run.folds[target], cohort) for target in range(len(run.targets))]
@@ -194,7 +193,7 @@ def prepare(
 def score(run: TrainedRun, external: External, columns: Sequence[str] = ()) -> list[Scored]:
     """Predicts the cohort; for each label column its bags in one group for each way of scoring."""
     by_fold = [scoring.by_fold for scoring in external.scoring]
-    models = predict(run, external.task_of[0], external.config, external.shards, external.cohort, by_fold)
+    models = predict(run, external.config, external.shards, external.cohort, by_fold)
     groups = []
     for target, scoring in enumerate(external.scoring):
         task = external.task_of[target]
@@ -220,34 +219,26 @@ def score(run: TrainedRun, external: External, columns: Sequence[str] = ()) -> l
 
 def _labelled(
     run: TrainedRun, config: ConfigDict, shards: Shards, columns: Sequence[str], strict: bool
-) -> tuple[Cohort, tuple[Classification | MultiLabel, ...], tuple[np.ndarray, ...]]:
+) -> tuple[Cohort, tuple[Task, ...], tuple[np.ndarray, ...]]:
     settings, _ = cohort_settings(config, strict)
-    same_classes = run.classes[0] if len(set(run.classes)) == 1 and config.task.name != MultiLabel.name else None
+    classes = {task.strata_names for task in run.tasks.values() if not task.joint and not settings.numbers}
     # A column called "site" is the label table's, unless it is the site that TCGA barcodes tell.
     wanted = tuple(name for name in columns if name != "site" or "site" in read_header(config.data.labels))
+    settings = dataclasses.replace(
+        settings, classes=next(iter(classes)) if len(classes) == 1 else None, positive=None, columns=wanted
+    )
     cohort = build_cohort(
         shards.slide_ids,
         shards.num_instances,
-        dataclasses.replace(settings, classes=same_classes, positive=None, columns=wanted),
+        settings,
         modified=shards.provenance["source_mtime"].to_numpy(np.float64),
     )
-    task_of = tuple(_task(run, config, target) for target in range(len(run.targets)))
-    values = []
-    for name, task in zip(run.targets, task_of, strict=True):
-        names = list(settings.targets) if config.task.name == MultiLabel.name else [name or config.data.target]
-        values.append(task.targets(cohort.labels[names].set_index(cohort.bags["bag_id"])))
-    return cohort, task_of, tuple(values)
-
-
-def _task(run: TrainedRun, config: ConfigDict, target: int) -> Classification | MultiLabel:
-    """Raises ConfigError for a task that is not made of classes."""
-    chosen = tasks.kind(config.task.name)
-    if not issubclass(chosen, Classification | MultiLabel):
-        raise ConfigError(
-            f"{run.folder.path}: this command scores runs of classes and labels, and this run's task is {config.task.name}; its test "
-            "predictions are in its predictions.csv"
-        )
-    return chosen(run.classes[target], **{key: config.task[key] for key in chosen.settings})
+    groups = label_groups(config, settings).values()
+    values = [
+        task.targets(target_labels(config, cohort, names, settings))
+        for task, names in zip(run.tasks.values(), groups, strict=True)
+    ]
+    return cohort, tuple(run.tasks.values()), tuple(values)
 
 
 def _whose(scoring: Sequence[Scoring], cohort: Cohort) -> list[str]:
@@ -266,12 +257,11 @@ def _table(
     run: TrainedRun, external: External, model: ModelPredictions, chosen: np.ndarray, columns: Sequence[str]
 ) -> pd.DataFrame:
     """The rows of predictions.csv of one model, of the bags that are `chosen` [M]."""
-    task, bags = external.task_of[model.target], external.cohort.bags
+    task, bags = model.task, external.cohort.bags
     mine = chosen[model.bags]
     rows, logits = model.bags[mine], model.logits[mine]
     order = np.argsort(rows)
     rows = rows[order]
-    unknown = task.targets(pd.DataFrame({name: [None] * len(rows) for name in _label_columns(task)}))
     table = predictions_table(
         task,
         bag_ids=bags["bag_id"].to_numpy()[rows],
@@ -280,12 +270,8 @@ def _table(
         fold=model.fold,
         seed=model.seed,
         part="test",
-        targets=unknown if external.values is None else external.values[model.target][rows],
+        targets=external.values[model.target][rows] if external.values is not None else None,
         probabilities=task.probabilities(logits[order]),
     )
     table.insert(table.columns.get_loc("fold") + 1, "fold_name", run.folds[model.target][model.fold])
     return table.assign(**{name: bags[name].to_numpy()[rows] for name in columns})
-
-
-def _label_columns(task: Classification | MultiLabel) -> tuple[str, ...]:
-    return task.classes if isinstance(task, MultiLabel) else ("label",)

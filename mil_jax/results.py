@@ -14,7 +14,7 @@ from mil_jax.data.tables import listed
 from mil_jax.reports.predictions import predictions_table
 from mil_jax.reports.statements import Conduct
 from mil_jax.tasks.base import METRIC_LABELS
-from mil_jax.training import features_file
+from mil_jax.training import features_file, task_file
 from mil_jax.training.engine_types import FitResult
 from mil_jax.training.experiment import Experiment
 from mil_jax.training.final import run_task
@@ -88,6 +88,17 @@ def failures(experiment: Experiment, result: FitResult) -> list[str]:
     return sentences
 
 
+def leave_for_evaluation(experiment: Experiment, folder: RunFolder) -> list[str]:
+    """Writes tasks.json and features.json, and gives the sentences of the leak report."""
+    task_file.write(folder, experiment.targets)
+    bags = bag_moments(experiment.shards, experiment.cohort.slides)
+    training = (experiment.parts == TRAIN).any(axis=0)
+    moments = features_file.training_moments(bags, training)
+    kind = features_file.FeatureKind.of(experiment.shards, np.concatenate(experiment.cohort.slides))
+    features_file.write(folder, kind, moments)
+    return leak_report(experiment, bags)
+
+
 def probe_notes(experiment: Experiment, result: FitResult) -> list[str]:
     """Which penalty each linear probe chose."""
     if experiment.config.strategy.name != PROBE:
@@ -102,16 +113,6 @@ def probe_notes(experiment: Experiment, result: FitResult) -> list[str]:
         + listed(chosen, 10)
         + "."
     ]
-
-
-def look_at_features(experiment: Experiment, folder: RunFolder) -> list[str]:
-    """Writes features.json, and gives the sentences of the leak report."""
-    bags = bag_moments(experiment.shards, experiment.cohort.slides)
-    training = (experiment.parts == TRAIN).any(axis=0)
-    moments = features_file.training_moments(bags, training)
-    kind = features_file.FeatureKind.of(experiment.shards, np.concatenate(experiment.cohort.slides))
-    features_file.write(folder, kind, moments)
-    return leak_report(experiment, bags)
 
 
 def conduct(experiment: Experiment, failed: Sequence[str] = (), shared: Sequence[str] = ()) -> Conduct:

@@ -19,6 +19,7 @@ from mil_jax.reports.loggers import require_packages
 from mil_jax.training import processes
 from mil_jax.training.devices import use_compilation_cache, use_one_device_per_core
 from mil_jax.training.experiment import FREE_ON_RESUME, Experiment, prepare
+from mil_jax.training.final_model import final_settings
 from mil_jax.training.memory import smallest
 from mil_jax.training.nonfinite import NotFinite
 from mil_jax.training.phases import PROBE
@@ -65,7 +66,7 @@ def prepared(config: ConfigDict, values: flags.FlagValues, name: str) -> Experim
         if not values.check:
             require_usable(name, resume=values.resume, overwrite=values.overwrite)
         choices = RunFolder.open(name).choices if _resuming(values, name) else None
-        return prepare(config, strict=values.strict, choices=choices, progress=progress)
+        return prepare(final_settings(config).config, strict=values.strict, choices=choices, progress=progress)
 
 
 def open_folder(

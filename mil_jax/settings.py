@@ -140,7 +140,11 @@ SETTINGS: dict[str, Setting] = {
     ),
     "splits.kind": Setting("k_fold", "`k_fold`, `monte_carlo`, `leave_one_group_out` or `file`."),
     "splits.file": Setting("", "A published split, or the `splits.csv` of an earlier run; sets the kind to `file`."),
-    "splits.folds": Setting(5, "Number of folds, or of draws of `monte_carlo`."),
+    "splits.folds": Setting(
+        5,
+        "Number of folds, or of draws of `monte_carlo`. 0: no folds, but the final model, trained on everything for `train.epochs_of`.",
+        least=0,
+    ),
     "splits.repeats": Setting(1, "How often `k_fold` is repeated with other folds."),
     "splits.seed": Setting(0, "Seed of the splits and of the order of bags.", least=0, most=MAX_SEED),
     "splits.val_fraction": Setting(
@@ -216,6 +220,10 @@ SETTINGS: dict[str, Setting] = {
     "optimizer.schedule.warmup_epochs": Setting(0.0, "Epochs of a linear rise from 0, step by step.", least=0.0),
     "optimizer.schedule.per_step": Setting(False, "The cosine or drop follows steps, not whole epochs."),
     "train.epochs": Setting(50, "Most epochs of a run.", least=1, most=100_000),
+    "train.epochs_of": Setting(
+        "",
+        "With `splits.folds=0`: a cross-validated run folder; the final model is trained for the median of the epochs that its runs chose.",
+    ),
     "train.num_seeds": Setting(
         1, "Runs per fold, each with its own initialisation, order and dropout.", least=1, most=10_000
     ),

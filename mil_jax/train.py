@@ -7,6 +7,7 @@ with the `demo` part of the config.
 from __future__ import annotations
 
 import time
+from collections.abc import Sequence
 from typing import Any
 
 from mil_jax import results
@@ -14,12 +15,14 @@ from mil_jax.config import help_text, parse
 from mil_jax.console import STOPPED_BY_SIGTERM, console, run_command, say
 from mil_jax.overview import describe_experiment, notes_on_data
 from mil_jax.reports import tables, targets
+from mil_jax.reports.final_summary import write_final_summary
 from mil_jax.reports.summary import write_summary
 from mil_jax.session import define_flags, open_folder, prepared, progress_of, training_error
 from mil_jax.training import processes
 from mil_jax.training.engine import Stopped
 from mil_jax.training.engine_types import FitResult
 from mil_jax.training.experiment import Experiment, train
+from mil_jax.training.final_model import final_settings, is_final
 from mil_jax.training.nonfinite import NotFinite
 from mil_jax.training.run_folder import RunFolder
 
@@ -60,8 +63,17 @@ def main(arguments: list[str]) -> int:
             raise training_error(experiment, found) from found
     with processes.first_before_others():
         if processes.is_first():
-            _report(experiment, folder, result, time.monotonic() - started)
-    say(f"Everything is in {folder.path}: summary.md, predictions.csv, figures/, checkpoints/.")
+            seconds = time.monotonic() - started
+            if is_final(config):
+                _report_final(experiment, folder, result, final_settings(config).notes, seconds)
+            else:
+                _report(experiment, folder, result, seconds)
+    written = (
+        "summary.md, figures/, checkpoints/"
+        if is_final(config)
+        else "summary.md, predictions.csv, figures/, checkpoints/"
+    )
+    say(f"Everything is in {folder.path}: {written}.")
     return 0
 
 
@@ -72,7 +84,7 @@ def _report(experiment: Experiment, folder: RunFolder, result: FitResult, second
     history = [row for row in history if row["phase"] == history[-1]["phase"]]  # the curves are of the last stage
     common: dict[str, Any] = {"title": results.title(experiment), "notes": notes_on_data(experiment), "facts": facts}
     with console.status("looking at the features: what they are, and whether the parts share any"):
-        shared = results.look_at_features(experiment, folder)
+        shared = results.leave_for_evaluation(experiment, folder)
     said = [*results.failures(experiment, result), *results.probe_notes(experiment, result)]
     conduct = results.conduct(experiment, said, shared)
     predictions = results.predictions(experiment, result)
@@ -104,6 +116,25 @@ def _report(experiment: Experiment, folder: RunFolder, result: FitResult, second
                 **common,
             )
     console.print((targets if experiment.several else tables).console_report(summary), soft_wrap=False)
+
+
+def _report_final(
+    experiment: Experiment, folder: RunFolder, result: FitResult, notes: Sequence[str], seconds: float
+) -> None:
+    """Writes the summary of the final model, which has no part to be measured on."""
+    history = folder.read_metrics()
+    facts = results.facts(experiment, folder, history, result, seconds)
+    shared = results.leave_for_evaluation(experiment, folder)
+    summary = write_final_summary(
+        folder,
+        history=[row for row in history if row["phase"] == history[-1]["phase"]],
+        statements=[*notes, *results.conduct(experiment, results.failures(experiment, result), shared).notes],
+        title=results.title(experiment),
+        notes=notes_on_data(experiment),
+        facts=facts,
+    )
+    for line in summary["statements"]:
+        say(line)
 
 
 if __name__ == "__main__":

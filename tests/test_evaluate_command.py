@@ -194,3 +194,90 @@ def test_a_label_that_the_run_does_not_know_is_named_with_its_row(home, capsys, 
 def test_help_shows_an_example(capsys):
     assert evaluate.main(["--help"]) == 0
     assert "python -m mil_jax.evaluate --run runs/subtype --features external/" in capsys.readouterr().out
+
+
+@pytest.fixture(scope="module")
+def final(home: Path) -> Path:
+    """The final model, with the epochs of the run."""
+    data = [f"--config.data.features={home / 'own'}", f"--config.data.labels={home / 'own.csv'}"]
+    more = ["--config.data.target=subtype", f"--config.data.cache={home / 'cache'}", "--config.optimizer.lr=0.01"]
+    arguments = [*(one for one in SMALL if "folds" not in one), *data, *more, "--config.splits.folds=0"]
+    arguments += [f"--config.train.epochs_of={home / 'run'}", f"--config.run={home / 'final'}"]
+    assert train.main(arguments) == 0
+    return home / "final"
+
+
+def test_the_final_model_is_trained_on_everything_for_the_epochs_that_were_chosen(home, final):
+    splits = pd.read_csv(final / "splits.csv")
+    assert set(splits["part"]) == {"train"}
+    assert set(splits["bag_id"]) == set(pd.read_csv(home / "run" / "splits.csv")["bag_id"])
+    chosen = [json.loads(line) for line in (home / "run" / "metrics.jsonl").read_text().splitlines()]
+    best = {(row["fold"], row["seed"]): row["epoch"] + 1 for row in chosen if row["improved"]}
+    trained = [json.loads(line)["epoch"] + 1 for line in (final / "metrics.jsonl").read_text().splitlines()]
+    assert max(trained) == int(np.median(list(best.values())))
+    assert "cross-validated result of" in (final / "summary.md").read_text()
+
+
+def test_the_final_model_scores_strangers_and_refuses_everybody_it_was_trained_on(home, final, capsys, tmp_path):
+    other = ["--features", str(home / "other"), "--labels", str(home / "other.csv")]
+    content = evaluated(home, tmp_path / "out", *other, run_folder="final")
+    assert [one["num_models"] for one in content["results"]] == [1]
+    own = ["--run", str(final), "--features", str(home / "own"), "--out", str(tmp_path / "own"), "--exclude-seen"]
+    ended = run(evaluate.main, own, capsys)
+    assert ended.code == 2
+    assert "20 of 20 patients" in ended.err
+
+
+def test_the_epochs_of_a_run_with_other_settings_are_refused(home, capsys, tmp_path):
+    data = [f"--config.data.features={home / 'own'}", f"--config.data.labels={home / 'own.csv'}"]
+    more = ["--config.data.target=subtype", f"--config.data.cache={home / 'cache'}", f"--config.run={tmp_path / 'f'}"]
+    common = [*(one for one in SMALL if "folds" not in one), *data, *more, "--config.splits.folds=0"]
+    ended = run(train.main, [*common, f"--config.train.epochs_of={home / 'run'}"], capsys)
+    assert ended.code == 2
+    assert "optimizer.lr (was 0.01" in ended.err
+    assert "train.epochs_of=RUN" in run(train.main, common, capsys).err
+
+
+TASKS = {
+    "survival": [
+        "--config.data.target=months",
+        "--config.data.event=dead",
+        "--config.task.bins=2",
+        "--config.train.epochs=2",
+    ],
+    "survival_cox": ["--config.data.target=months", "--config.data.event=dead", "--config.train.epochs=2"],
+    "regression": ["--config.data.target=age", "--config.train.epochs=2"],
+    "multilabel": ["--config.data.target=mutated,smoker", "--config.train.epochs=2"],
+    "linear_probe": ["--config.data.target=subtype"],
+    "mhim_abmil": ["--config.data.target=subtype", "--config.train.epochs=2", "--config.train.patience=0"],
+    "abmil": ["--config.data.target=mutated,smoker", "--config.train.epochs=2", "--config.train.replica_axis=vmap"],
+    "mean_pooling": [
+        "--config.data.target=subtype",
+        "--config.data.normalize=zscore",
+        "--config.data.unit=patient",
+        "--config.train.epochs=2",
+    ],
+}
+
+
+@pytest.mark.full
+@pytest.mark.parametrize("name", TASKS)
+def test_every_task_and_way_of_training_gives_its_test_predictions_again(home, tmp_path, name):
+    table = pd.read_csv(home / "own.csv")
+    patient = table.groupby("case_id").ngroup()
+    table["months"], table["dead"] = 1.5 + patient * 7 % 20, (patient % 3 > 0).astype(int)
+    table.to_csv(tmp_path / "labels.csv", index=False)
+    files = [f"--config.data.features={home / 'own'}", f"--config.data.labels={tmp_path / 'labels.csv'}"]
+    common = [f"--config.data.cache={home / 'cache'}", "--config.splits.folds=2", f"--config.run={tmp_path / 'run'}"]
+    assert train.main([f"--config=configs/{name}.py", *files, *common, *TASKS[name]]) == 0
+    own = ["--features", str(home / "own"), "--labels", str(tmp_path / "labels.csv")]
+    assert evaluate.main(["--run", str(tmp_path / "run"), *own, "--out", str(tmp_path / "out")]) == 0
+    scored, trained = (pd.read_csv(tmp_path / folder / "predictions.csv") for folder in ("out", "run"))
+    by = [column for column in ("label_column", "bag_id", "fold") if column in trained]
+    trained = trained[trained["part"] == "test"].set_index(by).sort_index()
+    scored = scored.set_index(by).sort_index()
+    outputs = [
+        column for column in trained.select_dtypes("number") if column in scored and column not in ("seed", "leaked")
+    ]
+    assert len(outputs) >= 2
+    pd.testing.assert_frame_equal(scored[outputs], trained[outputs], rtol=1e-3, atol=1e-5, check_dtype=False)

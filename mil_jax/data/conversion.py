@@ -41,10 +41,13 @@ def convert(
     overwrite: bool = False,
     num_neighbors: int = 0,
     regions: int = 0,
+    add_to: Shards | None = None,
     progress: Progress | None = None,
 ) -> ShardWriteReport:
-    """Writes the shards of a recognised folder. encoder_name: what to record where the files do not name their encoder.
-    num_neighbors: nearest tiles to store of each tile, 0 = none. regions: tiles a side of the regions to store, 0 = none.
+    """Writes the shards of a recognised folder, or behind those of `add_to` in the same folder.
+
+    encoder_name: what to record where the files do not name their encoder. num_neighbors: nearest tiles to store of each tile, 0 = none.
+    regions: tiles a side of the regions to store, 0 = none.
 
     Raises DataError for unusable features and for files that name another encoder than `encoder_name`; UserError as
     `write_shards`.
@@ -60,6 +63,7 @@ def convert(
         notes=[layout.sentence],
         num_neighbors=num_neighbors,
         regions=regions,
+        add_to=add_to,
     )
 
 

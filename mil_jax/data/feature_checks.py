@@ -47,12 +47,7 @@ class SlideChecks:
             raise DataError(
                 f"{slide.source or 'slide'}: its id {slide.slide_id!r} is not printable text; rename the file"
             )
-        if slide.slide_id in self._sources:
-            raise DataError(
-                f"slide {slide.slide_id} occurs twice ({self._sources[slide.slide_id] or 'no file'} and "
-                f"{slide.source or 'no file'}); remove or rename one of them"
-            )
-        self._sources[slide.slide_id] = slide.source
+        self._check_once(slide.slide_id, slide.source)
         if len(slide.features) == 0:
             self.excluded.append((slide.slide_id, "empty"))
             return None
@@ -79,6 +74,12 @@ class SlideChecks:
         self.report.add(slide.slide_id, features)
         return dataclasses.replace(slide, features=features, coords=coords, part_mask=part_mask)
 
+    def count(self, slide_id: str, source: str, features: np.ndarray) -> None:
+        """Counts a slide that is stored already, as it is: features [n, *F]."""
+        self._check_once(slide_id, source)
+        self._check_kind(slide_id, features)
+        self.report.add(slide_id, features)
+
     def raise_for_offenders(self) -> None:
         """Raises DataError naming every row that is not finite."""
         if self._offenders:
@@ -86,6 +87,14 @@ class SlideChecks:
                 f"features that are not finite: {'; '.join(self._offenders)}; extract these slides again, "
                 "or choose nonfinite=drop_rows or nonfinite=drop_slide"
             )
+
+    def _check_once(self, slide_id: str, source: str) -> None:
+        if slide_id in self._sources:
+            raise DataError(
+                f"slide {slide_id} occurs twice ({self._sources[slide_id] or 'no file'} and {source or 'no file'}); remove or "
+                "rename one of them"
+            )
+        self._sources[slide_id] = source
 
     def _check_kind(self, slide_id: str, features: np.ndarray) -> None:
         if features.dtype.name not in _STORABLE:

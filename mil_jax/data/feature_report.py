@@ -14,10 +14,10 @@ from typing import Any
 import numpy as np
 
 _BLOCK_BYTES = 1 << 20
-_SMALL_SPREAD = 0.05  # mean cosine between rows above 0.9975; trained encoders stay below (0.988 the most seen)
-_MANY_CONSTANT, _MANY_DUPLICATES, _MANY_NEAR_ZERO = 0.05, 0.05, 0.01  # shares worth a warning
+SMALL_SPREAD = 0.05  # mean cosine between rows above 0.9975; trained encoders stay below (0.988 the most seen)
+MANY_CONSTANT, MANY_DUPLICATES, MANY_NEAR_ZERO = 0.05, 0.05, 0.01  # shares worth a warning
 _NEAR_ZERO = 1e-3  # of the slide's mean norm
-_NORM_FACTOR = 3.0  # a slide's mean norm that differs from the median slide's by more
+NORM_FACTOR = 3.0  # a slide's mean norm that differs from the median slide's by more
 _LARGE_VALUE = 1e3
 
 
@@ -91,17 +91,17 @@ class FeatureReport:
         if self._images or not self._num_rows:
             return found  # what follows is about the output of encoders; images may well have constant pixels
         rows = self._num_rows
-        if rows >= 10 and self._spread() < _SMALL_SPREAD:
+        if rows >= 10 and self._spread() < SMALL_SPREAD:
             found.append(
                 f"the rows hardly differ from one another (spread {self._spread():.3f} of their norm): "
                 "typical of an encoder with random or wrong weights"
             )
         constant = self._constant_columns()
-        if rows >= 10 and len(constant) >= _MANY_CONSTANT * len(self._sum):
+        if rows >= 10 and len(constant) >= MANY_CONSTANT * len(self._sum):
             found.append(f"{len(constant)} of {len(self._sum)} columns are constant over all slides")
         for key, share, what in (
-            ("near_zero_rows", _MANY_NEAR_ZERO, "nearly zero"),
-            ("duplicate_rows", _MANY_DUPLICATES, "duplicates of another row of their slide"),
+            ("near_zero_rows", MANY_NEAR_ZERO, "nearly zero"),
+            ("duplicate_rows", MANY_DUPLICATES, "duplicates of another row of their slide"),
         ):
             count = self._total(key)
             if count > share * rows:
@@ -153,14 +153,14 @@ class FeatureReport:
         unlike = [
             s["slide_id"]
             for s, norm in zip(self._slides, norms)
-            if not 1 / _NORM_FACTOR <= norm / (median or 1.0) <= _NORM_FACTOR
+            if not 1 / NORM_FACTOR <= norm / (median or 1.0) <= NORM_FACTOR
         ]
         if len(norms) < 3 or not unlike or not median:
             return []
         more = ", ..." if len(unlike) > 5 else ""
         return [
             f"the norms of {len(unlike)} slides differ from the median slide's by more than a factor of "
-            f"{_NORM_FACTOR:g} ({', '.join(unlike[:5])}{more}): perhaps another encoder or normalisation"
+            f"{NORM_FACTOR:g} ({', '.join(unlike[:5])}{more}): perhaps another encoder or normalisation"
         ]
 
 

@@ -19,11 +19,13 @@ def join_scales(
     low_coords: np.ndarray,
     low_tile_size: int,
     mode: str = "cat",
+    parent: np.ndarray | None = None,
 ) -> np.ndarray:
     """Features of the high magnification, each with that of the low-magnification tile which holds its upper left corner.
 
     high: [N, D]; low: [M, D2]; coords: [., 2] level-0 pixels (x, y) of upper left corners, of tiles that do not overlap.
-    low_tile_size: edge of a low-magnification tile in level-0 pixels. mode: "cat" gives [high | low] [N, D + D2], "fusion" gives
+    low_tile_size: edge of a low-magnification tile in level-0 pixels. parent: [N], the row of `low` for each tile, where that is known;
+    coordinates are then not read. mode: "cat" gives [high | low] [N, D + D2], "fusion" gives
     high + 0.25 low [N, D]. Low-magnification tiles that hold no tile are dropped.
     Raises DataError when a tile lies in none, when low-magnification tiles overlap off their grid, or when the widths do not fit.
     """
@@ -33,6 +35,19 @@ def join_scales(
         raise DataError(
             f"'fusion' adds features of equal width, but they are {high.shape[1]} and {low.shape[1]} wide; use 'cat'"
         )
+    rows = _rows(high_coords, low_coords, low_tile_size) if parent is None else np.asarray(parent)
+    if parent is not None and (len(rows) != len(high) or (rows.size and not 0 <= rows.min() <= rows.max() < len(low))):
+        raise DataError(
+            f"the list of parents, {len(rows)} of {len(high)} tiles, names rows that the low magnification's {len(low)} tiles have not: "
+            "encode both magnifications of one tiling"
+        )
+    if mode == "cat":
+        return np.concatenate([high, low[rows]], axis=1)
+    return high + np.asarray(LOW_SHARE, high.dtype) * low[rows]
+
+
+def _rows(high_coords: np.ndarray, low_coords: np.ndarray, low_tile_size: int) -> np.ndarray:
+    """The row of the low-magnification tile that holds the upper left corner of each tile, int64 [N]."""
     origin = low_coords.min(axis=0)
     low_cells, remainder = np.divmod(low_coords - origin, low_tile_size)
     if remainder.any():
@@ -47,6 +62,4 @@ def join_scales(
             f"{np.count_nonzero(rows < 0)} tiles lie in no low-magnification tile, the first at ({x}, {y}); "
             "encode both magnifications from the same tissue mask"
         )
-    if mode == "cat":
-        return np.concatenate([high, low[rows]], axis=1)
-    return high + np.asarray(LOW_SHARE, high.dtype) * low[rows]
+    return rows

@@ -14,13 +14,13 @@ import os
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pandas as pd
 from numpy.typing import DTypeLike
 
-from mil_jax.data import tfrecord
+from mil_jax.data import shard_adding, tfrecord
 from mil_jax.data.buckets import Ladder, round_up
 from mil_jax.data.feature_checks import SlideChecks
 from mil_jax.data.graphs import nearest_neighbors
@@ -29,6 +29,9 @@ from mil_jax.data.shard_index import INDEX_FILE, ShardFile, ShardIndex, write_in
 from mil_jax.data.whole_folder import new_folder
 from mil_jax.errors import ConfigError, DataError
 from mil_jax.interop.slide_bag import UNKNOWN, SlideBag
+
+if TYPE_CHECKING:  # it imports this module
+    from mil_jax.data.shards import Shards
 
 REPORT_FILE = "feature_report.json"
 
@@ -70,6 +73,7 @@ def write_shards(
     for_tensorflow: bool = True,
     num_neighbors: int = 0,
     regions: int = 0,
+    add_to: Shards | None = None,
 ) -> ShardWriteReport:
     """Writes a folder of shards, whole or not at all.
 
@@ -79,18 +83,22 @@ def write_shards(
     for_tensorflow: write TensorFlow Datasets' metadata too, which needs that package; this library reads without.
     num_neighbors: store so many nearest tiles of each tile, for methods on graphs; 0 = none.
     regions: store regions of so many tiles a side as the instances, for HIPT (16); 0 = as they come.
+    add_to: the shards in this folder, which stay as they are; `slides` come behind them.
 
-    Raises ConfigError for neighbours of regions; DataError for non-finite rows (every slide and row is named), features of different
-    shape or type, a slide that occurs twice, values that a cast would overflow, neighbours or regions asked of a slide without
-    coordinates or with two tiles at one place, a grid that does not fit the tiles' size, or nothing to write; UserError for an existing
+    Raises ConfigError for neighbours of regions, or slides to add that would be stored otherwise than those that are there; DataError
+    for non-finite rows (every slide and row is named), features of different shape or type, a slide that occurs twice, values that a
+    cast would overflow, neighbours or regions asked of a slide without coordinates or with two tiles at one place, a grid that does not
+    fit the tiles' size, or nothing to write; ShardError for an altered record among those that are there; UserError for an existing
     folder without `overwrite`, or a full disk. The folder is then left as it was.
     """
     if regions and num_neighbors:
         raise ConfigError("neighbours are those of tiles, and regions take their place: ask for one of them")
     target = Path(folder)
-    with new_folder(target, INDEX_FILE, overwrite) as temporary:
+    with new_folder(target, INDEX_FILE, overwrite or add_to is not None) as temporary:
         checked = SlideChecks(None if dtype is None else np.dtype(dtype), nonfinite, list(excluded))
         with _RecordWriter(temporary, ladder, shard_bytes, num_neighbors) as writer:
+            if add_to is not None:
+                writer.go_on_behind(shard_adding.keep(add_to, temporary, checked, num_neighbors, regions))
             for slide in slides:
                 checked_slide = checked.check(slide)
                 if checked_slide is not None:
@@ -128,6 +136,13 @@ class _RecordWriter:
         if self._descriptor >= 0:
             os.close(self._descriptor)
             self._descriptor = -1
+
+    def go_on_behind(self, before: ShardIndex) -> None:
+        """Counts shards that are in the folder already; what is written goes to new ones."""
+        self.sizes = [shard.num_bytes for shard in before.shards]
+        self.counts = [shard.num_records for shard in before.shards]
+        self.rows = before.records.to_dict("records")
+        self.feature_shape, self.dtype = before.feature_shape, before.dtype
 
     def write(self, slide: SlideBag) -> None:
         """Appends one slide's record."""

@@ -52,8 +52,8 @@ _NO = ("train", "training", "val", "validation", "false", "no", "0")
 class SplitSettings:
     """How the parts are made.
 
-    kind: "k_fold" (`repeats` times), "monte_carlo" (`folds` random draws of `test_fraction`), "leave_one_group_out"
-        (each value of `group` is once the test part) or "file" (published splits, `file`).
+    kind: "k_fold" (`repeats` times; with 0 folds all bags are for training), "monte_carlo" (`folds` random draws of
+        `test_fraction`), "leave_one_group_out" (each value of `group` is once the test part) or "file" (published splits, `file`).
     group: column of `Cohort.bags` whose values are never in the test part and another; "site" gives site-preserved folds. Patients
         never cross any parts; a carved validation part keeps patients whole, not groups.
     test: a fixed official test set: a column of `Cohort.bags` (test, true, yes, 1), a file of ids, or a list of ids.
@@ -82,7 +82,11 @@ class SplitSettings:
             )
         if (self.kind == "file") != bool(self.file):
             raise ConfigError("splits.kind='file' and splits.file=PATH go together; set both or neither")
-        if self.folds < (2 if self.kind == "k_fold" else 1) or self.repeats < 1:
+        if self.folds == 0 and (self.kind != "k_fold" or self.repeats > 1 or self.group or len(self.test)):
+            raise ConfigError(
+                "splits.folds=0 trains on everything and holds nothing out: leave the other settings of splits as they are"
+            )
+        if 0 < self.folds < (2 if self.kind == "k_fold" else 1) or self.repeats < 1:
             raise ConfigError(
                 f"splits.folds={self.folds}, splits.repeats={self.repeats}: too few for splits.kind={self.kind!r}"
             )
@@ -138,6 +142,12 @@ def make_splits(
             parts[parts == VALIDATION] = TEST
             report.append("the file has no test parts: its validation parts are the test parts here")
         return _finish_published(cohort, parts, published.names, counts, settings, classes, excluded, report)
+    if settings.folds == 0:
+        parts = np.full((1, len(cohort.bags)), TRAIN, np.int8)
+        report = ["no folds: everything is trained on", *check_classes(parts, ["all"], counts, classes)]
+        return Splits(
+            parts, ["all"], parts == TEST, find_leaks(parts, ["all"], cohort)[0], _excluded([], False, report), report
+        )
     parts, names, lost = _own_parts(cohort, counts, settings)
     leaks = require_patients_whole(parts, names, cohort)
     report = [f"{len(names)} folds, {settings.kind}, grouped by patient{_and_group(settings)}, seed {settings.seed}"]

@@ -58,7 +58,7 @@ class TileEncoder:
 
     name: str
     module: Any
-    preprocessing: Preprocessing | None
+    preprocessing: Preprocessing
     output: str
     width: int
     tile_um: float | None
@@ -75,7 +75,7 @@ def _vit(size: str, patch_size: int, **fields: Any) -> VisionTransformer:
         "large": (1024, 24, 16),
         "giant": (1536, 40, 24),
     }[size]
-    sizes = {"dim": dim, "depth": depth, "num_heads": heads, "table_side": 224 // patch_size}
+    sizes: dict[str, Any] = {"dim": dim, "depth": depth, "num_heads": heads, "table_side": 224 // patch_size}
     return VisionTransformer(**(sizes | {"patch_size": patch_size, "interpolation": "timm"} | fields))
 
 
@@ -212,10 +212,9 @@ def encoder_named(name: str) -> TileEncoder:
     if name in ENCODERS:
         return ENCODERS[name]
     near = difflib.get_close_matches(name, [*ENCODERS, *ARCHITECTURES], 1)
-    hint = f"did you mean {near[0]!r}? known are" if near else "known are"
-    raise ConfigError(
-        f"encoder {name!r} is not known; {hint} {', '.join(ENCODERS)}, and the architectures {', '.join(ARCHITECTURES)}"
-    )
+    if near:
+        raise ConfigError(f"encoder {name!r} is not known; did you mean {near[0]!r}?")
+    raise ConfigError(f"encoder {name!r} is not known; known are {', '.join(ENCODERS)}, and {', '.join(ARCHITECTURES)}")
 
 
 def bare_encoder(architecture: str, preprocessing: Preprocessing, pool: str) -> TileEncoder:

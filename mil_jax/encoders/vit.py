@@ -109,7 +109,7 @@ class VisionTransformer(nn.Module):
         @jax.checkpoint
         def vector(instance: tuple[Array, Array | None]) -> Array:
             tokens, key_mask = self.tokens(vit, *instance)
-            settings = {"num_heads": self.num_heads, "epsilon": self.epsilon, "key_mask": key_mask}
+            settings: dict[str, Any] = {"num_heads": self.num_heads, "epsilon": self.epsilon, "key_mask": key_mask}
             if self.output == "class":
                 return encode(vit, tokens, class_only=True, **settings)[0][0]
             tokens, _ = encode(vit, tokens, **settings)

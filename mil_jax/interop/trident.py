@@ -27,6 +27,7 @@ from mil_jax.interop.feature_files import (
 from mil_jax.interop.slide_bag import UNKNOWN, Provenance, SlideBag, slide_id_of
 
 PREFIXES = ("features_", "slide_features_")
+_OURS = "data_prep.encode"  # writes the same, with more attributes
 _UM_TIMES_MAGNIFICATION = 10.0  # of a pixel, as scanners are named: 0.25 um at 40x
 
 
@@ -42,11 +43,12 @@ def find(folder: Path) -> Layout | None:
     paths = [path for path in feature_files(home) if slide_id_of(path) not in locked]
     files = slide_files(paths, lambda slide: [home.parent / "patches" / f"{slide}_patches.h5"])
     kind = "slide embedding" if home.name.startswith("slide_features_") else "slide"
-    sentence = f"TRIDENT: {counted(len(files), kind)} in {home}"
+    name = _OURS if any(_is_ours(file.path) for file in files[:1]) else "TRIDENT"
+    sentence = f"{name}: {counted(len(files), kind)} in {home}"
     if locked:
         sentence += f", {len(locked)} left out because a .lock file says that they are still being written"
     excluded = tuple((slide, "still being written (.lock file)") for slide in sorted(locked))
-    return Layout("TRIDENT", folder, sentence, files, read, excluded)
+    return Layout(name, folder, sentence, files, read, excluded)
 
 
 def read(file: FeatureFile) -> SlideBag:
@@ -87,6 +89,10 @@ def tile_size_level0(attributes: Mapping[str, Any]) -> float:
         size, source, target = (int(attributes[key]) for key in needed)
         return float(size * source // target)
     return math.nan
+
+
+def _is_ours(path: Path) -> bool:
+    return path.suffix == ".h5" and "slide_mtime_ns" in probe_h5(path)[1]
 
 
 def nominal_mpp(attributes: Mapping[str, Any]) -> float:

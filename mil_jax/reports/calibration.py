@@ -15,11 +15,13 @@ from matplotlib.figure import Figure
 from scipy.optimize import minimize_scalar
 from scipy.special import expit, log_softmax, logit, softmax
 
-from mil_jax.reports.curves import COLOURS, save, tidy
+from mil_jax.reports.figures import COLOURS, GREY, save, tidy
 from mil_jax.reports.predictions import probabilities_of, targets_of
-from mil_jax.tasks import Classification, MultiLabel
+from mil_jax.tasks.classification import Classification
 from mil_jax.tasks.metrics import EPSILON, distribution
+from mil_jax.tasks.multilabel import MultiLabel
 
+CALIBRATED = (Classification, MultiLabel)  # the tasks whose outputs are probabilities of classes
 LEAST_CASES = 10  # of each class among the validation cases
 _WIDEST = np.log(20.0)  # of the search for log T
 _CURVE_BINS = 10
@@ -62,7 +64,7 @@ def draw_reliability(
     """
     figure = Figure(figsize=(5.2, 5.4), layout="constrained")
     axes = figure.add_subplot()
-    axes.plot([0, 1], [0, 1], color="#9A9A9A", linewidth=1, linestyle=(0, (4, 4)))
+    axes.plot([0, 1], [0, 1], color=GREY, linewidth=1, linestyle=(0, (4, 4)))
     drawn = False
     for place, (name, table) in enumerate(predictions):
         curve = reliability(task, table)

@@ -91,10 +91,15 @@ def draw_training_curves(history: Sequence[Mapping[str, Any]], path: Path, *, se
 
 
 def draw_roc_curves(
-    task: Classification | MultiLabel, test: pd.DataFrame, path: Path, *, selected_on_test: bool = False
+    task: Classification | MultiLabel,
+    test: pd.DataFrame,
+    path: Path,
+    *,
+    selected_on_test: bool = False,
+    pooled: str = "all folds pooled",
 ) -> None:
-    """ROC curves of the test predictions. Two classes: a thin line per run and the mean of the seeds' pooled curves;
-    more classes or labels: the mean pooled curve of each, against the rest.
+    """ROC curves of the test predictions. Two classes: a thin line per run and the mean of the seeds' pooled curves, which is called
+    `pooled`; more classes or labels: the mean pooled curve of each, against the rest.
     """
     figure = Figure(figsize=(5.2, 5.2), layout="constrained")
     axes = figure.add_subplot()
@@ -104,7 +109,7 @@ def draw_roc_curves(
         for curve in (one for one in runs if one is not None):
             axes.plot(*curve, color=COLOURS[0], linewidth=0.8, alpha=0.3)
         axes.plot([], [], color=COLOURS[0], linewidth=0.8, alpha=0.5, label="runs")
-        positive, what = [1], ["all folds pooled"]
+        positive, what = [1], [pooled]
     else:
         positive, what = list(range(len(task.classes))), list(task.classes)
     for place, (c, name) in enumerate(zip(positive, what)):

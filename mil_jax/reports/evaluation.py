@@ -16,7 +16,9 @@ import pandas as pd
 
 from mil_jax.reports import calibration, statistics
 from mil_jax.reports.predictions import probabilities_of, targets_of
-from mil_jax.tasks import Classification, MultiLabel
+from mil_jax.tasks.base import Task
+from mil_jax.tasks.classification import Classification
+from mil_jax.training.task_file import described
 
 HELD_OUT, ENSEMBLE = "held out", "ensemble"
 LEAST_OF_SUBGROUP = 5  # bags, for metrics of their own
@@ -33,7 +35,7 @@ class Scored:
     cohort: str
     label_column: str
     how: str
-    task: Classification | MultiLabel
+    task: Task
     by_model: pd.DataFrame
     validation: pd.DataFrame
     labelled: bool
@@ -64,27 +66,30 @@ def averaged(scored: Scored) -> Averaged:
     table = average(task, scored.by_model, scored.how)
     validation = average(task, scored.validation, scored.how) if len(scored.validation) else scored.validation
     of_fold = dict(list(validation.groupby("fold")))
-    temperatures = {
-        int(fold): calibration.choose_temperature(task, of_fold[fold]) if fold in of_fold else np.nan
-        for fold in sorted(table["fold"].unique())
-    }
+    temperatures = {}
+    if isinstance(task, calibration.CALIBRATED):
+        temperatures = {
+            int(fold): calibration.choose_temperature(task, of_fold[fold]) if fold in of_fold else np.nan
+            for fold in sorted(table["fold"].unique())
+        }
     scaled = None
-    if np.isfinite(list(temperatures.values())).all():
+    if temperatures and np.isfinite(list(temperatures.values())).all():
+        assert isinstance(task, calibration.CALIBRATED)
         values = probabilities_of(table, task)
         for fold, temperature in temperatures.items():
             rows = (table["fold"] == fold).to_numpy()
             values[rows] = calibration.calibrated(task, values[rows], temperature)
-        scaled = table.assign(**{f"prob_{name}": values[:, c] for c, name in enumerate(task.classes)})
+        scaled = table.assign(**dict(zip(task.output_names, values.T, strict=True)))
     thresholded = pd.DataFrame()
     if scored.labelled and len(validation):
         thresholded = statistics.threshold_metrics(task, table, validation)
     return Averaged(table, scaled, temperatures, thresholded)
 
 
-def average(task: Classification | MultiLabel, by_model: pd.DataFrame, how: str) -> pd.DataFrame:
+def average(task: Task, by_model: pd.DataFrame, how: str) -> pd.DataFrame:
     """The mean of the models' probabilities: over seeds, of an ensemble over folds, too. The seed of every row is 0."""
     by = ["bag_id", "fold"] if how == HELD_OUT else ["bag_id"]
-    probabilities = [f"prob_{name}" for name in task.classes]
+    probabilities = list(task.output_names)
     grouped = by_model.groupby(by, sort=False)
     table = grouped.first()
     table[probabilities] = grouped[probabilities].mean()
@@ -97,6 +102,9 @@ def average(task: Classification | MultiLabel, by_model: pd.DataFrame, how: str)
 def result(scored: Scored, averages: Averaged, columns: Sequence[str] = ()) -> dict[str, Any]:
     """The numbers of one cohort, label column and way of scoring; columns: those to give subgroups of."""
     models = scored.by_model[["fold", "seed"]].drop_duplicates()
+    # An average is of those that are finite; some outputs may be undefined for all.
+    finite = scored.by_model[list(scored.task.output_names)].notna().any(axis=1)
+    failed = scored.by_model[~finite][["fold_name", "seed"]].drop_duplicates()
     content: dict[str, Any] = {
         "cohort": scored.cohort,
         "label_column": scored.label_column,
@@ -105,7 +113,11 @@ def result(scored: Scored, averages: Averaged, columns: Sequence[str] = ()) -> d
         "num_patients": int(averages.table["patient_id"].nunique()),
         "num_models": len(models),
         "num_folds": int(models["fold"].nunique()),
+        "not_finite": [f"fold {fold}, seed {seed}" for fold, seed in failed.itertuples(index=False)],
         "labelled": scored.labelled,
+        "main_metric": scored.task.main_metric,
+        "headline": list(scored.task.headline),
+        "task": described(scored.task),
     }
     if not scored.labelled:
         return content
@@ -125,9 +137,7 @@ def result(scored: Scored, averages: Averaged, columns: Sequence[str] = ()) -> d
     return content
 
 
-def _metrics(
-    task: Classification | MultiLabel, table: pd.DataFrame, thresholded: pd.DataFrame | None = None
-) -> dict[str, Any]:
+def _metrics(task: Task, table: pd.DataFrame, thresholded: pd.DataFrame | None = None) -> dict[str, Any]:
     """{metric: statistics and interval}, as in summary.json of a run."""
     runs = statistics.run_metrics(task, table)
     if thresholded is not None and not thresholded.empty:
@@ -138,7 +148,7 @@ def _metrics(
     return metrics
 
 
-def _spread_of_models(task: Classification | MultiLabel, by_model: pd.DataFrame) -> dict[str, dict[str, float]]:
+def _spread_of_models(task: Task, by_model: pd.DataFrame) -> dict[str, dict[str, float]]:
     """{metric: lowest, mean, highest} of single models."""
     runs = statistics.run_metrics(task, by_model).drop(columns=["fold", "seed"])
     return {
@@ -147,7 +157,7 @@ def _spread_of_models(task: Classification | MultiLabel, by_model: pd.DataFrame)
     }
 
 
-def _subgroup(task: Classification | MultiLabel, rows: pd.DataFrame) -> dict[str, Any]:
+def _subgroup(task: Task, rows: pd.DataFrame) -> dict[str, Any]:
     """Sizes, and metrics where there are enough bags."""
     content: dict[str, Any] = {"num_bags": len(rows), "num_patients": int(rows["patient_id"].nunique())}
     if len(rows) >= LEAST_OF_SUBGROUP:
@@ -156,33 +166,34 @@ def _subgroup(task: Classification | MultiLabel, rows: pd.DataFrame) -> dict[str
     return content
 
 
-def patient_probabilities(task: Classification | MultiLabel, table: pd.DataFrame) -> pd.DataFrame:
+def patient_probabilities(task: Task, table: pd.DataFrame) -> pd.DataFrame:
     """One row per patient: the mean of its bags' (and folds') probabilities and its label; none where its bags differ."""
     one = table.groupby("patient_id", sort=True)
-    merged = one[[f"prob_{name}" for name in task.classes]].mean()
+    merged = one[list(task.output_names)].mean()
     for column in [name for name in table if name == "target" or name.startswith("target_")]:
         first, agree = one[column].first(), one[column].nunique() == 1
-        merged[column] = first.where(agree, None if column == "target" else np.nan)
+        merged[column] = first.where(agree, None if first.dtype == object else np.nan)
     return merged.reset_index()
 
 
 def class_numbers(task: Classification, table: pd.DataFrame) -> np.ndarray:
     """int [M], -1 = no label."""
+    if "target" not in table:
+        return np.full(len(table), -1)
     return task.class_index(targets_of(table, task))
 
 
-def decisions(scored: Scored, averages: Averaged) -> np.ndarray:
+def decisions(task: Classification, scored: Scored, averages: Averaged) -> np.ndarray:
     """The class that is called for each row of the averages: by the validation threshold of two classes, else the most probable."""
-    task, p = scored.task, probabilities_of(averages.table, scored.task)
-    assert isinstance(task, Classification), "several labels are called one by one"
+    p = probabilities_of(averages.table, task)
     names = np.array(task.classes, dtype=object)
     called = names[p.argmax(axis=1)]
     if task.num_classes != 2 or not len(scored.validation):
         return called
     validation = average(task, scored.validation, scored.how)
     for fold, rows in validation.groupby("fold"):
-        threshold = task.choose_thresholds(probabilities_of(rows, task), targets_of(rows, task))[1]
+        thresholds = task.choose_thresholds(probabilities_of(rows, task), targets_of(rows, task))
         mine = (averages.table["fold"] == fold).to_numpy()
-        if np.isfinite(threshold):
-            called[mine] = names[(p[mine, 1] >= threshold).astype(int)]
+        if thresholds is not None and np.isfinite(thresholds[1]):
+            called[mine] = names[(p[mine, 1] >= thresholds[1]).astype(int)]
     return called

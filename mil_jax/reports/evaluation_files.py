@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -28,11 +28,11 @@ from mil_jax.reports.evaluation import (
 )
 from mil_jax.reports.predictions import probabilities_of
 from mil_jax.reports.tables import Grid, interval, label_of, markdown_table, metric_names, number, rich_table
-from mil_jax.tasks import Classification, MultiLabel
+from mil_jax.tasks.classification import Classification
 from mil_jax.training.run_folder import plain
 
 MARKER = "evaluation.json"
-_SHORT = ("accuracy", "balanced_accuracy", "f1")
+_CALIBRATION_ERROR = "expected_calibration_error"
 _MOST_CONSOLE_SUBGROUPS = 30
 
 
@@ -40,8 +40,6 @@ def write_evaluation(
     folder: Path, results: Sequence[tuple[Scored, Averaged, dict[str, Any]]], excluded: pd.DataFrame, report: Mapping[str, Any]
 ) -> dict[str, Any]:  # fmt: skip
     """Writes everything into a new folder, and returns the content of evaluation.json. report: title, run, statements, cohorts."""
-    for part in ("figures", "clam", "stamp"):
-        (folder / part).mkdir()
     content = {
         "mil_jax_version": mil_jax.__version__,
         **report,
@@ -93,49 +91,61 @@ def result_grid(results: Sequence[Mapping[str, Any]], *, few: bool = False) -> G
     """Header and rows: a row for each cohort, label column and way of scoring. few: what a narrow terminal holds."""
     several = any(one["label_column"] for one in results)
     header = ["cohort", *(["label column"] if several else []), "scored by", "bags", "patients"]
-    labelled = any(one["labelled"] for one in results)
-    shown = [name for name in _SHORT if not few or name == "balanced_accuracy"]
-    own = not few and any("balanced_accuracy_at_threshold" in one.get("metrics", {}) for one in results)
-    after = any(one.get("calibrated") for one in results)
-    if labelled:
-        header += ["AUC", "95 % interval", *map(label_of, shown)]
-        header += ["balanced accuracy, own threshold"] if own else []
-        header += ["ECE", *(["ECE, calibrated"] if after else [])]
-    rows = []
-    for one in results:
-        cells = [one["cohort"], *([one["label_column"]] if several else []), _models(one)]
-        cells += [str(one["num_bags"]), str(one["num_patients"])]
-        if labelled:
-            metrics, scaled = one.get("metrics", {}), one.get("calibrated") or {}
-            auc = metrics.get("auc", {})
-            cells += [number(auc.get("pooled")), interval(auc.get("low"), auc.get("high"))]
-            cells += [number(metrics.get(name, {}).get("pooled")) for name in shown]
-            cells += [number(metrics.get("balanced_accuracy_at_threshold", {}).get("mean"))] if own else []
-            sources = (metrics, scaled) if after else (metrics,)
-            cells += [number(of.get("expected_calibration_error", {}).get("pooled")) for of in sources]
-        rows.append(cells)
-    return header, rows
+    labelled = [one for one in results if one["labelled"]]
+    columns: dict[str, Callable[[Mapping[str, Any]], str]] = {}
+    for name in dict.fromkeys(one["main_metric"] for one in labelled):
+        columns[label_of(name)] = _pooled(name)
+        columns[f"{label_of(name)}, 95 % interval"] = _interval(name)
+    shown = list(dict.fromkeys(name for one in labelled for name in one["headline"] if name != one["main_metric"]))
+    columns |= {label_of(name): _pooled(name) for name in (shown[:1] if few else shown)}
+    if not few and any("balanced_accuracy_at_threshold" in one["metrics"] for one in labelled):
+        columns["balanced accuracy, own threshold"] = _mean("balanced_accuracy_at_threshold")
+    if any(_CALIBRATION_ERROR in one["metrics"] for one in labelled):
+        columns["ECE"] = _pooled(_CALIBRATION_ERROR)
+    if any(one["calibrated"] for one in labelled):
+        columns["ECE, calibrated"] = _pooled(_CALIBRATION_ERROR, "calibrated")
+    rows = [
+        [
+            *(one["cohort"], *([one["label_column"]] if several else []), _models(one)),
+            *(str(one["num_bags"]), str(one["num_patients"]), *(cell(one) for cell in columns.values())),
+        ]
+        for one in results
+    ]
+    return [*header, *columns], rows
+
+
+def _pooled(name: str, source: str = "metrics") -> Callable[[Mapping[str, Any]], str]:
+    return lambda one: number((one.get(source) or {}).get(name, {}).get("pooled"))
+
+
+def _mean(name: str) -> Callable[[Mapping[str, Any]], str]:
+    return lambda one: number(one.get("metrics", {}).get(name, {}).get("mean"))
+
+
+def _interval(name: str) -> Callable[[Mapping[str, Any]], str]:
+    def cell(one: Mapping[str, Any]) -> str:
+        metric = one.get("metrics", {}).get(name, {})
+        return interval(metric.get("low"), metric.get("high"))
+
+    return cell
 
 
 def _further_grids(results: Sequence[Mapping[str, Any]]) -> dict[str, Grid]:
     """{title: table} of the subgroups of each result."""
-    header = ["column", "value", "bags", "patients", "AUC", "95 % interval", "accuracy", "balanced accuracy"]
     grids = {}
     for one in results:
+        main, *others = dict.fromkeys((one["main_metric"], *one["headline"]))
+        header = ["column", "value", "bags", "patients", label_of(main), "95 % interval", *map(label_of, others)]
         rows = [
-            [group["column"], group["value"], str(group["num_bags"]), str(group["num_patients"]),
-             *_subgroup_cells(group.get("metrics", {}))]
+            [
+                *(group["column"], group["value"], str(group["num_bags"]), str(group["num_patients"])),
+                *(_pooled(main)(group), _interval(main)(group), *(_pooled(name)(group) for name in others)),
+            ]
             for group in one.get("subgroups", ())
-        ]  # fmt: skip
+        ]
         if rows:
             grids[f"Subgroups: {_result_name(one)}"] = header, rows
     return grids
-
-
-def _subgroup_cells(metrics: Mapping[str, Any]) -> list[str]:
-    auc = metrics.get("auc", {})
-    values = [metrics.get(name, {}).get("pooled") for name in ("accuracy", "balanced_accuracy")]
-    return [number(auc.get("pooled")), interval(auc.get("low"), auc.get("high")), *map(number, values)]
 
 
 def _metric_grid(one: Mapping[str, Any]) -> Grid:
@@ -188,22 +198,22 @@ def _predictions(scored: Scored, averages: Averaged) -> pd.DataFrame:
     if scored.how != HELD_OUT:
         table = table.drop(columns=[name for name in ("fold", "fold_name") if name in table])
     if averages.calibrated is not None:
-        for name in scored.task.classes:
-            table[f"calibrated_{name}"] = averages.calibrated[f"prob_{name}"]
+        for name in scored.task.output_names:
+            table[f"calibrated_{name.removeprefix('prob_')}"] = averages.calibrated[name]
     if isinstance(scored.task, Classification):
-        table["decision"] = decisions(scored, averages)
+        table["decision"] = decisions(scored.task, scored, averages)
     return _named(scored, table)
 
 
 def _write_layouts(folder: Path, scored: Scored, averages: Averaged) -> None:
-    """CLAM's and STAMP's files; they have no layout for several labels of a bag."""
+    """CLAM's and STAMP's files, which are of classes."""
     task = scored.task
-    if isinstance(task, MultiLabel):
+    if not isinstance(task, Classification):
         return
     name = _file_name(scored)
     seeds_averaged = average(task, scored.by_model, HELD_OUT)
     home = folder / "clam" / name
-    home.mkdir()
+    home.mkdir(parents=True)
     for fold, rows in seeds_averaged.groupby("fold_name"):
         table = clam_table(rows["bag_id"], class_numbers(task, rows), probabilities_of(rows, task))
         table.to_csv(home / f"fold_{_safe(str(fold))}.csv", index=False)
@@ -216,7 +226,7 @@ def _write_layouts(folder: Path, scored: Scored, averages: Averaged) -> None:
         probabilities_of(patients, task),
     )
     home = folder / "stamp" / name
-    home.mkdir()
+    home.mkdir(parents=True)
     table.to_csv(home / "patient-preds.csv", index=False)
 
 
@@ -225,6 +235,8 @@ def _draw(folder: Path, scored: Scored, averages: Averaged) -> list[str]:
     if not scored.labelled:
         return []
     names, task, name = [], scored.task, _file_name(scored)
+    if not isinstance(task, calibration.CALIBRATED):
+        return []
     pictures = [("predicted", averages.table)]
     if averages.calibrated is not None:
         pictures.append(("after temperature scaling", averages.calibrated))
@@ -233,7 +245,8 @@ def _draw(folder: Path, scored: Scored, averages: Averaged) -> list[str]:
         names.append(file)
     if np.isfinite(probabilities_of(averages.table, task)).all():
         file = f"roc_{name}.png"
-        curves.draw_roc_curves(task, averages.table, folder / file)
+        pooled = "all folds pooled" if scored.how == HELD_OUT else "models averaged"
+        curves.draw_roc_curves(task, averages.table, folder / file, pooled=pooled)
         names.append(file)
     return names
 

@@ -26,17 +26,19 @@ def predictions_table(
     fold: int,
     seed: int,
     part: str,
-    targets: np.ndarray,
+    targets: np.ndarray | None,
     probabilities: np.ndarray,
     leaked: np.ndarray | None = None,
 ) -> pd.DataFrame:
-    """The rows of one run and part (`VALIDATION` or `TEST`); all but fold, seed and part have one entry per bag [M]."""
+    """The rows of one run and part (`VALIDATION` or `TEST`); all but fold, seed and part have one entry per bag [M].
+    targets: None where there are no labels.
+    """
     if part not in (VALIDATION, TEST):
         raise ValueError(f"part must be {VALIDATION!r} or {TEST!r}, not {part!r}")
     table = pd.DataFrame({"bag_id": list(bag_ids), "patient_id": list(patient_ids), "num_instances": num_instances})
     table = table.assign(fold=fold, seed=seed, part=part)
     outputs = pd.DataFrame(probabilities, columns=list(task.output_names))
-    table = pd.concat([table, task.target_table(targets), outputs], axis=1)
+    table = pd.concat([table, *([] if targets is None else [task.target_table(targets)]), outputs], axis=1)
     if leaked is not None:
         table["leaked"] = leaked
     return table

@@ -106,7 +106,7 @@ def bootstrap_intervals(
         folds = rows["fold"].to_numpy()
         per_seed.append((probabilities_of(rows, task), targets_of(rows, task), patient[positions], folds))
     chunks: list[dict[str, np.ndarray]] = []
-    for counts in _patient_counts(len(patients), len(test), resamples, seed):
+    for counts in patient_counts(len(patients), len(test), resamples, seed):
         seeds = [task.weighted_metrics(p, y, counts[:, which], folds) for p, y, which, folds in per_seed]
         chunks.append({name: np.mean([one[name] for one in seeds], axis=0) for name in task.metric_names})
     intervals = {}
@@ -118,7 +118,7 @@ def bootstrap_intervals(
     return intervals
 
 
-def _patient_counts(num_patients: int, num_rows: int, resamples: int, seed: int) -> Iterator[np.ndarray]:
+def patient_counts(num_patients: int, num_rows: int, resamples: int, seed: int) -> Iterator[np.ndarray]:
     """Chunks [b, num_patients] float64 of how often each patient is drawn; b keeps a chunk's arrays small."""
     rng = np.random.default_rng(seed)
     step = max(1, _CHUNK // num_rows)

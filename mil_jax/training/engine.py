@@ -97,7 +97,6 @@ class Engine:
         if task.reads_training:
             self.parts["train"] = data.training
         self.longest_part = int(max(1, *(part.sum(axis=1).max() for part in self.parts.values())))
-        self.judge = Judge(task, plan, data)
         self._keep_improved = jax.jit(compiled.keep_improved, donate_argnums=0)
         self._copy = jax.jit(lambda tree: jax.tree.map(jnp.copy, tree))
 
@@ -123,6 +122,11 @@ class Engine:
                         checkpoints.close()
             assert state is not None
             return self.result(state, progress)
+
+    @functools.cached_property
+    def judge(self) -> Judge:
+        """What scores the epochs."""
+        return Judge(self.task, self.plan, self.data)
 
     def _who(self) -> compiled.Who:
         target = np.array([replica.target for replica in self.plan.replicas], np.int32)

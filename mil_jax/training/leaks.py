@@ -49,15 +49,17 @@ _NOT_FROM_TCGA = (
 def leak_report(experiment: Experiment, bags: BagMoments) -> list[str]:
     """Sentences for the summary. bags: moments of all bags of the cohort."""
     cohort = experiment.cohort
-    said = []
-    if not any(len(target.splits.leaks) for target in experiment.targets):
-        said.append("Leaks: no patient is in two parts of a fold.")
-    said += _slides(experiment) + _copies(experiment, bags)
     numbers = np.concatenate(cohort.slides)
     encoders = FeatureKind.of(experiment.shards, numbers).encoders
     patients = set(cohort.bags["patient_id"])
     from_tcga = sum(tcga_patient(patient) is not None for patient in patients)
-    return said + pretraining(encoders, from_tcga, len(patients))
+    known = pretraining(encoders, from_tcga, len(patients))
+    if not (experiment.parts == TEST).any():
+        return known
+    said = []
+    if not any(len(target.splits.leaks) for target in experiment.targets):
+        said.append("Leaks: no patient is in two parts of a fold.")
+    return [*said, *_slides(experiment), *_copies(experiment, bags), *known]
 
 
 def pretraining(encoders: tuple[str, ...], from_tcga: int, patients: int) -> list[str]:

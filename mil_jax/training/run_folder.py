@@ -238,6 +238,13 @@ def is_run_folder(path: str | os.PathLike[str]) -> bool:
     return isinstance(stored, dict) and stored.keys() >= {_MARK, "config", "data", "choices"}
 
 
+def require_same_settings(folder: RunFolder, now: Mapping[str, Any], free: Sequence[str], where: str) -> None:
+    """Raises RunFolderError where a run had other settings than `now`, but for those that are `free`; `where`: what names the run."""
+    lines = [line for line in _differences(folder.config, plain(now)) if not _is_free(line, free)]
+    if lines:
+        raise RunFolderError(f"{where} was trained with other settings: {_listing(lines)}; use those of the run")
+
+
 def fingerprint(*parts: Any) -> str:
     """A short hash of arrays, tables, text and numbers, in their order: the same content gives the same fingerprint."""
     digest = hashlib.sha256()

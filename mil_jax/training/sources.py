@@ -74,5 +74,6 @@ def _open(config: ConfigDict, progress: Progress | None) -> Shards:
     task = config.task.name
     data.labels, data.target, data.patient = str(digits.labels), TARGETS.get(task, "label"), "patient_id"
     data.classes, data.event = CLASSES.get(task, ""), EVENT if task == "survival" else ""
-    config.splits.kind, config.splits.file = "file", str(digits.splits)
+    if config.splits.folds:
+        config.splits.kind, config.splits.file = "file", str(digits.splits)
     return Shards.open(digits.shards)

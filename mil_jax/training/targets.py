@@ -160,12 +160,12 @@ def make_targets(
     found: the columns that only a pattern found. Raises UserError for a column that was named and cannot be trained, and for
     columns of different numbers of classes.
     """
-    groups = _groups(config, settings)
+    groups = label_groups(config, settings)
     targets, left_out = [], []
     for name, columns in groups.items():
         try:
             target = _target(config, cohort, name, columns, settings, splitting)
-            if name in found:
+            if name in found and splitting.folds:
                 _require_cases_to_test(target)
         except DataError as error:
             if len(groups) == 1:
@@ -193,7 +193,18 @@ def splits_table(targets: Sequence[Target], cohort: Cohort) -> pd.DataFrame:
     return pd.concat(tables, ignore_index=True)
 
 
-def _groups(config: ConfigDict, settings: CohortSettings) -> dict[str, tuple[str, ...]]:
+def target_labels(
+    config: ConfigDict, cohort: Cohort, columns: tuple[str, ...], settings: CohortSettings
+) -> pd.DataFrame:
+    """The label columns of a target, a row for each bag, with events as flags."""
+    labels = cohort.labels[list(columns)].set_index(cohort.bags["bag_id"])
+    if settings.events:
+        happened = as_flags(labels[columns[1]])
+        labels[columns[1]] = 1 - happened if config.data.censored else happened
+    return labels
+
+
+def label_groups(config: ConfigDict, settings: CohortSettings) -> dict[str, tuple[str, ...]]:
     """The label columns of each target, by its name."""
     if settings.events:
         return {time: (time, event) for time, event in zip(settings.numbers, settings.events)}
@@ -210,10 +221,7 @@ def _target(
     settings: CohortSettings,
     splitting: SplitSettings,
 ) -> Target:
-    labels = cohort.labels[list(columns)].set_index(cohort.bags["bag_id"])
-    if settings.events:
-        happened = as_flags(labels[columns[1]])
-        labels[columns[1]] = 1 - happened if config.data.censored else happened
+    labels = target_labels(config, cohort, columns, settings)
     task = tasks.create(config.task, labels, settings)
     values = task.targets(labels)
     labelled = task.known(values)

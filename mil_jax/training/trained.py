@@ -18,6 +18,7 @@ from mil_jax.data.room import choose_residency, open_bags
 from mil_jax.data.shards import Shards
 from mil_jax.strategies.base import TrainState
 from mil_jax.tasks.base import Task
+from mil_jax.training import task_file
 from mil_jax.training.checkpoints import read_final
 from mil_jax.training.engine import Engine
 from mil_jax.training.engine_types import EngineData
@@ -32,48 +33,51 @@ PyTree = Any
 
 
 class ModelPredictions(NamedTuple):
-    """Of one model: label column (its number), fold (its number), seed, numbers of the bags, and their logits [n, num_outputs]."""
+    """Of one model: label column and fold (their numbers), seed, its task, numbers of the bags, and their logits [n, num_outputs]."""
 
     target: int
     fold: int
     seed: int
+    task: Task
     bags: np.ndarray
     logits: np.ndarray
 
 
 @dataclass(frozen=True)
 class TrainedRun:
-    """params, constants: of all models, on a leading axis. targets: label columns ("" where the run does not name one), of which each has
-    `classes`, and `folds` by name. replicas: what each model is.
+    """params, constants: of all models, on a leading axis. tasks: by label column ("" where the run does not name one). folds: of each, by
+    name. replicas, learnt: what each model is, and what its training part told its task.
     """
 
     folder: RunFolder
     config: ConfigDict
     params: PyTree
     constants: PyTree
-    targets: tuple[str, ...]
-    classes: tuple[tuple[str, ...], ...]
+    tasks: dict[str, Task]
     folds: tuple[tuple[str, ...], ...]
     replicas: tuple[Replica, ...]
+    learnt: tuple[dict[str, Any], ...]
 
     @classmethod
     def open(cls, path: str | os.PathLike[str]) -> TrainedRun:
         """Raises RunFolderError where there is no run, or none that has ended."""
         folder = RunFolder.require_complete(path)
-        config, summary = ConfigDict(folder.config), folder.read_json("summary.json")
+        config, tasks = ConfigDict(folder.config), task_file.read(folder)
         params, constants, runs = read_final(folder.checkpoints)
-        names = list(dict.fromkeys(run.get("label_column", config.data.target) for run in runs))
-        classes = [tuple((summary["targets"][name] if "targets" in summary else summary)["classes"]) for name in names]
+        names, learnt = list(tasks), tuple(run["learnt"] for run in runs)
         folds: list[list[str]] = [[] for _ in names]
         replicas = []
         for run in runs:
-            target, fold = names.index(run.get("label_column", config.data.target)), str(run["fold"])
+            target, fold = names.index(run.get("label_column", names[0])), str(run["fold"])
             if fold not in folds[target]:
                 folds[target].append(fold)
             replicas.append(Replica(folds[target].index(fold), run["seed"], target))
-        return cls(
-            folder, config, params, constants, tuple(names), tuple(classes), tuple(map(tuple, folds)), tuple(replicas)
-        )
+        return cls(folder, config, params, constants, tasks, tuple(map(tuple, folds)), tuple(replicas), learnt)
+
+    @property
+    def targets(self) -> tuple[str, ...]:
+        """The label columns."""
+        return tuple(self.tasks)
 
     @property
     def several(self) -> bool:
@@ -99,7 +103,6 @@ class TrainedRun:
 
 def predict(
     run: TrainedRun,
-    task: Task,
     config: ConfigDict,
     shards: Shards,
     cohort: Cohort,
@@ -109,6 +112,7 @@ def predict(
 
     Raises UserError where the model and the features differ, or a bag does not fit a device.
     """
+    task = run.tasks[run.targets[0]]  # what a program needs of it is the same for all label columns
     sizes = cohort.bags["num_instances"].to_numpy()
     ladder = _ladder(tuple(run.folder.choices["ladder"]), sizes)
     instance = row_bytes(shards, config.data.neighbors)
@@ -127,7 +131,8 @@ def predict(
             residency, shards, cohort.slides, ladder.lengths[-1], config.data.stream_gib, config.data.neighbors
         ),
         targets=np.zeros((len(scored), len(sizes)), np.int32),  # nothing is judged on the device
-        training=rows,  # by which windows of streamed bags are sized
+        # Windows of streamed bags are sized by it; a task that would have training bags predicted gets none.
+        training=np.zeros_like(rows) if task.reads_training else rows,
         selection=np.zeros_like(rows),
         test=rows,
         lengths=ladder.lengths,
@@ -144,8 +149,15 @@ def predict(
         state = TrainState(steps, run.params, {}, hyper_of_all, run.constants)
         result = engine.result(engine.spread(state), Progress.start(len(plan.replicas), Selection("last")))
     return [
-        ModelPredictions(replica.target, replica.fold, replica.seed, bags["test"], logits["test"])
-        for replica, bags, logits in zip(plan.replicas, result.bags, result.logits, strict=True)
+        ModelPredictions(
+            replica.target,
+            replica.fold,
+            replica.seed,
+            task_file.of_run(run.tasks[run.targets[replica.target]], learnt),
+            bags["test"],
+            logits["test"],
+        )
+        for replica, learnt, bags, logits in zip(plan.replicas, run.learnt, result.bags, result.logits, strict=True)
         if "test" in bags
     ]
 

@@ -78,7 +78,7 @@ def test_a_stopped_conversion_leaves_nothing_behind(features, tmp_path):
         from data_prep import shard
         from mil_jax.data import conversion
         conversion._with_encoder = lambda slide, _: slide if slide.slide_id == "s0" else os.kill(os.getpid(), signal.SIGTERM)
-        shard.entry_point()
+        shard.run_command(shard.main)
         """
     )
     command = [sys.executable, "-c", script, "--features", str(features), "--out", str(tmp_path / "shards")]

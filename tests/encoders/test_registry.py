@@ -27,7 +27,7 @@ from mil_jax.interop.torch_checkpoints import export_state_dict
 
 # Millions of parameters that the authors state, or that their layers sum up to.
 MILLIONS = {
-    "resnet50_trunc": 8.5,
+    "resnet50_trunc": 8.54,
     "ctranspath": 27.5,
     "uni_v1": 303.4,
     "uni_v2": 681.4,
@@ -69,7 +69,7 @@ def test_tiles_of_another_size_are_warned_of_from_20_percent_on():
 
 
 def test_an_unknown_name_is_answered_with_the_nearest():
-    with pytest.raises(ConfigError, match="did you mean 'uni_v1'"):
+    with pytest.raises(ConfigError, match=r"did you mean 'uni_v[12]'"):
         encoder_named("uni_v")
 
 
@@ -84,7 +84,7 @@ def bare(name: str = "vit_small_patch16", pool: str = "class"):
     return bare_encoder(name, Preprocessing(32, IMAGENET_MEAN, IMAGENET_STD), pool)
 
 
-@pytest.mark.parametrize("in_front", [0, 1, 3])
+@pytest.mark.parametrize("in_front", [3, *(pytest.param(rows, marks=pytest.mark.full) for rows in (0, 1))])
 def test_an_architecture_takes_registers_gates_and_positions_from_its_weights(in_front):
     module = ARCHITECTURES["vit_small_patch16"].clone(
         dim=8,

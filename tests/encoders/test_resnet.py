@@ -46,8 +46,13 @@ def by_the_names_of_torchvision(state: dict) -> dict[str, np.ndarray]:
     return named
 
 
-@pytest.mark.parametrize("layers", [18, pytest.param(34, marks=pytest.mark.full), 50])
-@pytest.mark.parametrize("stages", [4, 3])
+FULL = pytest.mark.full
+
+
+@pytest.mark.parametrize(
+    ("layers", "stages"),
+    [(18, 4), (50, 3), *(pytest.param(*case, marks=FULL) for case in ((18, 3), (34, 4), (50, 4)))],
+)
 def test_the_means_of_the_feature_maps_are_those_of_transformers(layers, stages):
     theirs = network(layers)
     x = oracles.images(2, 64, 96)

@@ -53,7 +53,10 @@ def test_registers_layer_scale_and_gates_are_those_of_dinov2(dinov2, tmp_path):
     oracles.assert_same(oracles.vectors(gated(), from_transformers(oracles.published(dinov2, tmp_path)), x), wanted)
 
 
-@pytest.mark.parametrize("in_front", [0, 1 + REGISTERS], ids=["UNI2 and H-optimus", "Virchow2"])
+@pytest.mark.parametrize(
+    "in_front",
+    [pytest.param(0, id="UNI2 and H-optimus", marks=pytest.mark.full), pytest.param(1 + REGISTERS, id="Virchow2")],
+)
 def test_class_token_and_registers_may_have_positions_or_none(dinov2, tmp_path, in_front):
     arrays = from_transformers(oracles.published(dinov2, tmp_path))
     x = oracles.images(2, 12, 12)

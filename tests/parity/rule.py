@@ -1,9 +1,9 @@
 """When a stored array and ours agree.
 
 |a - b| <= 1e-4 max(1e-2, max|b|) for outputs and losses, 1e-3 in place of 1e-4 for gradients and their norms;
-integers and booleans are equal. Where the case's own `tolerance` is looser it holds; of several entries for an array
-the most specific one counts: `by_output`, then `rtol_of_max` (relative to max|b|), then `atol` + `rtol` |b|; for
-gradients `grad_*`.
+integers and booleans are equal, pictures (uint8) up to the case's `image_levels`. Where the case's own `tolerance` is
+looser it holds; of several entries for an array the most specific one counts: `by_output`, then `rtol_of_max`
+(relative to max|b|), then `atol` + `rtol` |b|; for gradients `grad_*`.
 """
 
 from __future__ import annotations
@@ -34,6 +34,9 @@ def compare(key: str, ours: Any, stored: np.ndarray, tolerance: dict[str, Any]) 
     ours, stored = np.squeeze(np.asarray(ours)), np.squeeze(stored)
     if ours.shape != stored.shape:
         return Comparison(np.inf, 0.0, False)
+    if stored.dtype == np.uint8 and "image_levels" in tolerance:
+        levels = float(np.abs(ours.astype(np.float64) - stored).max(initial=0.0))
+        return Comparison(levels, float(tolerance["image_levels"]), levels <= tolerance["image_levels"])
     if stored.dtype.kind in "biu":
         differ = int(np.count_nonzero(ours.astype(np.float64) != stored.astype(np.float64)))
         return Comparison(float(differ), 0.0, differ == 0)
