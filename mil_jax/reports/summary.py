@@ -74,7 +74,6 @@ def summarize(
     summary: dict[str, Any] = {
         "title": title,
         "task": task.name,
-        "classes": list(task.strata_names),
         "main_metric": task.main_metric,
         "headline": list(task.headline),
         "columns": list(task.column_names),
