@@ -179,7 +179,7 @@ def test_any_config_can_ask_for_it_and_takes_the_stages_that_it_needs(setting, n
 @pytest.mark.parametrize(
     ("arguments", "complaint"),
     [
-        (["--config=configs/abmil.py", "--config.strategy.name=ibml"], "choose one of ibmil, mhim"),
+        (["--config=configs/abmil.py", "--config.strategy.name=ibml"], "choose one of ibmil, linear_probe, mhim"),
         (["--config=configs/max_pooling.py", "--config.strategy.name=ibmil"], "set aggregator.choose=feature"),
         (
             ["--config=configs/abmil.py", "--config.strategy.name=ibmil", "--config.strategy.mode=specific"],
