@@ -1,6 +1,7 @@
 """Published splits, recognised by their columns: CLAM's folder of `splits_k.csv` or `splits_k_bool.csv`; tables with a
 column per fold (`fold_0`, ... holding train, val or test: Patho-Bench's `k=all.tsv`, HIPT's and Patch-GCN's); a table
-with the test fold's number (PathGene's `Fold`); our own `splits.csv` (fold, bag_id, patient_id, part).
+with the test fold's number (PathGene's `Fold`); our own `splits.csv` (fold, bag_id, patient_id, part; of
+several label columns each has its own).
 """
 
 from __future__ import annotations
@@ -23,6 +24,7 @@ from mil_jax.data.tables import is_number, listed, read_columns, read_header
 from mil_jax.errors import DataError
 
 OWN_COLUMNS = ["fold", "bag_id", "patient_id", "part"]
+LABEL_COLUMN = "label_column"  # before them, where a run had several
 _PARTS = {"train": TRAIN, "training": TRAIN, "val": VALIDATION, "valid": VALIDATION, "validation": VALIDATION}
 _PARTS |= {"test": TEST, "testing": TEST}
 _CLAM_FILE = re.compile(r"splits_(\d+)(_bool)?\.csv")
@@ -40,11 +42,13 @@ class PublishedParts:
     report: list[str]
 
 
-def read_published(path: str | os.PathLike[str], cohort: Cohort, *, min_matched: float = 0.5) -> PublishedParts:
-    """Reads published splits for the bags of a cohort.
+def read_published(
+    path: str | os.PathLike[str], cohort: Cohort, label_column: str = "", *, min_matched: float = 0.5
+) -> PublishedParts:
+    """Reads published splits for the bags of a cohort. label_column: whose rows count in a splits.csv of a run on several.
 
-    Ids may be those of bags, slides or patients. Raises DataError when the file is of no known form, when a bag is in
-    two parts of a fold, and when less than `min_matched` of the file's ids belong to the cohort.
+    Ids may be those of bags, slides or patients. Raises DataError when the file is of no known form, when it has splits of other label
+    columns only, when a bag is in two parts of a fold, and when less than `min_matched` of the file's ids belong to the cohort.
     """
     source = Path(path).expanduser()
     if source.is_dir():
@@ -52,7 +56,7 @@ def read_published(path: str | os.PathLike[str], cohort: Cohort, *, min_matched:
     else:
         header = read_header(source)
         if set(OWN_COLUMNS) <= set(header):
-            folds = _own_folds(source)
+            folds = _own_folds(source, header, label_column)
         elif columns := [name for name in header if _FOLD_COLUMN.fullmatch(name)]:
             folds = _column_folds(source, header, columns)
         elif "Fold" in header or "fold" in header:
@@ -148,8 +152,15 @@ def _column_folds(path: Path, header: list[str], columns: list[str]) -> dict[str
     return folds
 
 
-def _own_folds(path: Path) -> dict[str, dict[str, int]]:
-    table = read_columns(path, ["fold", "bag_id", "part"], missing=frozenset())  # NA is a tissue source site of TCGA
+def _own_folds(path: Path, header: list[str], label_column: str) -> dict[str, dict[str, int]]:
+    of_several = [LABEL_COLUMN] if LABEL_COLUMN in header else []
+    columns = ["fold", "bag_id", "part", *of_several]
+    table = read_columns(path, columns, missing=frozenset())  # NA is a tissue source site of TCGA
+    if of_several:
+        there = table[LABEL_COLUMN].unique().tolist()
+        table = table[table[LABEL_COLUMN] == label_column]
+        if table.empty:
+            raise DataError(f"{path}: has the splits of {listed(there)}, and none of label column {label_column!r}")
     return {
         str(fold): _members(path, str(fold), rows["bag_id"], rows["part"])
         for fold, rows in table.groupby("fold", sort=False)

@@ -59,7 +59,8 @@ class SplitSettings:
     test: a fixed official test set: a column of `Cohort.bags` (test, true, yes, 1), a file of ids, or a list of ids.
         What `kind` holds out of the rest is then the validation part.
     val_fraction: part of the training patients that becomes the validation part where there is none; 0 = none.
-    min_matched, strict: for published files, as in `CohortSettings`.
+    min_matched, strict: for published files, as in `CohortSettings`. label_column: whose rows of a run's splits.csv count, where it
+        has those of several.
     Raises ConfigError for a value that is none of these.
     """
 
@@ -74,6 +75,7 @@ class SplitSettings:
     seed: int = 0
     min_matched: float = 0.5
     strict: bool = False
+    label_column: str = ""
 
     def __post_init__(self) -> None:
         if self.kind not in KINDS:
@@ -135,7 +137,7 @@ def make_splits(
     """
     counts = _counts(cohort, targets, classes)
     if settings.kind == "file":
-        published = read_published(settings.file, cohort, min_matched=settings.min_matched)
+        published = read_published(settings.file, cohort, settings.label_column, min_matched=settings.min_matched)
         parts, report = published.parts, published.report
         excluded = _excluded(published.excluded, settings.strict, report)
         if not (parts == TEST).any():

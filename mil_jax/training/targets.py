@@ -20,7 +20,7 @@ from ml_collections import ConfigDict
 from mil_jax import tasks
 from mil_jax.data.cohort import Cohort, CohortSettings
 from mil_jax.data.numbers import as_flags
-from mil_jax.data.split_files import long_table
+from mil_jax.data.split_files import LABEL_COLUMN, long_table
 from mil_jax.data.split_makers import TEST, TRAIN, UNUSED, label_counts
 from mil_jax.data.splits import Splits, SplitSettings, make_splits
 from mil_jax.data.tables import listed, read_header, suggestion
@@ -189,7 +189,7 @@ def splits_table(targets: Sequence[Target], cohort: Cohort) -> pd.DataFrame:
     tables = [long_table(target.splits.parts, target.splits.names, cohort) for target in targets]
     if len(targets) > 1:
         for target, table in zip(targets, tables):
-            table.insert(0, "label_column", target.name)
+            table.insert(0, LABEL_COLUMN, target.name)
     return pd.concat(tables, ignore_index=True)
 
 
@@ -227,6 +227,7 @@ def _target(
     labelled = task.known(values)
     if config.train.permute_labels:
         values[labelled] = np.random.default_rng([config.splits.seed, 2]).permutation(values[labelled])
+    splitting = dataclasses.replace(splitting, label_column=name)
     splits = make_splits(cohort, task.strata(values), splitting, task.strata_names)
     if not labelled.all():
         parts = np.where(labelled, splits.parts, np.int8(UNUSED))

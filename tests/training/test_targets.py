@@ -14,14 +14,14 @@ import pytest
 from mil_jax import train
 from mil_jax.config import parse
 from mil_jax.data.splits import UNUSED
-from mil_jax.errors import ConfigError
+from mil_jax.errors import ConfigError, DataError
 from mil_jax.reports.targets import common_sentences
 from mil_jax.training.engine import fit
 from mil_jax.training.engine_types import EngineSettings, Phase
 from mil_jax.training.experiment import prepare
 from mil_jax.training.plan import Plan, Replica
 from mil_jax.training.stopping import Selection
-from mil_jax.training.targets import columns_named
+from mil_jax.training.targets import columns_named, splits_table
 from tests.commands import SMALL, run
 from tests.invented import invent, write_labels, write_plain
 from tests.training.cohorts import HYPER, TASK, Silent, engine_data, strategy
@@ -71,6 +71,17 @@ def test_each_target_has_the_splits_that_it_has_alone_and_leaves_bags_without_la
     assert (both.targets[1].splits.parts[:, ~unlabelled] != UNUSED).all()
     assert [both.row(replica) for replica in both.plan.replicas] == [0, 1, 2, 3]
     assert both.data.first_row == (0, 2)
+
+
+def test_the_splits_of_several_targets_are_read_back(panel, tmp_path):
+    both = prepared(panel, "mut_A,mut_B")
+    path = tmp_path / "splits.csv"
+    splits_table(both.targets, both.cohort).to_csv(path, index=False)
+    again = prepared([*panel, f"--config.splits.file={path}"], "mut_B,mut_A")
+    for target, as_before in zip(reversed(again.targets), both.targets):
+        np.testing.assert_array_equal(target.splits.parts, as_before.splits.parts)
+    with pytest.raises(DataError, match=r"has the splits of mut_A, mut_B, and none of label column 'mutated'"):
+        prepared([*panel, f"--config.splits.file={path}"], "mutated")
 
 
 def test_a_pattern_leaves_out_what_cannot_be_trained_and_says_so(panel):
