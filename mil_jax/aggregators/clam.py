@@ -42,6 +42,8 @@ SB_VARIANTS: dict[str, dict[str, Any]] = {
 }
 MB_VARIANTS: dict[str, dict[str, Any]] = {"clam_mb": {}}
 
+_WITHOUT_CLASSES = ("regression", "survival")  # tasks whose targets may have the shape of several labels
+_NEEDS_CLASSES = "the instance loss of CLAM needs classes as targets; set aggregator.instance_loss='none'"
 _INSTANCE_LOSSES = {"svm": losses.smooth_top1_svm, "cross_entropy": losses.cross_entropy}
 
 
@@ -202,6 +204,8 @@ class ClamSB(nn.Module):
         bag_loss = self.bag_loss_value(task, predictions, targets, weights)
         if self.instance_loss == "none":
             return bag_loss
+        if task.name in _WITHOUT_CLASSES:
+            raise ConfigError(_NEEDS_CLASSES)
         bag_weight = predictions.aux["bag_weight"][0]
         instance_weight = 1.0 - bag_weight if self.instance_weight is None else self.instance_weight
         return bag_weight * bag_loss + instance_weight * self.instance_loss_value(predictions, targets, weights)
@@ -310,7 +314,7 @@ def _membership(targets: jax.Array, num_classes: int) -> tuple[jax.Array, jax.Ar
     elif targets.ndim == 2 and targets.shape[1] == num_classes:
         known, inside = ~jnp.isnan(targets), targets > 0
     else:
-        raise ConfigError("the instance loss of CLAM needs classes as targets; set aggregator.instance_loss='none'")
+        raise ConfigError(_NEEDS_CLASSES)
     return known & inside, known & ~inside
 
 

@@ -47,9 +47,9 @@ def concordance(cases: Cases, weights: np.ndarray, censored: Steps | None = None
         sums[1] += np.sum(of_event * all_pairs, axis=1)
         if censored is not None:
             times = cases.time[rows]
-            with np.errstate(divide="ignore"):
+            with np.errstate(divide="ignore", invalid="ignore"):
                 inverse = np.where(times < tau, censored.at(times), np.inf) ** -2.0
-            inverse = np.where(of_event > 0, of_event * inverse, 0.0)
+                inverse = np.where(of_event > 0, of_event * inverse, 0.0)
             sums[2] += np.sum(inverse * concordant, axis=1)
             sums[3] += np.sum(inverse * all_pairs, axis=1)
     with np.errstate(divide="ignore", invalid="ignore"):

@@ -14,6 +14,7 @@ from mil_jax import aggregators
 from mil_jax.bags import Bag
 from mil_jax.errors import ConfigError
 from mil_jax.tasks.classification import Classification
+from mil_jax.tasks.regression import Regression
 
 TASK = Classification(("a", "b", "c"))
 BAG = Bag(jnp.asarray(np.random.default_rng(0).standard_normal((12, 6)), jnp.float32), jnp.arange(12) < 10)
@@ -127,6 +128,9 @@ def test_targets_that_are_no_classes_are_refused():
     module, params = model()
     with pytest.raises(ConfigError, match="instance_loss='none'"):
         module.instance_loss_value(batch(module, params, BAG), jnp.array([0.5]), jnp.ones(1))
+    numbers = Regression(("a", "b", "c"), center=np.zeros(3), spread=np.ones(3))  # as many as outputs
+    with pytest.raises(ConfigError, match="instance_loss='none'"):
+        module.training_loss(numbers, batch(module, params, BAG), jnp.ones((1, 3)), jnp.ones(1))
 
 
 def test_images_are_refused():
