@@ -160,7 +160,7 @@ def test_any_config_can_ask_for_it_and_then_has_its_settings():
     [
         (
             ["--config=configs/abmil.py", "--config.strategy.name=mhmi"],
-            "strategy.name='mhmi' is unknown; choose one of ibmil, mhim",
+            "strategy.name='mhmi' is unknown; choose one of ibmil, linear_probe, mhim",
         ),
         (["--config=configs/abmil.py", "--config.strategy.mask_low=0.2"], "strategy.mask_low is not a setting"),
         (["--config=configs/dtfd.py", "--config.strategy.name=mhim"], "DTFD is trained in a way of its own"),
