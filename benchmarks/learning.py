@@ -25,6 +25,7 @@ from typing import Any
 from absl import app, flags
 
 from benchmarks.common import DEFAULT_MACHINE, write_result
+from mil_jax.tasks.base import METRIC_LABELS
 
 _MACHINE = flags.DEFINE_string("machine", DEFAULT_MACHINE, "Name of the machine, for the result's file.")
 
@@ -70,7 +71,7 @@ def main(_: list[str]) -> None:
     for path in sorted((ROOT / "configs").glob("*.py")):
         config = f"configs/{path.name}"
         figures[f"digits, {config}"] = found = _digits(config)
-        shown = f"AUC {found['AUC']:.3f}, worst fold {found['worst AUC']:.3f}; {found['seconds']:.0f} s"
+        shown = f"{found['metric']} {found['mean']:.3f}, worst fold {found['worst']:.3f}; {found['seconds']:.0f} s"
         table.append((f"digits, {config}: mean of 5 folds", DIGITS_BARS.get(config, ""), shown))
     write_result("learning", _MACHINE.value, figures, table)
 
@@ -79,7 +80,7 @@ def _compare_ways(figures: dict[str, Any], table: list[tuple[str, str, str]]) ->
     for way, settings in WAYS.items():
         config = "configs/abmil_mhim.py"
         figures[f"digits, {way}"] = found = _digits(config, "--config.train.num_seeds=5", *settings)
-        shown = f"AUC {found['AUC']:.3f}, pooled {found['low']:.3f} to {found['high']:.3f}, sd over seeds {found['seeds']:.3f}"
+        shown = f"AUC {found['mean']:.3f}, pooled {found['low']:.3f} to {found['high']:.3f}, sd over seeds {found['seeds']:.3f}"
         table.append((f"digits, {config}, {way}: mean of 5 folds x 5 seeds", "", f"{shown}; {found['seconds']:.0f} s"))
     for name in ("musk1", "fox"):
         for way, settings in WAYS.items():
@@ -107,10 +108,11 @@ def _digits(config: str, *settings: str) -> dict[str, Any]:
     with tempfile.TemporaryDirectory() as folder:
         _command("-m", "mil_jax.train", "--config", config, f"--config.run={folder}/run", *settings)
         summary = json.loads((Path(folder) / "run" / "summary.json").read_text(encoding="utf-8"))
-    auc = summary["metrics"]["auc"]
+    name = "auc" if "auc" in summary["metrics"] else next(iter(summary["metrics"]))
+    metric = summary["metrics"][name]
+    kept = {key: metric[key] for key in ("mean", "worst", "low", "high")} | {"seeds": metric["sd_seeds"]}
     seconds = summary["facts"]["seconds of training, compilation included"]
-    interval = {"low": auc["low"], "high": auc["high"], "seeds": auc["sd_seeds"]}
-    return {"AUC": auc["mean"], "worst AUC": auc["worst"], "seconds": seconds, **interval}
+    return {"metric": METRIC_LABELS.get(name, name), "seconds": seconds, **kept}
 
 
 def _command(*arguments: str) -> str:
