@@ -9,12 +9,14 @@ from __future__ import annotations
 
 import datetime
 import json
+import multiprocessing
 import os
 import platform
 import statistics
 import sys
 import time
 from collections.abc import Callable, Sequence
+from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
@@ -34,6 +36,72 @@ def paired(ways: dict[str, Callable[[], Any]], rounds: int) -> dict[str, list[fl
             ways[name]()
             seconds[name].append(time.perf_counter() - start)
     return seconds
+
+
+def in_turns(
+    make: Callable[..., Sequence[Callable[[], Any]]],
+    names: Sequence[str],
+    arguments: Sequence[Any],
+    rounds: int,
+    turn_seconds: float,
+) -> dict[str, list[float]]:
+    """Median seconds of a step of each in every round, each library in a process of its own.
+
+    make: what `make(name, *arguments)` returns there are ways of doing the same step, of which the faster counts in each turn.
+    """
+    context = multiprocessing.get_context("spawn")
+    workers: dict[str, tuple[Any, Connection]] = {}
+    for name in names:
+        ours, theirs = context.Pipe()
+        process = context.Process(target=_work, args=(make, name, arguments, turn_seconds, theirs), daemon=True)
+        process.start()
+        theirs.close()
+        workers[name] = process, ours
+        ours.recv()  # compiled and warm
+    seconds: dict[str, list[float]] = {name: [] for name in workers}
+    for number in range(rounds):
+        for name in list(workers) if number % 2 else reversed(workers):
+            workers[name][1].send("run")
+            seconds[name].append(workers[name][1].recv())
+    for process, connection in workers.values():
+        connection.close()
+        process.join()
+    return seconds
+
+
+def use_threads(number: int) -> None:
+    """This process and those that it starts keep to so many cores, where the system can say which."""
+    if hasattr(os, "sched_setaffinity"):
+        os.sched_setaffinity(0, set(sorted(os.sched_getaffinity(0))[:number]))
+
+
+def _work(
+    make: Callable[..., Sequence[Callable[[], Any]]],
+    name: str,
+    arguments: Sequence[Any],
+    turn_seconds: float,
+    connection: Connection,
+) -> None:
+    """Answers every message with the seconds of a turn."""
+    steps = make(name, *arguments)
+    for step in steps:
+        _turn(step, turn_seconds)
+    connection.send("ready")
+    while True:
+        try:
+            connection.recv()
+        except EOFError:
+            return
+        connection.send(min(_turn(step, turn_seconds) for step in steps))
+
+
+def _turn(step: Callable[[], Any], turn_seconds: float) -> float:
+    seconds: list[float] = []
+    while sum(seconds) < turn_seconds:
+        start = time.perf_counter()
+        step()
+        seconds.append(time.perf_counter() - start)
+    return statistics.median(seconds)
 
 
 def median_ratio(numerator: Sequence[float], denominator: Sequence[float]) -> float:

@@ -9,18 +9,14 @@ turns. Bar: our tiles a second over PyTorch's at least 0.9.
 
 from __future__ import annotations
 
-import multiprocessing
-import os
 import statistics
-import time
 from collections.abc import Callable
-from multiprocessing.connection import Connection
 from typing import Any
 
 import numpy as np
 from absl import app, flags
 
-from benchmarks.common import DEFAULT_MACHINE, median_ratio, write_result
+from benchmarks.common import DEFAULT_MACHINE, in_turns, median_ratio, use_threads, write_result
 
 _MACHINE = flags.DEFINE_string("machine", DEFAULT_MACHINE, "Name of the machine, for the result's file.")
 _ROUNDS = flags.DEFINE_integer("rounds", 7, "Turns of each; the median of their ratios counts.")
@@ -33,11 +29,10 @@ Step = Callable[[], Any]
 
 
 def main(_: list[str]) -> None:
-    if hasattr(os, "sched_setaffinity"):
-        os.sched_setaffinity(0, set(sorted(os.sched_getaffinity(0))[:THREADS]))
+    use_threads(THREADS)
     figures, table = {}, []
     for batch in map(int, _BATCHES.value):
-        seconds = _compare(batch, _ROUNDS.value)
+        seconds = in_turns(_steps, ("mil_jax", "torch"), (batch,), _ROUNDS.value, SECONDS_PER_TURN)
         ratio = median_ratio(seconds["torch"], seconds["mil_jax"])
         rates = {name: batch / statistics.median(values) for name, values in seconds.items()}
         figures[f"batch={batch}"] = {"ratio": ratio, "tiles_per_second": rates, "rounds": seconds}
@@ -48,50 +43,10 @@ def main(_: list[str]) -> None:
     write_result("encoders", _MACHINE.value, figures, table)
 
 
-def _compare(batch: int, rounds: int) -> dict[str, list[float]]:
-    """Seconds per batch of each in each round."""
-    context = multiprocessing.get_context("spawn")
-    workers: dict[str, tuple[Any, Connection]] = {}
-    for name in ("mil_jax", "torch"):
-        ours, theirs = context.Pipe()
-        process = context.Process(target=_work, args=(name, batch, theirs), daemon=True)
-        process.start()
-        theirs.close()
-        workers[name] = process, ours
-        ours.recv()  # compiled and warm
-    seconds: dict[str, list[float]] = {name: [] for name in workers}
-    for number in range(rounds):
-        for name in list(workers) if number % 2 else reversed(workers):
-            workers[name][1].send("run")
-            seconds[name].append(workers[name][1].recv())
-    for process, connection in workers.values():
-        connection.close()
-        process.join()
-    return seconds
-
-
-def _work(name: str, batch: int, connection: Connection) -> None:
-    """A worker: makes its steps, then answers every message with the median seconds of a turn's batches, of the faster step."""
+def _steps(name: str, batch: int) -> list[Step]:
+    """The steps of one library, in its process."""
     pixels = np.random.default_rng(0).integers(0, 256, (batch, SIDE, SIDE, 3), np.uint8)
-    steps = (_jax_steps if name == "mil_jax" else _torch_steps)(pixels)
-    for step in steps:
-        step()
-    connection.send("ready")
-    while True:
-        try:
-            connection.recv()
-        except EOFError:
-            return
-        connection.send(min(_timed(step) for step in steps))
-
-
-def _timed(step: Step) -> float:
-    seconds: list[float] = []
-    while sum(seconds) < SECONDS_PER_TURN or len(seconds) < 2:
-        start = time.perf_counter()
-        step()
-        seconds.append(time.perf_counter() - start)
-    return statistics.median(seconds)
+    return (_jax_steps if name == "mil_jax" else _torch_steps)(pixels)
 
 
 def _jax_steps(pixels: np.ndarray) -> list[Step]:

@@ -18,18 +18,14 @@ with; TransMIL 2.
 from __future__ import annotations
 
 import math
-import multiprocessing
-import os
 import statistics
-import time
 from collections.abc import Callable
-from multiprocessing.connection import Connection
 from typing import Any
 
 import numpy as np
 from absl import app, flags
 
-from benchmarks.common import DEFAULT_MACHINE, median_ratio, write_result
+from benchmarks.common import DEFAULT_MACHINE, in_turns, median_ratio, use_threads, write_result
 
 _MACHINE = flags.DEFINE_string("machine", DEFAULT_MACHINE, "Name of the machine, for the result's file.")
 _ROUNDS = flags.DEFINE_integer("rounds", 9, "Turns of each library; the median of their ratios counts.")
@@ -42,6 +38,7 @@ DROPOUTS = (0.0, 0.25)
 # So small that the weights hardly move: torchmil's smooth SVM stops with an error once some of its rows are well separated.
 LEARNING_RATE, DECAY = 1e-8, 1e-5
 SECONDS_PER_TURN = 0.6
+LIBRARIES = ("mil_jax", "torchmil")
 BARS = {0.0: 1.0, 0.25: 1.3}
 TRANSMIL_BAR = 2.0
 
@@ -62,13 +59,13 @@ Step = Callable[[], None]
 
 
 def main(_: list[str]) -> None:
-    if hasattr(os, "sched_setaffinity"):
-        os.sched_setaffinity(0, set(sorted(os.sched_getaffinity(0))[:THREADS]))
+    use_threads(THREADS)
     figures, table = {}, []
     for model in _MODELS.value or MODELS:
         for size in map(int, _SIZES.value):
             for dropout in DROPOUTS:
-                seconds = _compare(model, size, dropout, _ROUNDS.value)
+                arguments = (model, size, dropout)
+                seconds = in_turns(_steps, LIBRARIES, arguments, _ROUNDS.value, SECONDS_PER_TURN)
                 ratio = median_ratio(seconds["torchmil"], seconds["mil_jax"])
                 medians = {name: statistics.median(values) for name, values in seconds.items()}
                 figures[f"{model}, N={size}, dropout={dropout}"] = {
@@ -84,50 +81,10 @@ def main(_: list[str]) -> None:
     write_result("vs_torchmil", _MACHINE.value, figures, table)
 
 
-def _compare(model: str, size: int, dropout: float, rounds: int) -> dict[str, list[float]]:
-    """Seconds per step of each library in each round."""
-    context = multiprocessing.get_context("spawn")
-    workers: dict[str, tuple[Any, Connection]] = {}
-    for name in ("mil_jax", "torchmil"):
-        ours, theirs = context.Pipe()
-        process = context.Process(target=_work, args=(name, model, size, dropout, theirs), daemon=True)
-        process.start()
-        theirs.close()
-        workers[name] = process, ours
-        ours.recv()  # compiled and warm
-    seconds: dict[str, list[float]] = {name: [] for name in workers}
-    for number in range(rounds):
-        for name in list(workers) if number % 2 else reversed(workers):
-            workers[name][1].send("run")
-            seconds[name].append(workers[name][1].recv())
-    for process, connection in workers.values():
-        connection.close()
-        process.join()
-    return seconds
-
-
-def _work(name: str, model: str, size: int, dropout: float, connection: Connection) -> None:
-    """A worker: makes its step, then answers every message with the median seconds of a turn's steps."""
-    rng = np.random.default_rng(0)
-    features = rng.standard_normal((size, WIDTH), np.float32)
-    step = (_jax_step if name == "mil_jax" else _torch_step)(model, features, dropout)
-    _timed(step)
-    connection.send("ready")
-    while True:
-        try:
-            connection.recv()
-        except EOFError:
-            return
-        connection.send(_timed(step))
-
-
-def _timed(step: Step) -> float:
-    seconds: list[float] = []
-    while sum(seconds) < SECONDS_PER_TURN:
-        start = time.perf_counter()
-        step()
-        seconds.append(time.perf_counter() - start)
-    return statistics.median(seconds)
+def _steps(name: str, model: str, size: int, dropout: float) -> list[Step]:
+    """The step of one library, in its process."""
+    features = np.random.default_rng(0).standard_normal((size, WIDTH), np.float32)
+    return [(_jax_step if name == "mil_jax" else _torch_step)(model, features, dropout)]
 
 
 def _graph(size: int) -> np.ndarray:

@@ -56,7 +56,8 @@ def run_on_ray(
         where = (
             f"--ray-address={address}: no Ray cluster can be reached there" if address else "Ray cannot be started here"
         )
-        raise ConfigError(f"{where} ({str(error).splitlines()[0]})") from error
+        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        raise ConfigError(f"{where} ({reason})") from error
     try:
         yield from _deal_out(ray, slides, records, settings, workers)
     finally:
