@@ -48,10 +48,8 @@ def discrete_ce(logits: Array, label: Array, event: Array, alpha: Array | float)
     return (1.0 - alpha) * crossed + alpha * likelihood
 
 
-def cox(
-    theta: Array, time: Array, event: Array, present: Array, *, ties: str = "breslow", per_event: bool = False
-) -> Array:
-    """Minus Cox's partial log likelihood, divided by the number of bags (as the field's code has it), or of events.
+def cox(theta: Array, time: Array, event: Array, present: Array, *, ties: str = "breslow") -> Array:
+    """Minus Cox's partial log likelihood, divided by the number of bags, as the field's code has it (not of events).
 
     theta, time, event, present: [B]; theta is the log hazard ratio, events are 0 or 1; a place that is not present is in no risk set,
     and its theta must be finite. ties: "breslow", or "efron" (the l-th of d tied deaths leaves l/d of their sum out of its risk set).
@@ -68,4 +66,4 @@ def cox(
         log_tied = jax.nn.logsumexp(jnp.broadcast_to(theta, tied.shape), axis=1, where=tied | itself)
         log_risk = log_risk + jnp.log1p(-share * jnp.exp(log_tied - log_risk))
     total = jnp.sum(jnp.where(dies, log_risk - theta, 0.0))
-    return total / jnp.maximum(jnp.sum(dies if per_event else present), 1)
+    return total / jnp.maximum(jnp.sum(present), 1)

@@ -204,7 +204,9 @@ class SecondTier:
         classifier = next(name.removesuffix(".weight") for name in state if name in _CLASSIFIERS)
         layers = {place: name for place, name in _TIER2.items() if f"{name}.weight" in state}
         names = Names(case, {}, classifier)
-        tier, branch = _Tier2(task.num_outputs, 128, "torch"), Deconfounding(task.num_outputs)
+        widths = {place: len(state[f"{name}.weight"]) for place, name in layers.items()}
+        tier = _Tier2(task.num_outputs, widths.get("v", 1), "torch")
+        branch = Deconfounding(task.num_outputs, len(state["W_q.weight"]) if case.config["k"] else 1)
         kernels = {
             place: {"kernel": jnp.asarray(state[f"{name}.weight"].T), "bias": jnp.asarray(state[f"{name}.bias"])}
             for place, name in {**layers, "classifier": classifier}.items()
