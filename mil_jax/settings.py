@@ -91,6 +91,11 @@ SETTINGS: dict[str, Setting] = {
         "Of survival: the column that says whether it happened (1) or was censored (0) at the time in `data.target`.",
     ),
     "data.censored": Setting("", "Instead of `data.event`: a column in which 1 means censored."),
+    "data.covariates": Setting(
+        "",
+        "Columns of the label table, with commas, that the classifier reads beside the bag's embedding, such as `age,sex`; numbers are "
+        "standardised by each run's training bags.",
+    ),
     "data.unknown_labels": Setting(
         "error",
         "A label that is not in `data.classes`: `error`, or `drop` (its row is left out and counted).",

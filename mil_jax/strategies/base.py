@@ -82,10 +82,12 @@ class TrainingBags:
     """The training part of one replica, on the host.
 
     targets: [num_training_bags, ...]. moments: computes the mean and the standard deviation [*F] of all instances, when asked.
+    covariates: [num_training_bags, V], NaN = not known, or None.
     """
 
     targets: np.ndarray
     moments: Callable[[], tuple[np.ndarray, np.ndarray]]
+    covariates: np.ndarray | None = None
 
 
 @dataclass(frozen=True)

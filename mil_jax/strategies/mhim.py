@@ -232,7 +232,7 @@ def with_feature_layer(params: PyTree, others: PyTree) -> PyTree:
 def taken_out(bag: Bag, rows: Array, number: Array) -> Bag:
     """The bag of the instances `rows` [K], the first `number` of which count; neighbours that are not among them are gone."""
     real = jnp.arange(len(rows)) < number
-    taken: Bag = jax.tree.map(lambda x: x[rows], bag).replace(mask=real)
+    taken = bag.of_instances(rows, real)
     if bag.neighbors is None:
         return taken
     place = jnp.full(len(bag.mask), -1, jnp.int32)

@@ -127,7 +127,8 @@ class MergingMHIM(MHIM):
         rows = jax.lax.dynamic_update_slice_in_dim(rows, tokens.astype(h.dtype), stay, axis=0)
         encoder: nn.Module = self.module.clone(feature_layer="none", dropout=0.0)
         rest = {name: value for name, value in self._plain(params).items() if name != "feature"}
-        prediction = self._apply(rest, hyper, Bag(rows, place < stay + len(tokens)), key, encoder)
+        merged = Bag(rows, place < stay + len(tokens), covariates=bag.covariates)
+        prediction = self._apply(rest, hyper, merged, key, encoder)
         return prediction.replace(aux={**prediction.aux, "merged": tokens})
 
     def _features(self, layer: PyTree, hyper: dict[str, Array], bag: Bag, key: Array | None) -> Array:
