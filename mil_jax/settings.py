@@ -259,6 +259,12 @@ SETTINGS: dict[str, Setting] = {
         "Most instances drawn from a bag for a training step, anew in each; 0: all. Evaluation reads whole bags.",
         least=0,
     ),
+    "train.bags_at_a_time": Setting(
+        0,
+        "Bags of a step that are computed together, the others after them and once more for the gradient: less memory for a large "
+        "`train.batch_size`, the same loss over all its bags. 0: all.",
+        least=0,
+    ),
     "train.class_weights": Setting(
         False, "Weigh each bag's loss by the inverse frequency of its class in the training part."
     ),

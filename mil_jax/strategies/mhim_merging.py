@@ -99,7 +99,8 @@ class MergingMHIM(MHIM):
             others = bag.mask & (jnp.arange(len(bag.mask)) >= stay)
             return self._merged(params, hyper, bag, stay, others, key)
 
-        return batch.gathered(map_bags(answer, inputs.bags, inputs.keys, extras["merge_stay"][batch.places]))
+        stay = extras["merge_stay"][batch.places]
+        return batch.gathered(map_bags(answer, inputs.bags, inputs.keys, stay, at_a_time=self.bags_at_a_time))
 
     def _averaged(
         self, before: PyTree, params: PyTree, predictions: Prediction, batch: Batch, extras: dict[str, Array]

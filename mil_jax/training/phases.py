@@ -114,5 +114,6 @@ def _common(config: ConfigDict, task: Task) -> dict[str, Any]:
         "normalize": config.data.normalize,
         "class_weights": config.train.class_weights,
         "sample_instances": config.train.sample_instances,
+        "bags_at_a_time": config.train.bags_at_a_time,
         "precision": chosen_precision(config),
     }
