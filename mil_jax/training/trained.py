@@ -122,7 +122,7 @@ def predict(
     """
     task = run.tasks[run.targets[0]]  # what a program needs of it is the same for all label columns
     sizes = cohort.bags["num_instances"].to_numpy()
-    ladder = _ladder(tuple(run.folder.choices["ladder"]), sizes)
+    ladder = ladder_of(run, sizes)
     instance = row_bytes(shards, config.data.neighbors)
     residency = choose_residency(
         config.data.residency,
@@ -148,8 +148,7 @@ def predict(
         first_row=first_row,
         covariates=covariates,
     )
-    hyper = {name: float(config.optimizer[name.split(".")[1]]) for name in ("optimizer.lr", "optimizer.weight_decay")}
-    plan = Plan(run.replicas, hyper)
+    plan = plan_of(run, config)
     engine = Engine(data, task, plan, engine_settings(config))
     with engine.exits:
         engine.prepare(make_strategy(config, task, plan))
@@ -171,7 +170,14 @@ def predict(
     ]
 
 
-def _ladder(lengths: tuple[int, ...], sizes: np.ndarray) -> Ladder:
-    """The run's bucket lengths, and further ones for bags that are longer than any that it met."""
+def plan_of(run: TrainedRun, config: ConfigDict) -> Plan:
+    """The run's models. config: its settings."""
+    hyper = {name: float(config.optimizer[name.split(".")[1]]) for name in ("optimizer.lr", "optimizer.weight_decay")}
+    return Plan(run.replicas, hyper)
+
+
+def ladder_of(run: TrainedRun, sizes: np.ndarray) -> Ladder:
+    """The run's bucket lengths, and further ones for bags [M] that are longer than any that it met."""
+    lengths = tuple(run.folder.choices["ladder"])
     longer = sizes[sizes > lengths[-1]]
     return Ladder((*lengths, *(fit_ladder(longer).lengths if len(longer) else ())), 0.0)
