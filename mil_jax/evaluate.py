@@ -25,6 +25,7 @@ from mil_jax.reports.instances import HOW_INSTANCES
 from mil_jax.reports.statistics import RESAMPLES
 from mil_jax.session import set_up
 from mil_jax.training.features_file import DIFFERENCES
+from mil_jax.training.final_model import is_final
 from mil_jax.training.run_folder import RunFolder
 from mil_jax.training.trained import TrainedRun
 
@@ -161,10 +162,11 @@ def _statements(run: TrainedRun, results: Any) -> list[str]:
         "as trained."
     )
     labelled = [one for _, _, one in results if one["labelled"]]
+    whose = f"{run.config.train.epochs_of}, which the final model was made from," if is_final(run.config) else "the run"
     if any(one["calibrated"] or "accuracy_at_threshold" in one["metrics"] for one in labelled):
         said.append(
-            "Thresholds (largest tpr - fpr) and temperatures (smallest log loss) were chosen on the run's validation predictions alone, "
-            "averaged over models in the same way."
+            f"Thresholds (largest tpr - fpr) and temperatures (smallest log loss) were chosen on the validation predictions of {whose} "
+            "alone, averaged over models in the same way."
         )
     elif any(isinstance(group.task, CALIBRATED) for group, _, _ in results):
         said.append(

@@ -13,7 +13,9 @@ import pytest
 from sklearn.metrics import roc_auc_score
 
 from mil_jax import evaluate, external, train
+from mil_jax.reports.calibration import choose_temperature
 from mil_jax.reports.instances import instance_result
+from mil_jax.tasks.classification import Classification
 from mil_jax.tasks.instance_metrics import LabelledSlide
 from mil_jax.training.run_folder import RunFolder
 from tests.commands import SMALL, Ended, contents, run
@@ -264,6 +266,26 @@ def test_the_final_model_scores_strangers_and_refuses_everybody_it_was_trained_o
     ended = run(evaluate.main, own, capsys)
     assert ended.code == 2
     assert "20 of 20 patients" in ended.err
+
+
+def test_the_final_model_has_the_thresholds_and_temperature_of_the_cross_validated_run(home, final, tmp_path):
+    predictions = pd.read_csv(home / "run" / "predictions.csv")
+    copied = pd.read_csv(final / "validation.csv")
+    own = predictions[predictions["part"] == "val"].reset_index(drop=True)
+    pd.testing.assert_frame_equal(copied, own)
+    assert "chosen on the validation predictions of" in (final / "summary.md").read_text()
+    shutil.copytree(final, tmp_path / "final")  # in which there are enough cases
+    enough = predictions[predictions["part"] == "test"].assign(part="val")
+    enough.to_csv(tmp_path / "final" / "validation.csv", index=False)
+    other = ["--features", str(home / "other"), "--labels", str(home / "other.csv")]
+    content = evaluated(home, tmp_path / "out", *other, run_folder=str(tmp_path / "final"))
+    (result,) = content["results"]
+    task = Classification(("LUAD", "LUSC"))
+    pooled = enough.groupby("bag_id").agg({"target": "first", "prob_LUAD": "mean", "prob_LUSC": "mean"}).reset_index()
+    assert result["temperature"] == {"0": pytest.approx(choose_temperature(task, pooled), rel=1e-3)}
+    assert result["calibrated"]
+    assert "accuracy_at_threshold" in result["metrics"]
+    assert any("which the final model was made from" in line for line in content["statements"])
 
 
 def test_the_epochs_of_a_run_with_other_settings_are_refused(home, capsys, tmp_path):

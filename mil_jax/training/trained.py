@@ -24,6 +24,7 @@ from mil_jax.training.checkpoints import read_final
 from mil_jax.training.engine import Engine
 from mil_jax.training.engine_types import EngineData
 from mil_jax.training.experiment import engine_settings
+from mil_jax.training.final_model import validation_rows
 from mil_jax.training.memory import there_is
 from mil_jax.training.phases import make_strategy
 from mil_jax.training.plan import Plan, Replica
@@ -96,15 +97,11 @@ class TrainedRun:
         return table[table["label_column"] == self.targets[target]] if self.several else table
 
     def validation(self, target: int) -> pd.DataFrame:
-        """The models' predictions for their own validation parts; none where the test part chose the epochs."""
-        if not (self.folder.path / "predictions.csv").is_file():
-            return pd.DataFrame(columns=["fold", "part"])
-        table = self.folder.read_table("predictions.csv")
-        if "selected_on" in table:
-            return table.iloc[:0]
-        if self.several:
+        """The validation predictions of a label column, of this run or of the one that the final model was made from."""
+        table = validation_rows(self.folder)
+        if self.several and len(table):
             table = table[table["label_column"] == self.targets[target]].dropna(axis="columns", how="all")
-        return table[table["part"] == "val"]
+        return table
 
 
 def predict(
