@@ -21,7 +21,7 @@ from mil_jax.progress import conversion_progress
 from mil_jax.reports.calibration import CALIBRATED
 from mil_jax.reports.evaluation import HELD_OUT, Scored, averaged, result
 from mil_jax.reports.evaluation_files import MARKER, console_report, write_evaluation
-from mil_jax.reports.instances import HOW_INSTANCES
+from mil_jax.reports.instances import instance_statements
 from mil_jax.reports.statistics import RESAMPLES
 from mil_jax.session import set_up
 from mil_jax.training.features_file import DIFFERENCES
@@ -133,7 +133,7 @@ def _evaluate(run: TrainedRun, options: Any, values: flags.FlagValues, folder: P
         report = {
             "title": f"{run.config.name} scored on {', '.join(one.name for one in options)}",
             "run": str(run.folder.path),
-            "statements": [*_statements(run, results), *([HOW_INSTANCES] if instances else [])],
+            "statements": [*_statements(run, results), *instance_statements(instances)],
             "cohorts": cohorts,
             "instances": instances,
         }

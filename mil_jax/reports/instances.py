@@ -31,6 +31,19 @@ def instance_result(slides: Sequence[LabelledSlide]) -> dict[str, Any]:
     }
 
 
+def instance_statements(rows: Sequence[Mapping[str, Any]]) -> list[str]:
+    """How it was done, and what was left out; nothing where no instances were scored."""
+    left_out = {one["cohort"]: 0 for one in rows}
+    for one in rows:
+        left_out[one["cohort"]] += one["bags_left_out"]
+    lost = [
+        f"{name}: {count} bags without labels of their instances are left out of the numbers of single instances."
+        for name, count in left_out.items()
+        if count
+    ]
+    return [HOW_INSTANCES, *lost] if rows else []
+
+
 def instance_grid(rows: Sequence[Mapping[str, Any]]) -> Grid:
     """Header and rows; "-" where the features come without coordinates."""
     header = [
