@@ -16,14 +16,16 @@ from mil_jax.console import console, run_command, say
 from mil_jax.data.tables import listed
 from mil_jax.data.whole_folder import new_folder
 from mil_jax.errors import ConfigError
-from mil_jax.external import in_one_process, prepare, score, split_arguments
+from mil_jax.external import in_one_process, prepare, score, score_instances, split_arguments
 from mil_jax.progress import conversion_progress
 from mil_jax.reports.calibration import CALIBRATED
 from mil_jax.reports.evaluation import HELD_OUT, Scored, averaged, result
 from mil_jax.reports.evaluation_files import MARKER, console_report, write_evaluation
+from mil_jax.reports.instances import instance_statements
 from mil_jax.reports.statistics import RESAMPLES
 from mil_jax.session import set_up
 from mil_jax.training.features_file import DIFFERENCES
+from mil_jax.training.final_model import is_final
 from mil_jax.training.run_folder import RunFolder
 from mil_jax.training.trained import TrainedRun
 
@@ -40,6 +42,7 @@ of a cohort (repeat them for each cohort; labels, name and settings belong to th
   --features    a folder of feature files, as data.features in training
   --shards      instead: a folder of shards
   --labels      its label table; without one there are predictions only
+  --instance-labels    a folder with one .npy or .csv of 0 and 1 for each slide whose tiles are labelled: AUC of tiles, FROC of lesions
   --name        what to call the cohort; else the name of its folder
   --config.data.NAME=VALUE    how its files are read, where it is not as in training, such as --config.data.id_column=slide,
                 --config.data.target=diagnosis, --config.data.patient=tcga, --config.data.filter='age > 60'
@@ -102,7 +105,7 @@ def main(arguments: list[str]) -> int:
 
 def _evaluate(run: TrainedRun, options: Any, values: flags.FlagValues, folder: Path) -> dict[str, Any]:
     scored: list[Scored] = []
-    cohorts, excluded = [], []
+    cohorts, excluded, instances = [], [], []
     for one in options:
         with conversion_progress() as progress:
             external = prepare(
@@ -119,6 +122,9 @@ def _evaluate(run: TrainedRun, options: Any, values: flags.FlagValues, folder: P
             say(f"  {line}")
         with console.status(f"scoring {len(external.cohort.bags)} bags of {external.name}"):
             scored += score(run, external, values.by)
+        if one.instance_labels:
+            with console.status(f"scoring single instances of {external.name}"):
+                instances += score_instances(run, external, one.instance_labels)
         cohorts.append({"name": external.name, "features": one.folder, "labels": one.labels, "notes": external.notes})
         excluded.append(external.excluded.assign(cohort=external.name)[["cohort", "slide", "reason"]])
     with console.status("averages, intervals and figures"):
@@ -127,8 +133,9 @@ def _evaluate(run: TrainedRun, options: Any, values: flags.FlagValues, folder: P
         report = {
             "title": f"{run.config.name} scored on {', '.join(one.name for one in options)}",
             "run": str(run.folder.path),
-            "statements": _statements(run, results),
+            "statements": [*_statements(run, results), *instance_statements(instances)],
             "cohorts": cohorts,
+            "instances": instances,
         }
         return write_evaluation(folder, results, pd.concat(excluded, ignore_index=True), report)
 
@@ -155,10 +162,11 @@ def _statements(run: TrainedRun, results: Any) -> list[str]:
         "as trained."
     )
     labelled = [one for _, _, one in results if one["labelled"]]
+    whose = f"{run.config.train.epochs_of}, which the final model was made from," if is_final(run.config) else "the run"
     if any(one["calibrated"] or "accuracy_at_threshold" in one["metrics"] for one in labelled):
         said.append(
-            "Thresholds (largest tpr - fpr) and temperatures (smallest log loss) were chosen on the run's validation predictions alone, "
-            "averaged over models in the same way."
+            f"Thresholds (largest tpr - fpr) and temperatures (smallest log loss) were chosen on the validation predictions of {whose} "
+            "alone, averaged over models in the same way."
         )
     elif any(isinstance(group.task, CALIBRATED) for group, _, _ in results):
         said.append(

@@ -9,6 +9,7 @@ import dataclasses
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -20,22 +21,26 @@ from mil_jax.data.conversion import Progress
 from mil_jax.data.covariates import values as covariate_values
 from mil_jax.data.covariates import without
 from mil_jax.data.feature_moments import bag_moments, cohort_moments, distance
+from mil_jax.data.instance_labels import read_instance_labels
 from mil_jax.data.shards import Shards
 from mil_jax.data.tables import listed, read_header
 from mil_jax.data.unlabelled import unlabelled_cohort
 from mil_jax.errors import ConfigError
 from mil_jax.reports.evaluation import ENSEMBLE, HELD_OUT, Scored
+from mil_jax.reports.instances import instance_result
 from mil_jax.reports.predictions import predictions_table
 from mil_jax.settings import SETTINGS
 from mil_jax.tasks.base import Task
+from mil_jax.tasks.instance_metrics import LabelledSlide
 from mil_jax.training import features_file
+from mil_jax.training.instances import instance_scores, require_scores
 from mil_jax.training.seen import Scoring, require_scored, who_may_score
 from mil_jax.training.sources import open_shards
 from mil_jax.training.targets import cohort_settings, label_groups, target_labels
 from mil_jax.training.trained import ModelPredictions, TrainedRun, predict
 
 WHERE = ("features", "shards")
-OF_A_COHORT = (*WHERE, "labels", "name")
+OF_A_COHORT = (*WHERE, "labels", "name", "instance-labels")
 _FREE = (
     *("labels", "features", "shards", "slides_table", "id_column", "patient", "site", "filter", "encoder_name"),
     *("target", "event", "censored", "duplicates", "min_matched", "nonfinite", "cache", "residency", "stream_gib"),
@@ -51,6 +56,7 @@ class Options:
     folder: str
     labels: str = ""
     name: str = ""
+    instance_labels: str = ""
     settings: Mapping[str, str] = field(default_factory=dict)
 
 
@@ -111,7 +117,8 @@ def _options(given: Mapping[str, str]) -> Options:
     source = next(name for name in WHERE if name in given)
     settings = {name.removeprefix("config."): value for name, value in given.items() if name.startswith("config.")}
     name = given.get("name") or Path(given[source]).resolve().name
-    return Options(source, given[source], given.get("labels", ""), name, settings)
+    instances = given.get("instance-labels", "")
+    return Options(source, given[source], given.get("labels", ""), name, instances, settings)
 
 
 def cohort_config(run: TrainedRun, options: Options) -> ConfigDict:
@@ -158,6 +165,8 @@ def prepare(
     Raises UserError where features differ from the run's, tables do not fit, or all models have met its patients.
     """
     config = cohort_config(run, options)
+    if options.instance_labels:
+        require_scores(run)
     shards = open_shards(config, progress)
     trained, moments = features_file.read(run.folder)
     every = np.arange(len(shards))
@@ -229,6 +238,45 @@ def score(run: TrainedRun, external: External, columns: Sequence[str] = ()) -> l
                 )
             )
     return groups
+
+
+def score_instances(run: TrainedRun, external: External, folder: str) -> list[dict[str, Any]]:
+    """How well instances are found whose labels lie in `folder`: a row for each way of scoring, as in evaluation.json.
+
+    Bags without a file of labels count where they are of the negative class, which has no positive instance; others are left out.
+    Raises UserError where labels do not fit, or the aggregator scores no instances.
+    """
+    shards, cohort, scoring = external.shards, external.cohort, external.scoring[0]
+    labels = read_instance_labels(folder, shards.slide_ids, shards.num_instances)
+    negative = np.zeros(len(cohort.slides), bool) if external.values is None else external.values[0] == 0
+    labelled = np.array([all(int(slide) in labels for slide in slides) for slides in cohort.slides])
+    wanted = np.flatnonzero((labelled | negative) & scoring.scored)
+    scores = instance_scores(
+        run, external.config, shards, cohort, scoring.by_fold, wanted.tolist(), external.covariates
+    )
+    rows = []
+    for how, chosen in ((HELD_OUT, ~scoring.unseen), (ENSEMBLE, scoring.unseen)):
+        slides: list[LabelledSlide] = []
+        for bag in wanted[chosen[wanted]].tolist():
+            of_models = list(scores[bag].values())
+            for values in of_models if how == HELD_OUT else [np.mean(of_models, axis=0)]:
+                slides += _slides_of(shards, cohort.slides[bag], values, labels)
+        if slides:
+            left_out = int((chosen & scoring.scored).sum() - chosen[wanted].sum())
+            rows.append({"cohort": external.name, "scored": how, "bags_left_out": left_out, **instance_result(slides)})
+    return rows
+
+
+def _slides_of(
+    shards: Shards, numbers: np.ndarray, scores: np.ndarray, labels: Mapping[int, np.ndarray]
+) -> list[LabelledSlide]:
+    """The slides of one bag, whose scores lie end to end."""
+    sizes = shards.num_instances[numbers]
+    parts = np.split(scores, np.cumsum(sizes)[:-1])
+    return [
+        LabelledSlide(part, labels.get(number, np.zeros(len(part), bool)), shards.read_coords(number))
+        for number, part in zip(numbers.tolist(), parts, strict=True)
+    ]
 
 
 def _labelled(

@@ -15,6 +15,7 @@ from mil_jax.data.tables import listed
 from mil_jax.reports.predictions import predictions_table
 from mil_jax.reports.statements import Conduct
 from mil_jax.tasks.base import METRIC_LABELS
+from mil_jax.tasks.survival import Survival
 from mil_jax.training import features_file, task_file
 from mil_jax.training.engine_types import FitResult
 from mil_jax.training.experiment import Experiment
@@ -128,6 +129,11 @@ def conduct(experiment: Experiment, failed: Sequence[str] = (), shared: Sequence
         notes += [f"{target.name}: {line}" if experiment.several else line for line in leaks]
     if config.train.permute_labels:
         notes.append("A control: the labels were permuted among the bags; every metric should be at chance.")
+    if isinstance(experiment.task, Survival) and experiment.task.bins_leak:
+        notes.append(
+            "leak: the bins of survival times are quantiles of the deaths of the whole cohort, test patients included "
+            "(task.bins_from=cohort), as in published code."
+        )
     if experiment.covariates:
         notes.append(
             f"Not from the slides alone: the classifier reads {listed(experiment.covariates.names, 12)} of the label table beside the "

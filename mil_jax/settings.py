@@ -195,6 +195,12 @@ SETTINGS: dict[str, Setting] = {
         choices=("none", "log1p"),
     ),
     "task.bins": Setting(4, "Survival: bins of time, of `nll` and `ce`.", least=2, most=1000),
+    "task.bins_from": Setting(
+        "training",
+        "Survival: whose deaths the bins are quantiles of: each run's `training` part, or the whole `cohort`, test patients included, as "
+        "published code has it; the summary then says so.",
+        choices=("training", "cohort"),
+    ),
     "task.alpha": Setting(
         0.0, "Survival: weight taken from the censored (`nll`), or from the cross entropy (`ce`).", least=0.0, most=1.0
     ),

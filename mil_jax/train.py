@@ -22,7 +22,7 @@ from mil_jax.training import processes
 from mil_jax.training.engine import Stopped
 from mil_jax.training.engine_types import FitResult
 from mil_jax.training.experiment import Experiment, train
-from mil_jax.training.final_model import final_settings, is_final
+from mil_jax.training.final_model import final_settings, is_final, leave_validation
 from mil_jax.training.nonfinite import NotFinite
 from mil_jax.training.run_folder import RunFolder
 
@@ -125,6 +125,7 @@ def _report_final(
     history = folder.read_metrics()
     facts = results.facts(experiment, folder, history, result, seconds)
     shared = results.leave_for_evaluation(experiment, folder)
+    leave_validation(experiment.config, folder)
     summary = write_final_summary(
         folder,
         history=[row for row in history if row["phase"] == history[-1]["phase"]],

@@ -10,8 +10,13 @@ import h5py
 import numpy as np
 import pandas as pd
 import pytest
+from sklearn.metrics import roc_auc_score
 
-from mil_jax import evaluate, train
+from mil_jax import evaluate, external, train
+from mil_jax.reports.calibration import choose_temperature
+from mil_jax.reports.instances import instance_result
+from mil_jax.tasks.classification import Classification
+from mil_jax.tasks.instance_metrics import LabelledSlide
 from mil_jax.training.run_folder import RunFolder
 from tests.commands import SMALL, Ended, contents, run
 from tests.invented import Invented, invent, write_clam, write_labels, write_trident
@@ -122,6 +127,32 @@ def test_several_cohorts_make_one_table_and_need_no_labels(home, tmp_path):
     ]
     predictions = pd.read_csv(tmp_path / "out" / "predictions.csv")
     assert predictions[predictions["cohort"] == "unlabelled"]["target"].isna().all()
+
+
+def test_labels_of_single_instances_give_their_auc_and_the_froc(home, capsys, tmp_path, monkeypatch):
+    seen: list[list[LabelledSlide]] = []
+    monkeypatch.setattr(external, "instance_result", lambda slides: seen.append(slides) or instance_result(slides))
+    cohort = elsewhere()
+    (tmp_path / "tiles").mkdir()
+    positive = cohort.table.loc[cohort.table["subtype"] == "LUSC", "slide_id"]
+    for slide in positive:
+        np.save(tmp_path / "tiles" / f"{slide}.npy", (cohort.features[slide][:, 1] > 1.5).astype(np.int8))
+    files = ["--features", str(home / "other"), "--labels", str(home / "other.csv")]
+    content = evaluated(home, tmp_path / "out", *files, "--instance-labels", str(tmp_path / "tiles"))
+    (one,), (slides,) = content["instances"], seen
+    assert (one["slides"], one["scored"], one["bags_left_out"]) == (len(cohort.table), "ensemble", 0)
+    labelled = [slide for slide in slides if slide.labels.any()]
+    labels, scores = (np.concatenate([slide[part] for slide in labelled]) for part in (1, 0))
+    assert one["instance_auc"] == pytest.approx(roc_auc_score(labels, scores), abs=1e-12)
+    averaged = pd.read_csv(tmp_path / "out" / "predictions.csv").set_index("bag_id")["prob_LUSC"]
+    tops = pd.Series([slide.scores.max() for slide in slides], [*averaged.index])
+    assert (tops <= averaged + 1e-6).all()  # equal where the models agree on the instance
+    assert one["froc"]["8.0"] >= one["froc"]["0.25"]
+    assert "Single instances" in (tmp_path / "out" / "summary.md").read_text()
+
+    np.save(tmp_path / "tiles" / f"{positive.iloc[0]}.npy", np.ones(3))
+    ended = refused(home, capsys, tmp_path / "no", *files, "--instance-labels", str(tmp_path / "tiles"))
+    assert "3 labels, and slide" in ended.err
 
 
 def test_patients_in_training_of_every_model_are_refused_or_left_out(home, capsys, tmp_path):
@@ -235,6 +266,26 @@ def test_the_final_model_scores_strangers_and_refuses_everybody_it_was_trained_o
     ended = run(evaluate.main, own, capsys)
     assert ended.code == 2
     assert "20 of 20 patients" in ended.err
+
+
+def test_the_final_model_has_the_thresholds_and_temperature_of_the_cross_validated_run(home, final, tmp_path):
+    predictions = pd.read_csv(home / "run" / "predictions.csv")
+    copied = pd.read_csv(final / "validation.csv")
+    own = predictions[predictions["part"] == "val"].reset_index(drop=True)
+    pd.testing.assert_frame_equal(copied, own)
+    assert "chosen on the validation predictions of" in (final / "summary.md").read_text()
+    shutil.copytree(final, tmp_path / "final")  # in which there are enough cases
+    enough = predictions[predictions["part"] == "test"].assign(part="val")
+    enough.to_csv(tmp_path / "final" / "validation.csv", index=False)
+    other = ["--features", str(home / "other"), "--labels", str(home / "other.csv")]
+    content = evaluated(home, tmp_path / "out", *other, run_folder=str(tmp_path / "final"))
+    (result,) = content["results"]
+    task = Classification(("LUAD", "LUSC"))
+    pooled = enough.groupby("bag_id").agg({"target": "first", "prob_LUAD": "mean", "prob_LUSC": "mean"}).reset_index()
+    assert result["temperature"] == {"0": pytest.approx(choose_temperature(task, pooled), rel=1e-3)}
+    assert result["calibrated"]
+    assert "accuracy_at_threshold" in result["metrics"]
+    assert any("which the final model was made from" in line for line in content["statements"])
 
 
 def test_the_epochs_of_a_run_with_other_settings_are_refused(home, capsys, tmp_path):

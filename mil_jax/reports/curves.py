@@ -14,6 +14,7 @@ from matplotlib.ticker import MaxNLocator
 from sklearn.metrics import roc_curve
 
 from mil_jax.reports.figures import COLOURS, GREY, SELECTED_ON_TEST, save, tidy
+from mil_jax.reports.fold_change import draw_fold_change
 from mil_jax.reports.predictions import probabilities_of, targets_of
 from mil_jax.reports.scatter import draw_scatter
 from mil_jax.reports.survival import draw_risk_groups
@@ -46,6 +47,11 @@ def draw_all(
     elif isinstance(task, Regression):
         draw_scatter(task, test, folder / "predicted.png", summary)
         names.append("predicted.png")
+        if summary.get("fold_change"):
+            draw_fold_change(
+                summary["fold_change"], folder / "fold_change.png", selected_on_test=summary["selected_on_test"]
+            )
+            names.append("fold_change.png")
     elif isinstance(task, Classification | MultiLabel) and not np.isnan(summary["metrics"]["auc"]["pooled"]):
         draw_roc_curves(task, test, folder / "roc_curves.png", selected_on_test=summary["selected_on_test"])
         names.append("roc_curves.png")

@@ -26,6 +26,7 @@ from mil_jax.reports.evaluation import (
     decisions,
     patient_probabilities,
 )
+from mil_jax.reports.instances import instance_grid
 from mil_jax.reports.predictions import probabilities_of
 from mil_jax.reports.tables import Grid, interval, label_of, markdown_table, metric_names, number, rich_table
 from mil_jax.tasks.classification import Classification
@@ -39,7 +40,7 @@ _MOST_CONSOLE_SUBGROUPS = 30
 def write_evaluation(
     folder: Path, results: Sequence[tuple[Scored, Averaged, dict[str, Any]]], excluded: pd.DataFrame, report: Mapping[str, Any]
 ) -> dict[str, Any]:  # fmt: skip
-    """Writes everything into a new folder, and returns the content of evaluation.json. report: title, run, statements, cohorts."""
+    """Writes everything into a new folder, and returns the content of evaluation.json. report: title, run, statements, ..."""
     content = {
         "mil_jax_version": mil_jax.__version__,
         **report,
@@ -64,6 +65,8 @@ def write_evaluation(
 def console_report(content: Mapping[str, Any]) -> Group:
     """Tables and sentences for a terminal."""
     parts: list[Any] = [rich_table(result_grid(content["results"], few=True), title=content["title"])]
+    if content["instances"]:
+        parts.append(rich_table(instance_grid(content["instances"]), title="single instances"))
     for title, grid in _further_grids(content["results"]).items():
         if len(grid[1]) <= _MOST_CONSOLE_SUBGROUPS:
             parts.append(rich_table(grid, title=title))
@@ -74,6 +77,8 @@ def console_report(content: Mapping[str, Any]) -> Group:
 def markdown(content: Mapping[str, Any]) -> str:
     """The content of summary.md."""
     parts = [f"# {content['title']}", "", markdown_table(result_grid(content["results"])), ""]
+    if content["instances"]:
+        parts += ["## Single instances", "", markdown_table(instance_grid(content["instances"])), ""]
     for title, grid in _further_grids(content["results"]).items():
         parts += [f"## {title}", "", markdown_table(grid), ""]
     for one in content["results"]:

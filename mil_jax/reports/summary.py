@@ -9,6 +9,7 @@ import numpy as np
 import pandas as pd
 
 from mil_jax.reports import curves, statistics, survival
+from mil_jax.reports.fold_change import fold_change_view, fold_changes
 from mil_jax.reports.predictions import TEST, VALIDATION
 from mil_jax.reports.statements import Conduct, statements
 from mil_jax.reports.tables import markdown
@@ -93,6 +94,9 @@ def summarize(
         "notes": list(notes),
         "facts": dict(facts or {}),
     }
+    if task.column_names and (changes := fold_changes(task, test)):
+        pearson = {name: metrics[f"pearson_{name}"]["pooled"] for name in changes}
+        summary["fold_change"] = fold_change_view(changes, pearson)
     if task.name == "survival":
         summary["risk_groups"] = survival.risk_groups(task, test)
     summary["statements"] = statements(conduct, summary)

@@ -51,6 +51,15 @@ def markdown(summary: Mapping[str, Any]) -> str:
 def closing_sections(summary: Mapping[str, Any]) -> list[str]:
     """What every summary.md ends with: figures, notes on the data, cost."""
     parts: list[str] = []
+    if summary.get("fold_change"):
+        correlation = number(summary["fold_change"]["spearman"])
+        parts += [
+            *("## Correlation and fold change", "", markdown_table(fold_change_grid(summary)), ""),
+            *(
+                "Columns are read as ratios; fold change: |log2 of the mean ratio| of the test bags; of each column the Pearson r of all",
+            ),
+            *(f"folds pooled. Spearman correlation of the two over the columns: {correlation}.", ""),
+        ]
     if summary["figures"]:
         parts += ["## Figures", "", *(f"![{_stem(name)}](figures/{name})" for name in summary["figures"]), ""]
     if summary["notes"]:
@@ -119,6 +128,15 @@ def statistics_grid(summary: Mapping[str, Any], metrics: Sequence[str]) -> Grid:
     for name, values in summary["controls"].items():
         rows.append(row(f"control: {name}", number, values))
     return ["", *(label_of(name) for name in metrics)], rows
+
+
+def fold_change_grid(summary: Mapping[str, Any]) -> Grid:
+    """Header and rows: the Pearson r of the label columns of each level of fold change."""
+    rows = [
+        [one["level"], str(one["columns"]), number(one["mean"]), number(one["median"])]
+        for one in summary["fold_change"]["levels"]
+    ]
+    return ["fold change, |log2|", "label columns", "mean Pearson r", "median"], rows
 
 
 def label_grid(summary: Mapping[str, Any]) -> Grid:

@@ -18,6 +18,8 @@ from rich.text import Text
 
 from mil_jax.data.tables import listed
 from mil_jax.reports import curves, tables
+from mil_jax.reports.fold_change import draw_fold_change, fold_change_view, fold_changes
+from mil_jax.reports.predictions import TEST
 from mil_jax.reports.statements import SUSPICIOUS_BAG_SIZE, Conduct, selection
 from mil_jax.reports.statistics import RESAMPLES
 from mil_jax.reports.summary import summarize
@@ -67,6 +69,10 @@ def write_target_summaries(
         for target in targets
     }
     main = targets[0].task.main_metric
+    changes: dict[str, float] = {}
+    for target in targets:
+        mine = of_target[target.name]
+        changes |= fold_changes(target.task, mine[mine["part"] == TEST].dropna(axis="columns", how="all"))
     summary: dict[str, Any] = {
         "title": title,
         "selected_on_test": conduct.selected_on_test,
@@ -79,6 +85,9 @@ def write_target_summaries(
         "facts": dict(facts or {}),
         "targets": summaries,
     }
+    if changes:
+        pearson = {name: summaries[name]["metrics"]["pearson"]["pooled"] for name in changes}
+        summary["fold_change"] = fold_change_view(changes, pearson)
     if conduct.selected_on_test:
         predictions = predictions.assign(selected_on="test")
     folder.write_table("predictions.csv", predictions)
@@ -91,6 +100,11 @@ def write_target_summaries(
     if any(not math.isnan(one["metrics"][main]["pooled"]) for one in summaries.values()):
         curves.draw_targets(summaries, folder.figures / "targets.png", selected_on_test=conduct.selected_on_test)
         summary["figures"].insert(0, "targets.png")
+    if summary.get("fold_change"):
+        draw_fold_change(
+            summary["fold_change"], folder.figures / "fold_change.png", selected_on_test=conduct.selected_on_test
+        )
+        summary["figures"].append("fold_change.png")
     folder.write_text("summary.md", markdown(summary))
     folder.write_json("summary.json", {"complete": True, **summary})
     return summary

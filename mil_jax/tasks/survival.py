@@ -49,7 +49,8 @@ class Survival(Task):
 
     column: of the times. times: at which survival is reported, and the Brier score and dynamic AUC computed.
     loss_name: "nll" or "ce" of discrete hazards in `bins` bins, or "cox". alpha: weight taken from the censored (nll), and from the cross
-    entropy (ce); a number inside a program. ties: "breslow" or "efron", of Cox.
+    entropy (ce); a number inside a program. ties: "breslow" or "efron", of Cox. bins_from: "training", or "cohort", as published code: a
+    leak, as test patients have a say in the bins; they are `cohort_edges` then.
     Learnt from a run's training part: edges [bins + 1], of nll and ce; after training median_risk and, of Cox, log_baseline [G], the
     logarithm of the cumulative baseline hazard at `times`.
     Raises ConfigError when the settings cannot work together.
@@ -61,13 +62,15 @@ class Survival(Task):
     bins: int = 4
     alpha: Any = 0.0
     ties: str = "breslow"
+    bins_from: str = "training"
+    cohort_edges: tuple[float, ...] = ()
     edges: Any = None
     median_risk: float = np.nan
     log_baseline: tuple[float, ...] = ()
 
     name: ClassVar[str] = "survival"
     losses: ClassVar[tuple[str, ...]] = ("nll", "ce", "cox")
-    settings: ClassVar[tuple[str, ...]] = ("loss_name", "bins", "alpha", "ties")
+    settings: ClassVar[tuple[str, ...]] = ("loss_name", "bins", "alpha", "ties", "bins_from")
     numeric: ClassVar[Mapping[str, tuple[str, ...]]] = {"nll": ("alpha",), "ce": ("alpha",)}
     run_fields: ClassVar[tuple[str, ...]] = ("times", "edges", "median_risk", "log_baseline")
     main_metric: ClassVar[str] = "c_index"
@@ -82,6 +85,8 @@ class Survival(Task):
         self._choose_loss()
         if self.ties not in ("breslow", "efron"):
             raise ConfigError(f"task.ties={self.ties!r} is unknown; choose one of breslow, efron")
+        if self.bins_from not in ("training", "cohort"):
+            raise ConfigError(f"task.bins_from={self.bins_from!r} is unknown; choose one of training, cohort")
 
     @classmethod
     def for_labels(cls, labels: pd.DataFrame, cohort: CohortSettings, settings: Mapping[str, Any]) -> Self:
@@ -93,12 +98,22 @@ class Survival(Task):
                 f"{cohort.labels}: no matched bag has an event in column {labels.columns[1]!r}; a survival task needs events "
                 "(if 1 means censored there, name the column in data.censored instead of data.event)"
             )
-        return dataclasses.replace(task, times=tuple(np.unique(np.quantile(died, np.linspace(0.1, 0.9, NUM_TIMES)))))
+        times = tuple(np.unique(np.quantile(died, np.linspace(0.1, 0.9, NUM_TIMES))))
+        task = dataclasses.replace(task, times=times)
+        if not task.bins_leak:
+            return task
+        whole = dataclasses.replace(task, bins_from="training").learnt(targets)["edges"]
+        return dataclasses.replace(task, cohort_edges=tuple(whole.tolist()))
 
     @property
     def discrete(self) -> bool:
         """Whether there are bins."""
         return self.loss_name != "cox"
+
+    @property
+    def bins_leak(self) -> bool:
+        """Whether test patients have a say in the bins."""
+        return self.discrete and self.bins_from == "cohort"
 
     @property
     def couples_bags(self) -> bool:
@@ -136,6 +151,8 @@ class Survival(Task):
         """{"edges"}. Raises DataError with too few events for the bins."""
         if not self.discrete:
             return {}
+        if self.bins_leak:
+            return {"edges": np.asarray(self.cohort_edges, np.float32)}
         time, event = targets[self.known(targets)].T
         edges = bin_edges(time, event, self.bins) if event.any() else np.zeros(0)
         if event.sum() < self.bins or (np.diff(edges) <= 0).any():

@@ -1,6 +1,7 @@
 """The final model: trained on everything, for as many epochs as cross-validation chose (`splits.folds=0`, `train.epochs_of=RUN`).
 
 It has no validation and no test part. How good it is, is what the cross-validation said; and each epoch is of more bags than there.
+Thresholds and temperature come from the validation predictions of that run: `validation.csv`, copied into the final model's folder.
 """
 
 from __future__ import annotations
@@ -8,12 +9,14 @@ from __future__ import annotations
 from typing import Any, NamedTuple
 
 import numpy as np
+import pandas as pd
 from ml_collections import ConfigDict
 
 from mil_jax.errors import ConfigError
 from mil_jax.training.checkpoints import read_final
 from mil_jax.training.run_folder import RunFolder, require_same_settings
 
+VALIDATION = "validation.csv"  # in the final model's folder
 # What may differ between the cross-validation and the final model.
 _FREE = (
     *("name", "run", "splits", "distributed", "demo"),
@@ -71,7 +74,38 @@ def final_settings(config: ConfigDict) -> Final:
         f"{nothing_held_out}. It was trained for {epochs} epochs, the median of those that the {len(chosen)} runs of {source} chose "
         f"({min(chosen)} to {max(chosen)})."
     )
-    return Final(config, (note, *_expected(source, summary)))
+    decides = config.task.name not in ("survival", "regression")
+    calibration = [_calibration(source, len(validation_rows(folder)))] if decides else []
+    return Final(config, (note, *_expected(source, summary), *calibration))
+
+
+def leave_validation(config: ConfigDict, folder: RunFolder) -> None:
+    """Writes VALIDATION into the final model's folder, where the cross-validated run has any validation predictions."""
+    if config.train.epochs_of:
+        rows = validation_rows(RunFolder.require_complete(config.train.epochs_of))
+        if len(rows):
+            folder.write_table(VALIDATION, rows)
+
+
+def validation_rows(folder: RunFolder) -> pd.DataFrame:
+    """The predictions of a run's models for their own validation parts; none where the test part chose the epochs, or the run is a final
+    model, which has those of the run that it was made from.
+    """
+    for name in ("predictions.csv", VALIDATION):
+        if (folder.path / name).is_file():
+            table = folder.read_table(name)
+            return table.iloc[:0] if "selected_on" in table else table[table["part"] == "val"]
+    return pd.DataFrame(columns=["fold", "part"])
+
+
+def _calibration(source: str, rows: int) -> str:
+    """Where thresholds and temperature come from."""
+    if not rows:
+        return f"There will be no thresholds and no temperature: {source} has no validation predictions of its own."
+    return (
+        f"Thresholds and temperature of its evaluations are chosen on the validation predictions of {source} ({rows} rows, {VALIDATION}), "
+        "pooled over its folds and averaged over its seeds: of models like this one, trained on less."
+    )
 
 
 def _expected(source: str, summary: dict[str, Any]) -> list[str]:

@@ -24,6 +24,7 @@ from mil_jax.training.checkpoints import read_final
 from mil_jax.training.engine import Engine
 from mil_jax.training.engine_types import EngineData
 from mil_jax.training.experiment import engine_settings
+from mil_jax.training.final_model import validation_rows
 from mil_jax.training.memory import there_is
 from mil_jax.training.phases import make_strategy
 from mil_jax.training.plan import Plan, Replica
@@ -97,15 +98,11 @@ class TrainedRun:
         return table[table["label_column"] == self.targets[target]] if self.several else table
 
     def validation(self, target: int) -> pd.DataFrame:
-        """The models' predictions for their own validation parts; none where the test part chose the epochs."""
-        if not (self.folder.path / "predictions.csv").is_file():
-            return pd.DataFrame(columns=["fold", "part"])
-        table = self.folder.read_table("predictions.csv")
-        if "selected_on" in table:
-            return table.iloc[:0]
-        if self.several:
+        """The validation predictions of a label column, of this run or of the one that the final model was made from."""
+        table = validation_rows(self.folder)
+        if self.several and len(table):
             table = table[table["label_column"] == self.targets[target]].dropna(axis="columns", how="all")
-        return table[table["part"] == "val"]
+        return table
 
 
 def predict(
@@ -123,7 +120,7 @@ def predict(
     """
     task = run.tasks[run.targets[0]]  # what a program needs of it is the same for all label columns
     sizes = cohort.bags["num_instances"].to_numpy()
-    ladder = _ladder(tuple(run.folder.choices["ladder"]), sizes)
+    ladder = ladder_of(run, sizes)
     instance = row_bytes(shards, config.data.neighbors)
     residency = choose_residency(
         config.data.residency,
@@ -149,8 +146,7 @@ def predict(
         first_row=first_row,
         covariates=covariates,
     )
-    hyper = {name: float(config.optimizer[name.split(".")[1]]) for name in ("optimizer.lr", "optimizer.weight_decay")}
-    plan = Plan(run.replicas, hyper)
+    plan = plan_of(run, config)
     engine = Engine(data, task, plan, engine_settings(config))
     with engine.exits:
         engine.prepare(make_strategy(config, task, plan))
@@ -172,7 +168,14 @@ def predict(
     ]
 
 
-def _ladder(lengths: tuple[int, ...], sizes: np.ndarray) -> Ladder:
-    """The run's bucket lengths, and further ones for bags that are longer than any that it met."""
+def plan_of(run: TrainedRun, config: ConfigDict) -> Plan:
+    """The run's models. config: its settings."""
+    hyper = {name: float(config.optimizer[name.split(".")[1]]) for name in ("optimizer.lr", "optimizer.weight_decay")}
+    return Plan(run.replicas, hyper)
+
+
+def ladder_of(run: TrainedRun, sizes: np.ndarray) -> Ladder:
+    """The run's bucket lengths, and further ones for bags [M] that are longer than any that it met."""
+    lengths = tuple(run.folder.choices["ladder"])
     longer = sizes[sizes > lengths[-1]]
     return Ladder((*lengths, *(fit_ladder(longer).lengths if len(longer) else ())), 0.0)

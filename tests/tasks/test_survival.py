@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 import os
 from pathlib import Path
 
@@ -20,6 +21,7 @@ from mil_jax.tasks.survival import Survival, bin_edges
 from mil_jax.tasks.survival_curves import censoring, kaplan_meier, log_rank
 from mil_jax.tasks.survival_losses import cox
 from mil_jax.tasks.survival_metrics import Cases, brier, concordance, dynamic_auc, integrated
+from mil_jax.training.task_file import described, restored
 
 COHORT = CohortSettings("labels.csv", ("months", "died"), numbers=("months",), events=("died",))
 
@@ -98,6 +100,18 @@ def test_bins_are_those_of_the_training_part():
         task.learnt(targets[targets[:, 1] == 0])
     with pytest.raises(DataError, match="fold 1: the training part has no event"):
         task.require_trainable(targets[targets[:, 1] == 0], "fold 1")
+
+
+def test_bins_of_the_whole_cohort_are_those_of_published_code_and_only_by_name():
+    targets, _ = invented()
+    labels = pd.DataFrame(targets, columns=["months", "died"])
+    whole = Survival.for_labels(labels, COHORT, {"bins_from": "cohort"})
+    for part in (targets[:30], targets[30:]):
+        np.testing.assert_allclose(whole.learnt(part)["edges"], bin_edges(*targets.T, 4), rtol=1e-6)
+    assert whole.bins_leak
+    assert not make_task(targets).bins_leak
+    assert Survival.for_labels(labels, COHORT, {"bins_from": "cohort", "loss_name": "cox"}).learnt(targets) == {}
+    assert restored(json.loads(json.dumps(described(whole)))) == whole
 
 
 @pytest.mark.parametrize("loss_name", Survival.losses)
@@ -235,7 +249,10 @@ def test_metrics_without_a_pair_are_nan_without_a_warning():
     assert np.isnan(list(task.metrics(outputs[:0], np.zeros((0, 2))).values())).all()
 
 
-@pytest.mark.parametrize(("settings", "said"), [({"loss_name": "mse"}, "nll"), ({"ties": "exact"}, "efron")])
+@pytest.mark.parametrize(
+    ("settings", "said"),
+    [({"loss_name": "mse"}, "nll"), ({"ties": "exact"}, "efron"), ({"bins_from": "test"}, "cohort")],
+)
 def test_settings_that_cannot_work_are_refused(settings, said):
     with pytest.raises(ConfigError, match=said):
         make_task(invented()[0], **settings)
