@@ -393,11 +393,11 @@ def _choose_selection(experiment: Experiment) -> None:
             "set splits.val_fraction above 0, or train.select=last"
         )
     enough = (
-        target.task.enough_cases(target.values[part == experiment.selection_part])
+        target.task.enough_cases(target.values[part == VALIDATION])
         for target in experiment.targets
         for part in target.splits.parts
     )
-    if select != "val_loss" and not all(enough):
+    if select != "val_loss" and experiment.selection_part == VALIDATION and not all(enough):
         # With few cases such a metric takes few values, and the best of many epochs is an accident.
         experiment.fallback = "val_loss"
         experiment.selection = Selection("val_loss", config.train.patience, config.train.min_epochs)
