@@ -9,6 +9,7 @@ from __future__ import annotations
 from typing import Any
 
 import flax.struct
+import jax
 import jax.numpy as jnp
 
 Array = Any  # a jax.Array; on the host a numpy array, and under `eval_shape` a shape, in its place
@@ -23,6 +24,7 @@ class Bag(flax.struct.PyTreeNode):
     slide_index: [N] int32, which of the bag's slides an instance comes from (graphs and regions never cross slides), or None.
     part_mask: [N, T] bool, real parts of each instance (tiles of a region), or None.
     neighbors: [N, K] int32, instance numbers of each instance's neighbours, -1 for none, or None.
+    covariates: [V], what the label table says of the bag as a whole (`data/covariates.py`), or None.
     """
 
     features: Array
@@ -31,6 +33,12 @@ class Bag(flax.struct.PyTreeNode):
     slide_index: Array | None = None
     part_mask: Array | None = None
     neighbors: Array | None = None
+    covariates: Array | None = None
+
+    def of_instances(self, rows: Array, mask: Array) -> Bag:
+        """The bag of the instances `rows` [K], of which those count that `mask` [K] says; neighbours are not renumbered."""
+        taken: Bag = jax.tree.map(lambda x: x[rows], self.replace(covariates=None))
+        return taken.replace(mask=mask, covariates=self.covariates)
 
     @property
     def num_instances(self) -> Array:

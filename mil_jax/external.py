@@ -17,9 +17,11 @@ from ml_collections import ConfigDict
 from mil_jax.config import base_config, require_setting, set_from_text
 from mil_jax.data.cohort import Cohort, build_cohort
 from mil_jax.data.conversion import Progress
+from mil_jax.data.covariates import values as covariate_values
+from mil_jax.data.covariates import without
 from mil_jax.data.feature_moments import bag_moments, cohort_moments, distance
 from mil_jax.data.shards import Shards
-from mil_jax.data.tables import read_header
+from mil_jax.data.tables import listed, read_header
 from mil_jax.data.unlabelled import unlabelled_cohort
 from mil_jax.errors import ConfigError
 from mil_jax.reports.evaluation import ENSEMBLE, HELD_OUT, Scored
@@ -55,7 +57,7 @@ class Options:
 @dataclass(frozen=True)
 class External:
     """A cohort to be scored. task_of: of each label column of the run. values: its targets of all bags, None without labels.
-    notes: sentences on the data. excluded: slide, reason.
+    notes: sentences on the data. excluded: slide, reason. covariates: [M, V], of a run that reads any.
     """
 
     name: str
@@ -67,6 +69,7 @@ class External:
     scoring: tuple[Scoring, ...]
     notes: tuple[str, ...]
     excluded: pd.DataFrame
+    covariates: np.ndarray | None = None
 
 
 def split_arguments(arguments: Sequence[str]) -> tuple[list[Options], list[str]]:
@@ -166,6 +169,11 @@ def prepare(
     else:
         if columns:
             raise ConfigError(f"--by={','.join(columns)} names columns of a label table, and {options.name} has none")
+        if run.covariates:
+            names = listed((one.name for one in run.covariates), 12)
+            raise ConfigError(
+                f"the run reads {names} of the label table, and {options.name} has none: name a table with these columns by --labels"
+            )
         unit, rule = config.data.unit, config.data.patient
         cohort, values = unlabelled_cohort(shards.slide_ids, shards.num_instances, patient=rule, unit=unit), None
         task_of = tuple(run.tasks.values())
@@ -188,14 +196,18 @@ def prepare(
         for one in scoring:
             require_scored(one, cohort, options.name)
     apart = distance(moments, cohort_moments(bag_moments(shards, cohort.slides)))
-    notes = [*shards.notes, *cohort.report, *notes, *_whose(scoring, cohort), apart.sentence]
-    return External(options.name, config, shards, cohort, task_of, values, tuple(scoring), tuple(notes), excluded)
+    covariates = covariate_values(cohort.bags, run.covariates, config.data.labels) if run.covariates else None
+    notes = [*shards.notes, *cohort.report, *notes, *without(cohort.bags, run.covariates)]
+    notes += [*_whose(scoring, cohort), apart.sentence]
+    return External(
+        options.name, config, shards, cohort, task_of, values, tuple(scoring), tuple(notes), excluded, covariates
+    )
 
 
 def score(run: TrainedRun, external: External, columns: Sequence[str] = ()) -> list[Scored]:
     """Predicts the cohort; for each label column its bags in one group for each way of scoring."""
     by_fold = [scoring.by_fold for scoring in external.scoring]
-    models = predict(run, external.config, external.shards, external.cohort, by_fold)
+    models = predict(run, external.config, external.shards, external.cohort, by_fold, external.covariates)
     groups = []
     for target, scoring in enumerate(external.scoring):
         task = external.task_of[target]
@@ -226,6 +238,7 @@ def _labelled(
     classes = {task.strata_names for task in run.tasks.values() if not task.joint and not settings.numbers}
     # A column called "site" is the label table's, unless it is the site that TCGA barcodes tell.
     wanted = tuple(name for name in columns if name != "site" or "site" in read_header(config.data.labels))
+    wanted += tuple(one.name for one in run.covariates if one.name not in wanted)
     settings = dataclasses.replace(
         settings, classes=next(iter(classes)) if len(classes) == 1 else None, positive=None, columns=wanted
     )

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from mil_jax.data import covariates
 from mil_jax.data.feature_moments import bag_moments
 from mil_jax.data.splits import TEST, TRAIN
 from mil_jax.data.tables import listed
@@ -89,13 +90,15 @@ def failures(experiment: Experiment, result: FitResult) -> list[str]:
 
 
 def leave_for_evaluation(experiment: Experiment, folder: RunFolder) -> list[str]:
-    """Writes tasks.json and features.json, and gives the sentences of the leak report."""
+    """Writes tasks.json, features.json and, where there are any, covariates.json, and gives the sentences of the leak report."""
     task_file.write(folder, experiment.targets)
     bags = bag_moments(experiment.shards, experiment.cohort.slides)
     training = (experiment.parts == TRAIN).any(axis=0)
     moments = features_file.training_moments(bags, training)
     kind = features_file.FeatureKind.of(experiment.shards, np.concatenate(experiment.cohort.slides))
     features_file.write(folder, kind, moments)
+    if experiment.covariates:
+        folder.write_json(covariates.FILE, covariates.described(experiment.covariates.columns))
     return leak_report(experiment, bags)
 
 
@@ -125,6 +128,11 @@ def conduct(experiment: Experiment, failed: Sequence[str] = (), shared: Sequence
         notes += [f"{target.name}: {line}" if experiment.several else line for line in leaks]
     if config.train.permute_labels:
         notes.append("A control: the labels were permuted among the bags; every metric should be at chance.")
+    if experiment.covariates:
+        notes.append(
+            f"Not from the slides alone: the classifier reads {listed(experiment.covariates.names, 12)} of the label table beside the "
+            "bag's embedding, numbers standardised by each run's training bags."
+        )
     notes += [*shared, *failed]
     if experiment.given:
         notes.append(experiment.given.note)

@@ -91,6 +91,11 @@ SETTINGS: dict[str, Setting] = {
         "Of survival: the column that says whether it happened (1) or was censored (0) at the time in `data.target`.",
     ),
     "data.censored": Setting("", "Instead of `data.event`: a column in which 1 means censored."),
+    "data.covariates": Setting(
+        "",
+        "Columns of the label table, with commas, that the classifier reads beside the bag's embedding, such as `age,sex`; numbers are "
+        "standardised by each run's training bags.",
+    ),
     "data.unknown_labels": Setting(
         "error",
         "A label that is not in `data.classes`: `error`, or `drop` (its row is left out and counted).",
@@ -254,6 +259,12 @@ SETTINGS: dict[str, Setting] = {
         "Most instances drawn from a bag for a training step, anew in each; 0: all. Evaluation reads whole bags.",
         least=0,
     ),
+    "train.bags_at_a_time": Setting(
+        0,
+        "Bags of a step that are computed together, the others after them and once more for the gradient: less memory for a large "
+        "`train.batch_size`, the same loss over all its bags. 0: all.",
+        least=0,
+    ),
     "train.class_weights": Setting(
         False, "Weigh each bag's loss by the inverse frequency of its class in the training part."
     ),
@@ -278,9 +289,10 @@ SETTINGS: dict[str, Setting] = {
         choices=("auto", "map", "vmap"),
     ),
     "train.precision": Setting(
-        "float32",
-        "`float32`, or `bfloat16` for the forward and backward pass; parameters and losses stay float32.",
-        choices=("float32", "bfloat16"),
+        "auto",
+        "`float32`, or `bfloat16` for the forward and backward pass (parameters and losses stay float32), or `auto`: `bfloat16` on a "
+        "GPU for aggregators that were measured to lose no AUC by it.",
+        choices=("auto", "float32", "bfloat16"),
     ),
     "train.memory_gib": Setting(
         0.0,

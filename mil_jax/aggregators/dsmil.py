@@ -99,6 +99,7 @@ class DSMIL(nn.Module):
     max_weight: float = 0.5
     initializer: str = "orthogonal"
 
+    bag_logits: ClassVar[str] = "bag_logits"  # the entry of `aux` that `with_bag_logits` replaces
     numeric_settings: ClassVar[tuple[str, ...]] = (
         "dropout",
         "value_dropout",

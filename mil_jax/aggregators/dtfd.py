@@ -90,6 +90,7 @@ class DTFD(nn.Module):
 
     numeric_settings: ClassVar[tuple[str, ...]] = ("feature_dropout", "dropout", "tier1_weight")
     strategy: ClassVar[str] = "dtfd"
+    bag_logits: ClassVar[str] = "partition_logits"  # the entry of `aux` that `with_bag_logits` replaces
 
     def __post_init__(self) -> None:
         for name in ("feature_dim", "attention_dim", "num_groups", "instances_per_group", "num_partitions"):

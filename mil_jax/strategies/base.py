@@ -82,10 +82,12 @@ class TrainingBags:
     """The training part of one replica, on the host.
 
     targets: [num_training_bags, ...]. moments: computes the mean and the standard deviation [*F] of all instances, when asked.
+    covariates: [num_training_bags, V], NaN = not known, or None.
     """
 
     targets: np.ndarray
     moments: Callable[[], tuple[np.ndarray, np.ndarray]]
+    covariates: np.ndarray | None = None
 
 
 @dataclass(frozen=True)
@@ -157,10 +159,16 @@ class Finding:
     facts: dict[str, float]
 
 
-def map_bags(function: Callable[..., Any], bags: Bag, *others: PyTree) -> PyTree:
+def map_bags(function: Callable[..., Any], bags: Bag, *others: PyTree, at_a_time: int = 0) -> PyTree:
     """`function` over the leading axis of its arguments. One bag is not vmapped: a batched product of one is slower. Neither are long
     bags on a CPU: one after another they stay in its cache.
+
+    at_a_time: so many bags after so many others, of which the results alone are kept: for a gradient they are computed once more.
+    Results and gradients are those of all at once. 0: all.
     """
+    if 0 < at_a_time < bags.mask.shape[0]:
+        again = jax.checkpoint(lambda arguments: function(*arguments))
+        return jax.lax.map(again, (bags, *others), batch_size=at_a_time)
     if bags.mask.shape[0] == 1:
         result = function(*jax.tree.map(lambda x: x[0], (bags, *others)))
         return jax.tree.map(lambda x: x[None], result)

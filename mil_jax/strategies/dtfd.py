@@ -21,7 +21,7 @@ from mil_jax.aggregators.reembedding import Reembedded
 from mil_jax.bags import Prediction
 from mil_jax.errors import ConfigError
 from mil_jax.strategies.base import Batch, TrainState
-from mil_jax.strategies.supervised import Supervised
+from mil_jax.strategies.supervised import COVARIATES, Supervised
 from mil_jax.tasks.base import Task
 
 Array = jax.Array
@@ -73,8 +73,7 @@ class TwoTiers(Supervised):
 
     @property
     def _tiers(self) -> DTFD:
-        module = self.module.aggregator if isinstance(self.module, Reembedded) else self.module
-        return cast(DTFD, module)
+        return cast(DTFD, self._aggregator)
 
     def _total(self, tiers: tuple[Array, Array], hyper: dict[str, Array]) -> Array:
         if not self._tiers.joint:
@@ -87,7 +86,8 @@ class TwoTiers(Supervised):
         if self._tiers.joint:
             return {"all": tree}
         if isinstance(self.module, Reembedded):
-            return {"reembed": tree["reembed"], **tree["aggregator"]}
+            beside = {name: value for name, value in tree.items() if name != "aggregator"}
+            return {**beside, **tree["aggregator"]}
         return dict(tree)
 
     def _as_params(self, networks: dict[str, PyTree]) -> PyTree:
@@ -96,7 +96,8 @@ class TwoTiers(Supervised):
             return networks["all"]
         if isinstance(self.module, Reembedded):
             own = dict(networks)
-            return {"reembed": own.pop("reembed"), "aggregator": own}
+            beside = {name: own.pop(name) for name in ("reembed", COVARIATES) if name in own}
+            return {**beside, "aggregator": own}
         return networks
 
 

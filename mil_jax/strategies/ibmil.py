@@ -14,7 +14,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from mil_jax.aggregators.reembedding import Reembedded
 from mil_jax.bags import Bag, Prediction
 from mil_jax.errors import ConfigError
 from mil_jax.layers.deconfounding import Deconfounding
@@ -22,7 +21,7 @@ from mil_jax.strategies.base import Finding, TrainingBags, TrainState
 from mil_jax.strategies.clustering import clusters
 from mil_jax.strategies.confounders import DICTIONARY, Confounders
 from mil_jax.strategies.dtfd import TwoTiers
-from mil_jax.strategies.supervised import Supervised
+from mil_jax.strategies.supervised import COVARIATES, Supervised
 
 Array = jax.Array
 PyTree = Any
@@ -61,10 +60,6 @@ class IBMIL(Supervised):
                 "strategy.name=ibmil clusters bag embeddings, and this aggregator has none: choose another"
             )
         return prediction.embedding
-
-    @property
-    def _aggregator(self) -> Any:
-        return self.module.aggregator if isinstance(self.module, Reembedded) else self.module
 
     @property
     def _branch(self) -> Deconfounding:
@@ -108,14 +103,15 @@ class IBMIL(Supervised):
         self, params: PyTree, hyper: dict[str, Array], bag: Bag, key: Array | None, module: Any = None
     ) -> Prediction:
         """The aggregator's prediction with the logits of the branch."""
-        own = {name: value for name, value in params.items() if name not in (BRANCH, DICTIONARY)}
+        own = {name: value for name, value in params.items() if name not in (BRANCH, DICTIONARY, COVARIATES)}
         prediction = super()._apply(own, hyper, bag, key, module)
         logits, merged, attention = self._deconfounded(params, hyper, self.read(prediction), key)
         if hasattr(self._aggregator, "with_bag_logits"):
             prediction = self._aggregator.with_bag_logits(prediction, logits)
         else:
             prediction = prediction.replace(logits=logits)
-        return prediction.replace(embedding=merged, aux={**prediction.aux, "dictionary_attention": attention})
+        prediction = prediction.replace(embedding=merged, aux={**prediction.aux, "dictionary_attention": attention})
+        return self._with_covariates(params, bag, prediction)
 
     def _deconfounded(
         self, params: PyTree, hyper: dict[str, Array], embedding: Array, key: Array | None

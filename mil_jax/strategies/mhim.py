@@ -89,6 +89,7 @@ class MHIM(Supervised):
         lessons = map_bags(
             lambda bag, key, counts: self._lesson(teacher, state.hyper, bag, key, counts),
             *(inputs.bags, inputs.keys, counts),
+            at_a_time=self.bags_at_a_time,
         )
         inputs = inputs._replace(bags=lessons.bag)
         taught = batch.gathered(lessons.embedding)
@@ -232,7 +233,7 @@ def with_feature_layer(params: PyTree, others: PyTree) -> PyTree:
 def taken_out(bag: Bag, rows: Array, number: Array) -> Bag:
     """The bag of the instances `rows` [K], the first `number` of which count; neighbours that are not among them are gone."""
     real = jnp.arange(len(rows)) < number
-    taken: Bag = jax.tree.map(lambda x: x[rows], bag).replace(mask=real)
+    taken = bag.of_instances(rows, real)
     if bag.neighbors is None:
         return taken
     place = jnp.full(len(bag.mask), -1, jnp.int32)

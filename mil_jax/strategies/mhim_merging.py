@@ -99,7 +99,8 @@ class MergingMHIM(MHIM):
             others = bag.mask & (jnp.arange(len(bag.mask)) >= stay)
             return self._merged(params, hyper, bag, stay, others, key)
 
-        return batch.gathered(map_bags(answer, inputs.bags, inputs.keys, extras["merge_stay"][batch.places]))
+        stay = extras["merge_stay"][batch.places]
+        return batch.gathered(map_bags(answer, inputs.bags, inputs.keys, stay, at_a_time=self.bags_at_a_time))
 
     def _averaged(
         self, before: PyTree, params: PyTree, predictions: Prediction, batch: Batch, extras: dict[str, Array]
@@ -127,7 +128,8 @@ class MergingMHIM(MHIM):
         rows = jax.lax.dynamic_update_slice_in_dim(rows, tokens.astype(h.dtype), stay, axis=0)
         encoder: nn.Module = self.module.clone(feature_layer="none", dropout=0.0)
         rest = {name: value for name, value in self._plain(params).items() if name != "feature"}
-        prediction = self._apply(rest, hyper, Bag(rows, place < stay + len(tokens)), key, encoder)
+        merged = Bag(rows, place < stay + len(tokens), covariates=bag.covariates)
+        prediction = self._apply(rest, hyper, merged, key, encoder)
         return prediction.replace(aux={**prediction.aux, "merged": tokens})
 
     def _features(self, layer: PyTree, hyper: dict[str, Array], bag: Bag, key: Array | None) -> Array:

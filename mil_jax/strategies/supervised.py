@@ -5,7 +5,8 @@ An aggregator with losses of its own (on instances, on a second stream) defines 
 published weights defines `starting_from(params) -> params`; one with parts that are not trained names them in `frozen_parts`.
 
 The field's setting is one bag a step. Feature normalisation is fitted to the replica's own training bags: `zscore` with their mean
-and standard deviation over all instances (a constant column becomes 0), `l2` per instance; of regions, tile by tile.
+and standard deviation over all instances (a constant column becomes 0), `l2` per instance; of regions, tile by tile. Covariates of a bag,
+where there are any, are read by the classifier beside the bag's embedding.
 """
 
 from __future__ import annotations
@@ -21,6 +22,7 @@ import optax
 
 from mil_jax.aggregators.reembedding import Reembedded
 from mil_jax.bags import Bag, Prediction
+from mil_jax.data import covariates
 from mil_jax.errors import ConfigError
 from mil_jax.layers.topk import random_subset
 from mil_jax.strategies.base import Batch, LearningRate, Steps, TrainingBags, TrainState, map_bags
@@ -30,6 +32,7 @@ Array = jax.Array
 PyTree = Any
 NORMALIZATIONS = ("none", "l2", "zscore")
 PRECISIONS = ("float32", "bfloat16")
+COVARIATES = "covariates"  # an entry of the parameters beside the aggregator's, and of the constants
 SAMPLE_STREAM = 2**32 - 1  # folded into a bag's key for the instances drawn from it
 
 
@@ -48,6 +51,7 @@ class Supervised:
 
     class_weights: multiply each bag's loss by the inverse frequency of its class in the training part.
     sample_instances: most instances of a bag that a step reads, drawn anew in every step; 0 = all. Predictions read whole bags.
+    bags_at_a_time: of a step, whose activations are kept together; 0 = all. The loss is that of all the bags, and its gradient, too.
     precision: "float32", or "bfloat16": features and parameters are rounded to it for the forward and backward pass. Parameters,
         their updates, softmaxes, selections, attention scores, pseudo-inverses and losses stay float32.
     Reads from `hyper`: "optimizer.lr", "optimizer.weight_decay", and where present "task.*", "aggregator.*", "reembed.*"
@@ -61,6 +65,7 @@ class Supervised:
     normalize: str = "none"
     class_weights: bool = False
     sample_instances: int = 0
+    bags_at_a_time: int = 0
     precision: str = "float32"
     name: str = "supervised"
 
@@ -71,7 +76,7 @@ class Supervised:
             raise ConfigError(f"train.precision is {self.precision!r}; choose one of {', '.join(PRECISIONS)}")
 
     def constants(self, training: TrainingBags) -> dict[str, Any]:
-        """{"mean", "scale"} [*F] for zscore, {"class_weights"} [C], {"task": what it learns}; float32."""
+        """{"mean", "scale"} [*F] for zscore, {"class_weights"} [C], {"task": what it learns}, {COVARIATES: mean, scale [V]}; float32."""
         fitted: dict[str, Any] = {}
         if self.normalize == "zscore":
             mean, deviation = training.moments()
@@ -81,6 +86,8 @@ class Supervised:
             fitted["class_weights"] = self.task.class_weights(training.targets)
         if learnt := self.task.learnt(training.targets):
             fitted["task"] = learnt
+        if training.covariates is not None:
+            fitted[COVARIATES] = covariates.fitted(training.covariates)
         return fitted
 
     def parameter_shapes(self, bag: Bag) -> PyTree:
@@ -127,7 +134,11 @@ class Supervised:
 
     def _first_params(self, key: Array, bag: Bag, previous: TrainState | None) -> PyTree:
         del previous
-        return fresh_params(self.module, key, bag)
+        params = fresh_params(self.module, key, bag)
+        if bag.covariates is None:
+            return params
+        # Zeros: a model begins as one without covariates, and a linear map has a gradient there.
+        return {**params, COVARIATES: {"kernel": jnp.zeros((len(bag.covariates), self.task.num_outputs))}}
 
     def _fresh_optimizer(self, params: PyTree) -> PyTree:
         return self.optimizer.init(params)
@@ -149,7 +160,12 @@ class Supervised:
 
     def _predictions(self, params: PyTree, hyper: dict[str, Array], batch: Batch, inputs: Inputs) -> Prediction:
         """For all places of the batch, with dropout."""
-        mine = map_bags(lambda bag, key: self._apply(params, hyper, bag, key), inputs.bags, inputs.keys)
+        mine = map_bags(
+            lambda bag, key: self._apply(params, hyper, bag, key),
+            inputs.bags,
+            inputs.keys,
+            at_a_time=self.bags_at_a_time,
+        )
         return batch.gathered(mine)
 
     def _moved(self, params: PyTree, updates: PyTree) -> PyTree:
@@ -169,6 +185,9 @@ class Supervised:
     ) -> Prediction:
         """The prediction of the module, or of another one, with dropout where there is a key."""
         module = self.module if module is None else module
+        joined = params
+        if COVARIATES in params:
+            params = {name: value for name, value in params.items() if name != COVARIATES}
         if self.precision == "bfloat16":
             params = jax.tree.map(lambda x: x.astype(jnp.bfloat16), params)
             bag = bag.replace(features=bag.features.astype(jnp.bfloat16))
@@ -181,7 +200,26 @@ class Supervised:
         variables["hyper"] = groups if isinstance(module, Reembedded) else groups["aggregator"]
         rngs = None if key is None else {"dropout": key}
         prediction: Any = module.apply(variables, bag, train=key is not None, rngs=rngs)
-        return prediction.replace(logits=prediction.logits.astype(jnp.float32))
+        return self._with_covariates(joined, bag, prediction.replace(logits=prediction.logits.astype(jnp.float32)))
+
+    def _with_covariates(self, params: PyTree, bag: Bag, prediction: Prediction) -> Prediction:
+        """The prediction of a linear classifier that reads the covariates beside the bag's embedding: its logits and the covariates'
+        part of them. Other streams of an aggregator, of instances or groups, stay as they are.
+        """
+        if COVARIATES not in params:
+            return prediction
+        part = bag.covariates @ params[COVARIATES]["kernel"]  # [C]
+        aggregator: Any = self._aggregator
+        if not hasattr(aggregator, "with_bag_logits"):
+            return prediction.replace(logits=prediction.logits + part)
+        own = prediction.aux[aggregator.bag_logits]
+        joined: Prediction = aggregator.with_bag_logits(prediction, own + part)
+        return joined
+
+    @property
+    def _aggregator(self) -> nn.Module:
+        """The module, or the one behind a re-embedding."""
+        return self.module.aggregator if isinstance(self.module, Reembedded) else self.module
 
     def _sampled(self, bag: Bag, hyper: dict[str, Array], key: Array) -> Bag:
         """The instances that a step reads, in their order: [min(N, sample_instances)]."""
@@ -191,10 +229,11 @@ class Supervised:
         count = jnp.minimum(hyper.get("train.sample_instances", most), most).astype(jnp.int32)
         kept = random_subset(jax.random.fold_in(key, SAMPLE_STREAM), bag.mask, count)
         (rows,) = jnp.nonzero(kept, size=most, fill_value=0)
-        drawn: Bag = jax.tree.map(lambda x: x[rows], bag)
-        return drawn.replace(mask=jnp.arange(most) < jnp.sum(kept))
+        return bag.of_instances(rows, jnp.arange(most) < jnp.sum(kept))
 
     def _normalized(self, bag: Bag, constants: PyTree) -> Bag:
+        if bag.covariates is not None:
+            bag = bag.replace(covariates=covariates.standardised(bag.covariates, constants[COVARIATES]))
         if self.normalize == "none":
             return bag
         # What is normalised are instances, or the tiles of regions.

@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Sharding
 
-from mil_jax.strategies.base import Steps, Strategy, TrainingBags, TrainState
+from mil_jax.strategies.base import Steps, Strategy, TrainState
 from mil_jax.training import programs
 from mil_jax.training.engine_types import EngineData
 from mil_jax.training.order import EpochOrder
@@ -44,8 +44,7 @@ def fitted_shapes(
     """Of (hyper, constants) of all replicas. rows: of the leading axis on all devices. Constants are fitted once, to made-up moments."""
     first = plan.replicas[0]
     nothing = np.zeros(feature_shape)
-    targets = data.targets[first.target][data.training[data.row(first)]]
-    constants = strategy.constants(TrainingBags(targets, lambda: (nothing, nothing)))
+    constants = strategy.constants(data.training_bags(first, lambda: (nothing, nothing)))
     one: tuple[dict[str, Any], PyTree] = {name: np.float32(0) for name in plan.hyper}, constants
     return jax.tree.map(lambda x: jax.ShapeDtypeStruct((rows, *np.shape(x)), x.dtype), one)
 

@@ -67,6 +67,7 @@ class Bench:
     lengths: the bucket ladder. feature_shape, dtype: of an instance. targets: [num_targets, M, ...], whose first rows are used.
     order: an epoch of the experiment; the programs have its shapes. first_row: of each target's folds in the split table.
     num_neighbors: of an instance, for methods on graphs. num_parts: tiles of a region, where instances are such.
+    covariates: [M, V] of the cohort, whose first rows are used, or None.
     """
 
     def __init__(
@@ -83,6 +84,7 @@ class Bench:
         first_row: tuple[int, ...] = (0,),
         num_neighbors: int = 0,
         num_parts: int = 0,
+        covariates: np.ndarray | None = None,
     ) -> None:
         self.plan, self.lengths, self.settings = plan, lengths, settings
         self.row_bytes = math.prod(feature_shape) * dtype.itemsize
@@ -100,6 +102,7 @@ class Bench:
             lengths=lengths,
             bucket=bucket,
             first_row=first_row,
+            covariates=None if covariates is None else covariates[np.arange(len(bucket)) % len(covariates)],
         )
         self.bucket = bucket
         self.engine = Engine(data, task, plan, settings)

@@ -19,10 +19,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from mil_jax.data.residency import Piece, moments
+from mil_jax.data.residency import Piece, ResidentBags, moments
 from mil_jax.data.room import open_feed
 from mil_jax.data.windows import Run
-from mil_jax.strategies.base import Strategy, Survey, TrainingBags, TrainState
+from mil_jax.strategies.base import Strategy, Survey, TrainState
 from mil_jax.tasks.base import Task
 from mil_jax.training import ahead, nonfinite, surveys
 from mil_jax.training import programs as compiled
@@ -92,6 +92,7 @@ class Engine:
         self.exits = contextlib.ExitStack()  # what ends the work in the background
         self.exits.callback(self.feed.close)
         self.targets = self.placement.shared(data.targets)
+        self.covariates = None if data.covariates is None else self.placement.shared(data.covariates)
         self.rows = [data.row(replica) for replica in plan.replicas]
         self.parts = {"val": data.selection, "test": data.test}
         if task.reads_training:
@@ -136,16 +137,18 @@ class Engine:
         keys = jax.random.wrap_key_data(self.spread(np.asarray(jax.random.key_data(self.plan.keys()))))
         return compiled.Who(key=keys, target=self.spread(target))
 
-    def _cohort(self, piece: Piece) -> compiled.Cohort:
-        return compiled.Cohort(bags=piece.bags, targets=self.targets)
+    def cohort(self, bags: ResidentBags) -> compiled.Cohort:
+        """What the programs read, of these bags or their shapes."""
+        return compiled.Cohort(bags, self.targets, self.covariates)
 
     def fitted(self, strategy: Strategy | Survey) -> PyTree:
         """(hyper, constants) of every replica; what is fitted to a training part is computed once for all its replicas."""
         constants: dict[int, PyTree] = {}
         for row, replica in zip(self.rows, self.plan.replicas):
             if row not in constants:
-                targets = self.data.targets[replica.target][self.data.training[row]]
-                constants[row] = strategy.constants(TrainingBags(targets, functools.partial(self._moments_of, row)))
+                constants[row] = strategy.constants(
+                    self.data.training_bags(replica, functools.partial(self._moments_of, row))
+                )
         per_replica = [constants[row] for row in self.rows]
         stacked = jax.tree.map(lambda *rows: np.stack(rows), *per_replica)
         return self.spread((self.plan.stacked_hyper(), stacked))
@@ -175,7 +178,7 @@ class Engine:
         self.prepare(strategy)
         if self.programs.compilations:
             return
-        cohort = compiled.Cohort(self.feed.shapes(0), self.targets)
+        cohort = self.cohort(self.feed.shapes(0))
         tile = cohort.bags.features.shape[1 if cohort.bags.part_mask is None else 2 :]  # what moments are of
         fitted = ahead.fitted_shapes(strategy, plan, self.data, len(self.who.target), tile)
         first = functools.partial(compiled.initial, strategy, self.data.lengths[0])
@@ -191,7 +194,7 @@ class Engine:
         run = int(self.data.bucket[0]), np.zeros(1, np.int32), np.ones(1, np.int32)
         fitted = self.fitted(strategy)
         for piece in self.feed.pieces(np.zeros((1, 1, 1), np.int32), [run]):
-            cohort = self._cohort(piece)
+            cohort = self.cohort(piece.bags)
             state = self.programs.init(cohort, self.who, fitted, previous, self.placement.count)
         shapes = ahead.step_metrics(
             strategy, self.plan, jax.block_until_ready(state), cohort, self.data.lengths[0], self.settings.batch_size
@@ -304,7 +307,7 @@ class Engine:
         """Sends the steps of a piece of the feed to the devices. `moving` is given away."""
         lo, hi = self.spread((piece.lo, piece.hi))
         moving, piece.done = self.programs.train(
-            piece.bucket, self._cohort(piece), self.who, moving, arrays, lo, hi, self.placement.count
+            piece.bucket, self.cohort(piece.bags), self.who, moving, arrays, lo, hi, self.placement.count
         )
         return moving
 
@@ -317,7 +320,7 @@ class Engine:
         seen = between | (np.any([part.any(axis=0) for part in self.parts.values()], axis=0) & whole)
         evaluate = np.unique(self.data.bucket[seen]).tolist()
         logits = self.longest_part, self.task.num_outputs
-        cohorts = [compiled.Cohort(self.feed.shapes(bucket), self.targets) for bucket in range(len(self.data.lengths))]
+        cohorts = [self.cohort(self.feed.shapes(bucket)) for bucket in range(len(self.data.lengths))]
         self.programs.compile_ahead(train, evaluate, cohorts, self.who, moving, epoch, logits, self.placement.count)
 
     def _decide(self) -> None:
@@ -364,7 +367,7 @@ class Engine:
         for piece in self.feed.pieces(bags[..., None], runs):
             lo, hi = self.spread((piece.lo, piece.hi))
             logits, piece.done = self.programs.evaluate(
-                piece.bucket, self._cohort(piece), state, spread_bags, logits, lo, hi, self.placement.count
+                piece.bucket, self.cohort(piece.bags), state, spread_bags, logits, lo, hi, self.placement.count
             )
             if tell:
                 tell(int((piece.hi - piece.lo).sum()))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -11,7 +11,7 @@ import numpy as np
 
 from mil_jax.data.residency import ResidentBags, UnreadBags
 from mil_jax.data.streaming import StreamedBags
-from mil_jax.strategies.base import Strategy, Survey
+from mil_jax.strategies.base import Strategy, Survey, TrainingBags
 from mil_jax.training.plan import Replica
 from mil_jax.training.stopping import Progress, Selection
 
@@ -26,6 +26,7 @@ class EngineData:
     `selection` is what chooses epochs. first_row: of each target; its folds follow one another.
     lengths: the bucket ladder, ascending; bucket: int [num_bags], the bucket each bag fits in.
     sampling: weights to draw training bags by, float [rows, num_bags], or None for each bag once an epoch.
+    covariates: float32 [num_bags, V], NaN = not known, or None.
     """
 
     bags: ResidentBags | UnreadBags | StreamedBags
@@ -37,6 +38,14 @@ class EngineData:
     bucket: np.ndarray
     sampling: np.ndarray | None = None
     first_row: tuple[int, ...] = (0,)
+    covariates: np.ndarray | None = None
+
+    def training_bags(self, replica: Replica, moments: Callable[[], tuple[np.ndarray, np.ndarray]]) -> TrainingBags:
+        """What a run's strategy fits its constants to. moments: of its instances, when asked."""
+        mine = self.training[self.row(replica)]
+        return TrainingBags(
+            self.targets[replica.target][mine], moments, None if self.covariates is None else self.covariates[mine]
+        )
 
     def row(self, replica: Replica) -> int:
         """The row of a run's target and fold in `training`, `selection`, `test` and `sampling`."""

@@ -21,6 +21,7 @@ from mil_jax.bags import Bag
 from mil_jax.data.buckets import Ladder, fit_ladder
 from mil_jax.data.cohort import Cohort, build_cohort
 from mil_jax.data.conversion import Progress
+from mil_jax.data.covariates import Covariates, read_covariates
 from mil_jax.data.residency import row_bytes
 from mil_jax.data.room import AUTO, Residency, choose_residency, open_bags
 from mil_jax.data.shards import Shards
@@ -39,6 +40,7 @@ from mil_jax.training.given import load_given
 from mil_jax.training.memory import side_by_side, there_is
 from mil_jax.training.phases import PROBE, make_phases, make_strategy, stage_names
 from mil_jax.training.plan import Overrides, Plan, Replica, make_plan
+from mil_jax.training.precision import chosen as chosen_precision
 from mil_jax.training.probes import fit_probes, require_probe
 from mil_jax.training.processes import is_first
 from mil_jax.training.run_folder import RunFolder, fingerprint
@@ -64,6 +66,7 @@ class Experiment:
     selection_part: the part that chooses epochs: VALIDATION, or TEST where protocol "reference" has no validation part.
     fallback: the monitor used instead of the one asked for, "" where it is the one.
     side_by_side: of a run that is resumed, how many runs go side by side in each phase and bucket length.
+    covariates: what models read of the label table.
     """
 
     config: ConfigDict
@@ -78,6 +81,7 @@ class Experiment:
     selection_part: int = VALIDATION
     fallback: str = ""
     side_by_side: dict[str, dict[int, int]] = field(default_factory=dict)
+    covariates: Covariates | None = None
 
     @property
     def embedded(self) -> bool:
@@ -135,7 +139,10 @@ class Experiment:
         """Of the data by name; a run is not resumed with other data."""
         return {
             "features": self.shards.fingerprint,
-            "labels": fingerprint(self.cohort.bags[["bag_id", "patient_id"]], self.cohort.labels),
+            "labels": fingerprint(
+                *(self.cohort.bags[["bag_id", "patient_id"]], self.cohort.labels),
+                *(() if self.covariates is None else (self.covariates.values,)),
+            ),
             "splits": fingerprint(self.parts),
         }
 
@@ -177,6 +184,7 @@ def prepare(
     if config.train.protocol not in PROTOCOLS:
         raise ConfigError(f"train.protocol is {config.train.protocol!r}; choose one of {', '.join(PROTOCOLS)}")
     config = ConfigDict(config.to_dict())
+    config.train.precision = (choices or {}).get("precision") or chosen_precision(config)
     shards = open_shards(config, progress)
     settings, found = cohort_settings(config, strict)
     cohort = build_cohort(
@@ -185,6 +193,9 @@ def prepare(
         settings,
         modified=shards.provenance["source_mtime"].to_numpy(np.float64),
     )
+    covariates = read_covariates(cohort.bags, config.data.covariates, config.data.labels)
+    if covariates:
+        cohort.report.extend(covariates.report)
     targets, left_out = make_targets(config, cohort, settings, split_settings(config, strict), found)
     sizes = cohort.bags["num_instances"].to_numpy()
     ladder = _ladder(config, sizes, (choices or {}).get("ladder"))
@@ -206,6 +217,7 @@ def prepare(
         selection=Selection(config.train.select, config.train.patience, config.train.min_epochs),
         residency=residency,
         side_by_side=side_by_side(choices or {}),
+        covariates=covariates,
     )
     _check(experiment)
     return experiment
@@ -269,6 +281,7 @@ def bag_shapes(experiment: Experiment) -> Bag:
     """A bag of shapes, of the shortest bucket."""
     length, shape = experiment.ladder.lengths[0], experiment.shards.feature_shape
     neighbors, parts = experiment.config.data.neighbors, experiment.shards.num_parts
+    covariates = experiment.covariates
     return Bag(
         features=jax.ShapeDtypeStruct((length, *shape), np.float32),
         coords=jax.ShapeDtypeStruct((length, 2), np.int32),
@@ -276,6 +289,7 @@ def bag_shapes(experiment: Experiment) -> Bag:
         mask=jax.ShapeDtypeStruct((length,), np.bool_),
         part_mask=jax.ShapeDtypeStruct((length, parts), np.bool_) if parts else None,
         neighbors=jax.ShapeDtypeStruct((length, neighbors), np.int32) if neighbors else None,
+        covariates=None if covariates is None else jax.ShapeDtypeStruct(covariates.values.shape[1:], np.float32),
     )
 
 
@@ -291,7 +305,8 @@ def train(experiment: Experiment, folder: RunFolder, listener: Listener) -> FitR
 def train_in(experiment: Experiment, folder: RunFolder, listener: Listener) -> FitResult:
     """Runs the experiment; raises Stopped when the listener asks to stop. Choices made before are reused when resuming."""
     keep = folder.write_choices if is_first() else lambda choices: None
-    keep({"residency": experiment.residency.kind, "ladder": list(experiment.ladder.lengths)})
+    precision = experiment.config.train.precision
+    keep({"residency": experiment.residency.kind, "ladder": list(experiment.ladder.lengths), "precision": precision})
     seconds = experiment.config.train.checkpoint_seconds
     return run(experiment, listener, lambda name: Checkpoints(folder.checkpoints / name, seconds), keep)
 
@@ -327,6 +342,7 @@ def engine_data(experiment: Experiment) -> EngineData:
         bucket=experiment.bucket,
         sampling=sampling_weights(experiment),
         first_row=experiment.first_row,
+        covariates=experiment.covariates.values if experiment.covariates else None,
     )
 
 

@@ -21,6 +21,7 @@ _FREE = (
     *(f"train.{name}" for name in ("epochs", "epochs_of", "select", "patience", "min_epochs", "num_seeds", "seed", "order")),
     *(f"train.{name}" for name in ("checkpoint_seconds", "slots_per_dispatch", "replica_axis", "memory_gib", "debug_nans")),
     *(f"train.{name}" for name in ("tensorboard", "wandb", "batch_devices", "bag_devices", "matmul_precision", "protocol")),
+    "train.bags_at_a_time",
 )  # fmt: skip
 
 

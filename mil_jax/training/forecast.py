@@ -94,6 +94,7 @@ def open_bench(experiment: Experiment, plan: EpochPlan) -> Bench:
         experiment.first_row,
         experiment.config.data.neighbors,
         experiment.shards.num_parts,
+        experiment.covariates.values if experiment.covariates else None,
     )
 
 

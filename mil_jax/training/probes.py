@@ -1,8 +1,8 @@
 """Linear probes: the exact minimum of the task's loss on mean features, for a path of penalties, the strength chosen on validation.
 
 Whatever the task, its loss over ALL training bags at once is minimised by L-BFGS in float64: logistic regression, ridge, discrete hazards,
-Cox with the risk sets of the whole training part. Features are scaled by the training bags' deviations, which go into the weights
-afterwards, so the result is a plain `linear` aggregator. Each strength counts as an epoch; the strongest comes first.
+Cox with the risk sets of the whole training part. Covariates are further features. All are scaled by the training bags' deviations, which
+go into the weights afterwards, so the result is a plain `linear` aggregator. Each strength counts as an epoch; the strongest comes first.
 """
 
 from __future__ import annotations
@@ -17,10 +17,12 @@ import numpy as np
 from scipy.optimize import minimize
 
 from mil_jax.bags import Prediction
+from mil_jax.data import covariates
 from mil_jax.data.splits import TEST, TRAIN
 from mil_jax.errors import ConfigError
 from mil_jax.strategies.base import TrainingBags
 from mil_jax.strategies.probing import Probing
+from mil_jax.strategies.supervised import COVARIATES
 from mil_jax.tasks.base import Task, with_learnt
 from mil_jax.training.engine_types import FitResult
 from mil_jax.training.listener import Listener, Stopped
@@ -58,6 +60,7 @@ def fit_probes(experiment: Experiment, listener: Listener) -> FitResult:
     probing = Probing(strengths=tuple(config.strategy.strengths))
     strengths = sorted(probing.strengths, reverse=True)
     features = mean_features(experiment)
+    width, extra = features.shape[1], experiment.covariates
     logits, parameters = [], []
     rows: list[list[dict[str, Any]]] = [[] for _ in strengths]
     listener.phase(PROBE, 0, len(strengths))
@@ -65,9 +68,12 @@ def fit_probes(experiment: Experiment, listener: Listener) -> FitResult:
         values, parts = experiment.targets[replica.target].values, experiment.parts[experiment.row(replica)]
         training, chooses = parts == TRAIN, parts == experiment.selection_part
         task = with_learnt(experiment.task, values[training])
-        path = []
-        for place, (kernel, bias, loss) in enumerate(_path(task, features, values, training, strengths)):
-            out = features @ kernel + bias
+        x, path = features, []
+        if extra:
+            fit = covariates.fitted(extra.values[training])
+            x = np.concatenate([features, covariates.standardised(extra.values, fit)], axis=1)
+        for place, (kernel, bias, loss) in enumerate(_path(task, x, values, training, strengths)):
+            out = x @ kernel + bias
             row = {"phase": PROBE, "epoch": place, "replica": r, "fold": replica.fold, "seed": replica.seed}
             row |= {"target": replica.target, "steps": int(training.sum()), "train_loss": loss}
             row |= {name: task.monitor(name, out[chooses], values[chooses]) for name in task.monitors}
@@ -86,7 +92,7 @@ def fit_probes(experiment: Experiment, listener: Listener) -> FitResult:
         for row, better in zip(of_strength, improved):
             row["improved"] = bool(better)
         listener.epoch(of_strength)
-    return _result(experiment, logits, parameters, progress)
+    return _result(experiment, logits, parameters, progress, width)
 
 
 def mean_features(experiment: Experiment) -> np.ndarray:
@@ -147,8 +153,10 @@ def _objective(
     return on_host
 
 
-def _result(experiment: Experiment, logits: list[Any], parameters: list[Any], progress: Progress) -> FitResult:
-    """What the engine would return, with the chosen strength of each run."""
+def _result(
+    experiment: Experiment, logits: list[Any], parameters: list[Any], progress: Progress, width: int
+) -> FitResult:
+    """What the engine would return, with the chosen strength of each run. width: of features; further rows of kernels are covariates'."""
     best = [max(int(place), 0) for place in progress.best_epoch]
     parts_of_run, bags_of_run, constants = [], [], []
 
@@ -161,14 +169,15 @@ def _result(experiment: Experiment, logits: list[Any], parameters: list[Any], pr
         bags = {name: np.flatnonzero(parts == part) for name, part in wanted.items() if (parts == part).any()}
         bags_of_run.append(bags)
         parts_of_run.append({name: logits[r][best[r]][rows] for name, rows in bags.items()})
-        values = experiment.targets[replica.target].values[parts == TRAIN]
-        constants.append(experiment.phases[-1].strategy.constants(TrainingBags(values, no_moments)))
-    params = {
-        "classifier": {
-            "kernel": np.stack([parameters[r][place][0] for r, place in enumerate(best)]).astype(np.float32),
-            "bias": np.stack([parameters[r][place][1] for r, place in enumerate(best)]).astype(np.float32),
-        }
-    }
+        values, extra = experiment.targets[replica.target].values[parts == TRAIN], experiment.covariates
+        training = TrainingBags(values, no_moments, extra.values[parts == TRAIN] if extra else None)
+        constants.append(experiment.phases[-1].strategy.constants(training))
+    kernels, biases = (
+        np.stack([parameters[r][place][part] for r, place in enumerate(best)]).astype(np.float32) for part in (0, 1)
+    )
+    params = {"classifier": {"kernel": kernels[:, :width], "bias": biases}}
+    if experiment.covariates:
+        params[COVARIATES] = {"kernel": kernels[:, width:]}
     stacked = jax.tree.map(lambda *rows: np.stack(rows), *constants)
     facts = {"compilations": len(experiment.plan.replicas), "fetches": 0, "feature_bytes": 0}
     return FitResult(parts_of_run, bags_of_run, (params, stacked), progress, facts)

@@ -32,10 +32,13 @@ INIT_STREAM = (
 
 
 class Cohort(flax.struct.PyTreeNode):
-    """What all replicas read: the bags and, for each target column, one target a bag: [num_targets, num_bags, ...]."""
+    """What all replicas read: the bags and, for each target column, one target a bag: [num_targets, num_bags, ...]; covariates
+    [num_bags, V], or None.
+    """
 
     bags: ResidentBags
     targets: Any
+    covariates: Any = None
 
 
 class Who(flax.struct.PyTreeNode):
@@ -69,12 +72,12 @@ def shared_sharding(mesh: Mesh) -> NamedSharding:
     return NamedSharding(mesh, P())
 
 
-def read_bag(bags: ResidentBags, number: Array, length: int) -> Bag:
+def read_bag(cohort: Cohort, number: Array, length: int) -> Bag:
     """A bag, its instances laid out over the devices that share it."""
-    bag = bags.bag(number, length)
-    if INSTANCE_AXIS not in jax.sharding.get_abstract_mesh().axis_names:
-        return bag
-    return jax.tree.map(lambda x: jax.lax.with_sharding_constraint(x, P(INSTANCE_AXIS)), bag)
+    bag = cohort.bags.bag(number, length)
+    if INSTANCE_AXIS in jax.sharding.get_abstract_mesh().axis_names:
+        bag = jax.tree.map(lambda x: jax.lax.with_sharding_constraint(x, P(INSTANCE_AXIS)), bag)
+    return bag if cohort.covariates is None else bag.replace(covariates=cohort.covariates[number])
 
 
 def read_batch(cohort: Cohort, numbers: Array, target: Array, length: int, axis: str | None = None) -> Batch:
@@ -93,8 +96,8 @@ def _read_bags(cohort: Cohort, numbers: Array, length: int, axis: str | None) ->
         share = len(numbers) // jax.lax.axis_size(axis)
         mine = jax.lax.dynamic_slice_in_dim(mine, jax.lax.axis_index(axis) * share, share)
     if mine.shape[0] == 1:
-        return jax.tree.map(lambda x: x[None], read_bag(cohort.bags, mine[0], length))
-    return jax.vmap(lambda number: read_bag(cohort.bags, number, length))(mine)
+        return jax.tree.map(lambda x: x[None], read_bag(cohort, mine[0], length))
+    return jax.vmap(lambda number: read_bag(cohort, number, length))(mine)
 
 
 def _batch(cohort: Cohort, bags: Bag, numbers: Array, present: Array, target: Array, axis: str | None) -> Batch:
@@ -252,7 +255,7 @@ def evaluate(
     done = jnp.sum(hi - lo)[None]
 
     def one(state: TrainState, numbers: Array, logits: Array, at: Array) -> Array:
-        bag = read_bag(cohort.bags, jnp.maximum(numbers[at], 0), length)
+        bag = read_bag(cohort, jnp.maximum(numbers[at], 0), length)
         return logits.at[at].set(strategy.predict(state, bag).logits)
 
     if chunk is not None:
@@ -279,7 +282,7 @@ def initial(
     strategy: Strategy, length: int, cohort: Cohort, who: Who, fitted: PyTree, previous: TrainState | None, count: Array
 ) -> TrainState:
     """The initial states; fitted: (hyper, constants) with the leading axis [R]. count [devices]: replicas on each."""
-    bag = read_bag(cohort.bags, jnp.int32(0), length)
+    bag = read_bag(cohort, jnp.int32(0), length)
 
     def fresh(r: Array) -> TrainState:
         hyper, constants = _take(fitted, r)

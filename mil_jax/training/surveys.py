@@ -51,11 +51,11 @@ def _look(engine: Engine, survey: Survey, previous: TrainState) -> tuple[PyTree,
     hyper, constants = engine.fitted(survey)
     state = previous.replace(hyper=hyper, constants=constants, optimizer={})
     bags, sizes = data.listed(data.training, engine.rows, int(data.training.sum(axis=1).max()))
-    cohorts = [programs.Cohort(engine.feed.shapes(bucket), engine.targets) for bucket in range(len(data.lengths))]
+    cohorts = [engine.cohort(engine.feed.shapes(bucket)) for bucket in range(len(data.lengths))]
 
     def one(state: TrainState, cohort: programs.Cohort) -> jax.Array:
         mine: TrainState = jax.tree.map(lambda x: x[0], state)
-        return survey.predict(mine, programs.read_bag(cohort.bags, jnp.int32(0), data.lengths[0])).logits
+        return survey.predict(mine, programs.read_bag(cohort, jnp.int32(0), data.lengths[0])).logits
 
     shape = jax.eval_shape(one, state, cohorts[0]).shape
     buckets = np.unique(data.bucket[data.training.any(axis=0)]).tolist()

@@ -19,6 +19,7 @@ from ml_collections import ConfigDict
 
 from mil_jax import tasks
 from mil_jax.data.cohort import Cohort, CohortSettings
+from mil_jax.data.covariates import covariate_columns
 from mil_jax.data.numbers import as_flags
 from mil_jax.data.split_files import LABEL_COLUMN, long_table
 from mil_jax.data.split_makers import TEST, TRAIN, UNUSED, label_counts
@@ -58,6 +59,7 @@ def cohort_settings(config: ConfigDict, strict: bool) -> tuple[CohortSettings, f
     targets, found = columns_named(data.target, header)
     events = _event_columns(config, targets, header)
     columns = [name for name in (config.splits.group, config.splits.test) if name and name != "site"]
+    covariates = covariate_columns(data.covariates, (*targets, *events))
     settings = CohortSettings(
         labels=data.labels,
         target=(*targets, *events),
@@ -69,7 +71,7 @@ def cohort_settings(config: ConfigDict, strict: bool) -> tuple[CohortSettings, f
         classes=_names(data.classes) or None,
         positive=data.positive or None,
         site=data.site or None,
-        columns=[name for name in columns if "." not in name],
+        columns=[*(name for name in columns if "." not in name), *covariates],
         duplicates=data.duplicates,
         min_matched=data.min_matched,
         strict=strict,

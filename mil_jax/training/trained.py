@@ -13,6 +13,7 @@ from ml_collections import ConfigDict
 
 from mil_jax.data.buckets import Ladder, fit_ladder
 from mil_jax.data.cohort import Cohort
+from mil_jax.data.covariates import FILE, Covariate, restored
 from mil_jax.data.residency import row_bytes
 from mil_jax.data.room import choose_residency, open_bags
 from mil_jax.data.shards import Shards
@@ -63,6 +64,7 @@ class TrainedRun:
         """Raises RunFolderError where there is no run, or none that has ended."""
         folder = RunFolder.require_complete(path)
         config, tasks = ConfigDict(folder.config), task_file.read(folder)
+        config.train.precision = folder.choices.get("precision", config.train.precision)
         params, constants, runs = read_final(folder.checkpoints)
         names, learnt = list(tasks), tuple(run["learnt"] for run in runs)
         folds: list[list[str]] = [[] for _ in names]
@@ -78,6 +80,11 @@ class TrainedRun:
     def targets(self) -> tuple[str, ...]:
         """The label columns."""
         return tuple(self.tasks)
+
+    @property
+    def covariates(self) -> tuple[Covariate, ...]:
+        """What the models read of the label table."""
+        return restored(self.folder.read_json(FILE)) if self.config.data.get("covariates") else ()
 
     @property
     def several(self) -> bool:
@@ -107,8 +114,10 @@ def predict(
     shards: Shards,
     cohort: Cohort,
     scored: Sequence[np.ndarray],
+    covariates: np.ndarray | None = None,
 ) -> list[ModelPredictions]:
     """scored: of each label column bool [folds, M], the bags that the models of each fold score. config: the run's, with where data lies.
+    covariates: [M, V], of a run that reads any.
 
     Raises UserError where the model and the features differ, or a bag does not fit a device.
     """
@@ -138,6 +147,7 @@ def predict(
         lengths=ladder.lengths,
         bucket=ladder.bucket(sizes),
         first_row=first_row,
+        covariates=covariates,
     )
     hyper = {name: float(config.optimizer[name.split(".")[1]]) for name in ("optimizer.lr", "optimizer.weight_decay")}
     plan = Plan(run.replicas, hyper)

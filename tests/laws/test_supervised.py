@@ -8,11 +8,18 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pandas as pd
 import pytest
 
+from mil_jax import aggregators
 from mil_jax.bags import Bag
+from mil_jax.data.labels import CohortSettings
 from mil_jax.strategies.base import Batch, TrainState
 from mil_jax.strategies.supervised import Supervised
+from mil_jax.tasks.survival import Survival
+from mil_jax.tasks.survival_losses import cox
+from mil_jax.training import optimizers
+from mil_jax.training.schedule import Schedule
 from tests.laws import law
 from tests.training.cohorts import strategy
 
@@ -100,3 +107,35 @@ def test_a_bag_with_fewer_instances_than_are_drawn_is_read_whole():
     drawn = the_strategy._sampled(bag, {}, jax.random.key(0))
     np.testing.assert_array_equal(drawn.features[:3], bag.features[:3])
     assert int(drawn.mask.sum()) == 3
+
+
+def test_coxs_loss_over_bags_a_few_at_a_time_is_that_of_the_full_batch():
+    """In value and gradient, with dropout, ties, censored bags and an empty place; the risk sets hold bags of all chunks."""
+    labels = pd.DataFrame({"months": [3, 1, 4, 1, 4], "died": [1, 0, 1, 1, 1]})
+    settings = CohortSettings("labels.csv", ("months", "died"), numbers=("months",), events=("died",))
+    task = Survival.for_labels(labels, settings, {"loss_name": "cox", "ties": "efron"})
+    module = aggregators.create("abmil", 1, feature_dim=16, attention_dim=8, dropout=0.25)
+    bags = [law.make_bag(seed, 3 + seed, law.SMALL_BUCKET, FEATURES) for seed in range(6)]
+    targets = np.concatenate([task.targets(labels), [[np.nan, np.nan]]])
+    weights = jnp.array([1.0] * 5 + [0.0])
+    batch = Batch(bags=jax.tree.map(lambda *x: jnp.stack(x), *bags), targets=jnp.asarray(targets), weights=weights)
+    key, extras = jax.random.key(4), {"lr": jnp.float32(1.0)}
+    hyper = {"optimizer.lr": jnp.float32(1.0), "optimizer.weight_decay": jnp.float32(0.0)}
+    optimizer = optimizers.make(optimizers.OptimizerSettings("sgd"))  # at rate 1 an update is minus the gradient
+    found = []
+    for at_a_time in (0, 4):
+        method = Supervised(module, task, optimizer, Schedule("constant"), bags_at_a_time=at_a_time)
+        state = method.init(jax.random.key(0), bags[0], hyper, {}, None)
+        after, metrics = jax.jit(method.step)(state, batch, extras, key)
+        found.append((jax.tree.map(jnp.subtract, state.params, after.params), metrics["loss"]))
+
+    def by_hand(params: Any) -> jax.Array:
+        keys = jax.vmap(lambda place: jax.random.fold_in(key, place))(jnp.arange(6))
+        answer = functools.partial(module.apply, {"params": params}, train=True)
+        theta = jax.vmap(lambda bag, key: answer(bag, rngs={"dropout": key}).logits)(batch.bags, keys)[:5, 0]
+        return cox(theta, *jnp.asarray(targets[:5]).T, jnp.ones(5, bool), ties="efron")
+
+    loss, gradient = jax.jit(jax.value_and_grad(by_hand))(state.params)
+    for one in found:
+        law.assert_close(one, (gradient, loss), "full batch")
+    assert float(loss) > 0.1
