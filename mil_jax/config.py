@@ -68,25 +68,30 @@ def load_config(path: Path) -> ConfigDict:
 
     Raises ConfigError for a file that cannot be run, and for a setting that does not exist or has another type.
     """
-    spec = importlib.util.spec_from_file_location(f"mil_jax_config_{path.stem}", path)
-    if spec is None or spec.loader is None:
-        raise ConfigError(f"--config={path}: this is not a Python file")
-    module = importlib.util.module_from_spec(spec)
-    try:
-        spec.loader.exec_module(module)
-        if not hasattr(module, "get_config"):
-            raise ConfigError(f"--config={path}: the file defines no get_config()")
-        config = module.get_config()
-    except UserError:
-        raise
-    except Exception as error:  # the file is the user's program: whatever it raises is said with its line
-        raise ConfigError(f"--config={path}{_line_of(error, path)}: {type(error).__name__}: {error}") from error
+    config = run_file(path, "get_config")
     if not isinstance(config, ConfigDict):
         raise ConfigError(f"--config={path}: get_config() must return a ConfigDict made by base_config()")
     _check_file(config, path)
     config.name = config.name or path.stem
     _fill_method_settings(config)
     return config
+
+
+def run_file(path: Path, function: str) -> Any:
+    """What the `function` of a config file returns. Raises ConfigError for a file that cannot be run, or has no such function."""
+    spec = importlib.util.spec_from_file_location(f"mil_jax_config_{path.stem}", path)
+    if spec is None or spec.loader is None:
+        raise ConfigError(f"--config={path}: this is not a Python file")
+    module = importlib.util.module_from_spec(spec)
+    try:
+        spec.loader.exec_module(module)
+        if not hasattr(module, function):
+            raise ConfigError(f"--config={path}: the file defines no {function}()")
+        return getattr(module, function)()
+    except UserError:
+        raise
+    except Exception as error:  # the file is the user's program: whatever it raises is said with its line
+        raise ConfigError(f"--config={path}{_line_of(error, path)}: {type(error).__name__}: {error}") from error
 
 
 def _method_settings(config: ConfigDict) -> dict[str, Any]:
@@ -140,7 +145,7 @@ def parse(
     `data.features` nor `data.shards` is named; overrides on the command line win over it.
     Raises ConfigError for an unknown or mistyped setting, and for a number out of its limits.
     """
-    named, overrides = _split_off_config(arguments)
+    named, overrides = split_off_config(arguments)
     if not named:
         raise ConfigError("--config is missing: name a config file, such as --config configs/abmil.py")
     path = find_config(named)
@@ -163,7 +168,7 @@ def help_text(arguments: list[str], define: Callable[[flags.FlagValues], None], 
     """
     if not {"--help", "-help", "-h", "--helpfull"} & set(arguments):
         return None
-    named, _ = _split_off_config(arguments)
+    named, _ = split_off_config(arguments)
     config = load_config(find_config(named)) if named else base_config()
     values = flags.FlagValues()
     define(values)
@@ -202,7 +207,7 @@ def _entry(name: str, meaning: str) -> Iterator[str]:
         head = ""
 
 
-def _split_off_config(arguments: list[str]) -> tuple[str, list[str]]:
+def split_off_config(arguments: list[str]) -> tuple[str, list[str]]:
     """(the config file as named, "" when it is not; all other arguments)."""
     rest, named = [], ""
     waiting = iter(arguments)

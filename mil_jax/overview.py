@@ -62,6 +62,8 @@ def describe_experiment(experiment: Experiment, demo: Sequence[str] = (), *, eve
         f"at most {counted(experiment.config.train.epochs, 'epoch')} of up to {train_bags} training bags each; "
         f"at most {programs} programs to compile"
     )
+    if experiment.config.train.precision == "bfloat16":
+        say("The forward and backward pass are in bfloat16 (train.precision).")
     for line in _stages_before(experiment.config, stages):
         say(line)
     say(_monitor(experiment))

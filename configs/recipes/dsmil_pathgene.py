@@ -27,7 +27,7 @@ def get_config() -> ConfigDict:
     )
     config.task.loss_name = "binary_cross_entropy"
     config.optimizer.update({"name": "adam", "b1": 0.5, "b2": 0.9, "lr": 1e-4, "weight_decay": 1e-4})
-    config.optimizer.schedule.update({"name": "cosine", "epochs": 99, "min_lr": 5e-6})
+    config.optimizer.schedule.update({"name": "cosine", "epochs": 100, "min_lr": 5e-6})
     config.train.update({"epochs": 99, "select": "val_auc"})
     config.demo = ConfigDict(
         {

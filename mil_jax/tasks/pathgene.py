@@ -2,7 +2,7 @@
 
 `val_selection_score` chooses epochs as its scripts do, on the test fold where `train.protocol=reference` has no validation part.
 Thresholds are chosen on the bags that are scored, so these metrics are too good, most of all for rare classes; the usual metrics stand
-beside them.
+beside them. Under `cross_entropy` (its TransMIL of more than two classes; DTFD) the scores are those of the softmax, not sigmoids.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ class PathGene(Classification):
     """The task of telling `classes` apart. Targets are one-hot float32 [M, C], NaN = unknown."""
 
     name: ClassVar[str] = "pathgene"
-    losses: ClassVar[tuple[str, ...]] = ("binary_cross_entropy",)
+    losses: ClassVar[tuple[str, ...]] = ("binary_cross_entropy", "cross_entropy")
     settings: ClassVar[tuple[str, ...]] = ("loss_name",)
     numeric: ClassVar[Mapping[str, tuple[str, ...]]] = {}
     headline: ClassVar[tuple[str, ...]] = ("auc", "accuracy", "pathgene_auc", "pathgene_accuracy")

@@ -40,6 +40,7 @@ from mil_jax.training.given import load_given
 from mil_jax.training.memory import side_by_side, there_is
 from mil_jax.training.phases import PROBE, make_phases, make_strategy, stage_names
 from mil_jax.training.plan import Overrides, Plan, Replica, make_plan
+from mil_jax.training.precision import chosen as chosen_precision
 from mil_jax.training.probes import fit_probes, require_probe
 from mil_jax.training.processes import is_first
 from mil_jax.training.run_folder import RunFolder, fingerprint
@@ -183,6 +184,7 @@ def prepare(
     if config.train.protocol not in PROTOCOLS:
         raise ConfigError(f"train.protocol is {config.train.protocol!r}; choose one of {', '.join(PROTOCOLS)}")
     config = ConfigDict(config.to_dict())
+    config.train.precision = (choices or {}).get("precision") or chosen_precision(config)
     shards = open_shards(config, progress)
     settings, found = cohort_settings(config, strict)
     cohort = build_cohort(
@@ -303,7 +305,8 @@ def train(experiment: Experiment, folder: RunFolder, listener: Listener) -> FitR
 def train_in(experiment: Experiment, folder: RunFolder, listener: Listener) -> FitResult:
     """Runs the experiment; raises Stopped when the listener asks to stop. Choices made before are reused when resuming."""
     keep = folder.write_choices if is_first() else lambda choices: None
-    keep({"residency": experiment.residency.kind, "ladder": list(experiment.ladder.lengths)})
+    precision = experiment.config.train.precision
+    keep({"residency": experiment.residency.kind, "ladder": list(experiment.ladder.lengths), "precision": precision})
     seconds = experiment.config.train.checkpoint_seconds
     return run(experiment, listener, lambda name: Checkpoints(folder.checkpoints / name, seconds), keep)
 
@@ -390,11 +393,11 @@ def _choose_selection(experiment: Experiment) -> None:
             "set splits.val_fraction above 0, or train.select=last"
         )
     enough = (
-        target.task.enough_cases(target.values[part == experiment.selection_part])
+        target.task.enough_cases(target.values[part == VALIDATION])
         for target in experiment.targets
         for part in target.splits.parts
     )
-    if select != "val_loss" and not all(enough):
+    if select != "val_loss" and experiment.selection_part == VALIDATION and not all(enough):
         # With few cases such a metric takes few values, and the best of many epochs is an accident.
         experiment.fallback = "val_loss"
         experiment.selection = Selection("val_loss", config.train.patience, config.train.min_epochs)

@@ -22,6 +22,7 @@ from mil_jax.tasks.base import Task
 from mil_jax.training import optimizers
 from mil_jax.training.engine_types import AnyPhase, Phase, SurveyPhase
 from mil_jax.training.plan import Plan
+from mil_jax.training.precision import chosen as chosen_precision
 from mil_jax.training.schedule import Schedule
 from mil_jax.training.stopping import Selection
 
@@ -114,5 +115,5 @@ def _common(config: ConfigDict, task: Task) -> dict[str, Any]:
         "class_weights": config.train.class_weights,
         "sample_instances": config.train.sample_instances,
         "bags_at_a_time": config.train.bags_at_a_time,
-        "precision": config.train.precision,
+        "precision": chosen_precision(config),
     }

@@ -65,6 +65,7 @@ class TrainedRun:
         """Raises RunFolderError where there is no run, or none that has ended."""
         folder = RunFolder.require_complete(path)
         config, tasks = ConfigDict(folder.config), task_file.read(folder)
+        config.train.precision = folder.choices.get("precision", config.train.precision)
         params, constants, runs = read_final(folder.checkpoints)
         names, learnt = list(tasks), tuple(run["learnt"] for run in runs)
         folds: list[list[str]] = [[] for _ in names]

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks import h200, scaling
+from benchmarks import evaluation, h200, scaling
 
 REPRESENTATIVE = "steps-abmil"
 
@@ -26,6 +26,13 @@ def test_each_part_for_a_gpu_machine_runs_small_on_a_cpu(part, tmp_path):
     assert figures["table"]
     assert figures["figures"]["ceilings"]["products"]["float32"] > 0
     assert figures["command"].startswith("python -m benchmarks.h200 --machine=test")
+
+
+def test_what_evaluation_takes_is_measured(tmp_path):
+    evaluation.main(["--machine=test", "--small", "--rounds=1", f"--results={tmp_path}"])
+    seconds = result(tmp_path)["figures"]["seconds"]
+    assert seconds.keys() == {"classes", "C-index", "survival", "columns"}
+    assert all(one > 0 for times in seconds.values() for one in times)
 
 
 SIZES = {"bags": "20,40", "runs": "1,2", "targets": "1,2", "devices": "1,2"}

@@ -18,6 +18,7 @@ from mil_jax.strategies.base import Batch
 from mil_jax.strategies.clustering import clusters
 from mil_jax.strategies.confounders import DICTIONARY, Confounders
 from mil_jax.strategies.ibmil import BRANCH, IBMIL
+from mil_jax.strategies.layouts import export_params, import_params
 from mil_jax.strategies.supervised import Supervised
 from mil_jax.tasks.classification import Classification
 from mil_jax.training.schedule import Schedule
@@ -27,20 +28,15 @@ from tests.parity.case import Case
 
 _PLAIN = {"feature_layer": "none", "dropout": 0.0, "initializer": "torch"}
 _ATTENTION = {"gated": False, "attention_dropout": 0.0}
-_BACKBONES: dict[str, tuple[str, dict[str, Any], str]] = {  # as variants begin: aggregator, its fields, published form
-    "abmil": ("abmil", {**_PLAIN, **_ATTENTION, "attention_dim": None}, "pathgene"),
-    "mhim": ("abmil", {**_ATTENTION, "dropout": 0.0, "attention_dim": 128}, "mhim_dattention"),
-    "dsmil": ("dsmil", {"initializer": "torch", "prediction": "mean_probability"}, "official"),
-    "transmil": ("transmil", {"attention_dropout": 0.0}, "transmil_original"),
-    "mean": ("mean_pooling", _PLAIN, "mean_pooling"),
-    "max": ("max_pooling", {**_PLAIN, "choose": "feature"}, "max_pooling"),
+_BACKBONES: dict[str, tuple[str, dict[str, Any], str, str]] = {
+    # As variants begin: aggregator, its fields, its published form, the layout with the branch.
+    "abmil": ("abmil", {**_PLAIN, **_ATTENTION, "attention_dim": None}, "pathgene", "ibmil_abmil"),
+    "mhim": ("abmil", {**_ATTENTION, "dropout": 0.0, "attention_dim": 128}, "mhim_dattention", "ibmil_mhim"),
+    "dsmil": ("dsmil", {"initializer": "torch", "prediction": "mean_probability"}, "official", "ibmil_dsmil"),
+    "transmil": ("transmil", {"attention_dropout": 0.0}, "transmil_original", "ibmil_transmil"),
+    "mean": ("mean_pooling", _PLAIN, "mean_pooling", "ibmil_mean_pooling"),
+    "max": ("max_pooling", {**_PLAIN, "choose": "feature"}, "max_pooling", "ibmil_max_pooling"),
 }
-_RENAMED = {  # the published form's name of a layer -> the case's
-    "mhim": {"feature.0": "embedding.embed.0", "classifier": "head"},
-    "mean": {"head.3": "classifier"},
-    "max": {"head.3": "classifier"},
-}
-_BRANCH = {"query": ("W_q", "confounder_W_q"), "key": ("W_k", "confounder_W_k"), "norm": ("norm2",)}
 
 
 def backbone(case: Case) -> str:
@@ -57,9 +53,9 @@ def _task(case: Case) -> tuple[Classification, Any]:
 
 
 def _strategy(case: Case) -> tuple[Supervised, str]:
-    """Of the case, plain where there is no dictionary; and the aggregator's published form."""
+    """Of the case, plain where there is no dictionary; and its published form or layout."""
     config = case.config
-    name, fields, variant = _BACKBONES[backbone(case)]
+    name, fields, variant, layout = _BACKBONES[backbone(case)]
     fields = dict(fields)
     if "nonlinear" in config:
         fields["nonlinear_query"] = bool(config["nonlinear"])
@@ -76,49 +72,7 @@ def _strategy(case: Case) -> tuple[Supervised, str]:
         query_dim=config.get("c_dim", 128),
         learn_dictionary=bool(config.get("c_learn")),
     )
-    return IBMIL(module, _task(case)[0], recording(), Schedule(), confounders=confounders), variant
-
-
-class Names:
-    """Parameters by the names of a case: those of the aggregator, the branch and the dictionary."""
-
-    def __init__(self, case: Case, layers: dict[str, str], classifier: str) -> None:
-        """layers: the case's name of each of the aggregator's parameters, by its published name. classifier: the case's name of the one
-        in use.
-        """
-        self.case, self.layers = case, layers
-        known = [name for name in case.meta["params"] if name.endswith(".weight")]
-        self.branch = {"classifier": classifier}
-        for layer, names in _BRANCH.items():
-            found = [name.removesuffix(".weight") for name in known if name.split(".")[-2] in names]
-            self.branch |= dict.fromkeys([layer] if found and (layer != "norm" or self._uses_norm) else [], *found)
-        self.dictionary = next((name for name in case.meta["params"] if name.endswith("confounder_feat")), "")
-
-    @property
-    def _uses_norm(self) -> bool:
-        return self.case.config.get("mode") == "nn"
-
-    def branch_params(self) -> dict[str, Any]:
-        """BRANCH and DICTIONARY, of a case that has them."""
-        state = self.case.state_dict()
-        branch: dict[str, Any] = {}
-        for layer, name in self.branch.items():
-            kernel = jnp.asarray(np.moveaxis(state[f"{name}.weight"], 0, -1))
-            branch[layer] = {
-                "scale" if layer == "norm" else "kernel": kernel,
-                "bias": jnp.asarray(state[f"{name}.bias"]),
-            }
-        return {BRANCH: branch, DICTIONARY: jnp.asarray(state[self.dictionary])}
-
-    def exported(self, gradients: Any) -> dict[str, np.ndarray]:
-        """The branch's, and the dictionary's, by the case's names."""
-        arrays = {self.dictionary: np.asarray(gradients[DICTIONARY])}
-        for layer, name in self.branch.items():
-            weight, bias = (
-                gradients[BRANCH][layer][part] for part in ("scale" if layer == "norm" else "kernel", "bias")
-            )
-            arrays |= {f"{name}.weight": np.moveaxis(np.asarray(weight), -1, 0), f"{name}.bias": np.asarray(bias)}
-        return arrays
+    return IBMIL(module, _task(case)[0], recording(), Schedule(), confounders=confounders), layout
 
 
 class Backbone:
@@ -131,17 +85,8 @@ class Backbone:
         strategy, variant = _strategy(case)
         module: Any = strategy.module
         targets, size, state = _task(case)[1], self.bag_sizes(case)[0], case.state_dict()
-        places = {name: place for name, (place, _) in module.state_dict_map(variant).items()}
-        layers = {name: _name(case, name) for name in places}
-        own = {name: state[theirs] for name, theirs in layers.items()}
-        classifier = [name for name, place in places.items() if place.startswith("classifier/")]
-        names = Names(case, layers, layers[classifier[0]].rpartition(".")[0])
-        if isinstance(strategy, IBMIL):  # the aggregator's own classifier, which is narrower, is not used
-            width = state[names.dictionary].shape[-1]
-            own |= {name: np.zeros_like(own[name][..., :width]) for name in classifier}
-        params = import_state_dict(module, own, variant)
-        if isinstance(strategy, IBMIL):
-            params |= names.branch_params()
+        branched = isinstance(strategy, IBMIL)
+        params: Any = import_params(strategy, state, variant) if branched else import_state_dict(module, state, variant)
         bags = stack_bags(bag_features(case), [size], bucket)
         batch = Batch(bags=bags, targets=targets, weights=jnp.ones(1))
 
@@ -176,20 +121,10 @@ class Backbone:
             "attention": None if prediction.attention is None else prediction.attention[0].T[:size],
             "attention_raw": None if prediction.scores is None else prediction.scores[0].T[:size],
         }
-        exported = export_state_dict(
-            module, {name: gradients[name] for name in gradients if name not in (BRANCH, DICTIONARY)}, variant
+        published = (
+            export_params(strategy, gradients, variant) if branched else export_state_dict(module, gradients, variant)
         )
-        published = {layers[name]: value for name, value in exported.items()}
-        if isinstance(strategy, IBMIL):
-            published |= names.exported(gradients)
         return Answer({f"out/{key}": x for key, x in values.items() if x is not None} | gradient_entries(published))
-
-
-def _name(case: Case, published: str) -> str:
-    for ours, theirs in _RENAMED.get(backbone(case), {}).items():
-        if published.startswith(f"{ours}."):
-            return published.replace(ours, theirs, 1)
-    return published
 
 
 class SecondTier:
@@ -203,20 +138,21 @@ class SecondTier:
         bag = jax.tree.map(lambda leaf: leaf[0], stack_bags(x[None], [len(x)], bucket))
         classifier = next(name.removesuffix(".weight") for name in state if name in _CLASSIFIERS)
         layers = {place: name for place, name in _TIER2.items() if f"{name}.weight" in state}
-        names = Names(case, {}, classifier)
+        own = {"query": "W_q", "key": "W_k", "classifier": classifier} if case.config["k"] else {}
         widths = {place: len(state[f"{name}.weight"]) for place, name in layers.items()}
         tier = _Tier2(task.num_outputs, widths.get("v", 1), "torch")
-        branch = Deconfounding(task.num_outputs, len(state["W_q.weight"]) if case.config["k"] else 1)
-        kernels = {
-            place: {"kernel": jnp.asarray(state[f"{name}.weight"].T), "bias": jnp.asarray(state[f"{name}.bias"])}
-            for place, name in {**layers, "classifier": classifier}.items()
-        }
-        params: dict[str, Any] = {"tier2": {"attention": {name: kernels[name] for name in layers}}}
-        params["tier2"]["classifier"] = kernels["classifier"]
-        if case.config["k"]:
-            params |= names.branch_params()
-            own = params["tier2"]["classifier"]
-            own["kernel"] = own["kernel"][: x.shape[1]]
+        branch = Deconfounding(task.num_outputs, len(state["W_q.weight"]) if own else 1)
+
+        def affine(name: str) -> dict[str, Any]:
+            return {"kernel": jnp.asarray(state[f"{name}.weight"].T), "bias": jnp.asarray(state[f"{name}.bias"])}
+
+        last = affine(classifier)
+        last["kernel"] = last["kernel"][: x.shape[1]]  # with a branch it is not used, and narrower
+        attention_layers = {place: affine(name) for place, name in layers.items()}
+        params: dict[str, Any] = {"tier2": {"attention": attention_layers, "classifier": last}}
+        if own:
+            params[BRANCH] = {layer: affine(name) for layer, name in own.items()}
+            params[DICTIONARY] = jnp.asarray(state["confounder_feat"])
 
         @jax.jit
         def run(params: Any) -> Any:
@@ -226,7 +162,7 @@ class SecondTier:
                     attends, last = tier.apply({"params": params["tier2"]}, x.shape[1])
                     attention = masked.softmax(attends.scores(rows), bag.mask)
                 embedding, entries = attention @ rows, jnp.zeros(0)
-                if case.config["k"]:
+                if own:
                     dictionary = jax.lax.stop_gradient(params[DICTIONARY])
                     logits, embedding, entries = branch.apply({"params": params[BRANCH]}, embedding, dictionary)
                 else:
@@ -242,10 +178,11 @@ class SecondTier:
             return jax.value_and_grad(loss, has_aux=True)(params)
 
         (loss, values), gradients = run(params)
-        published = names.exported(gradients) if case.config["k"] else {}
-        tier2 = {**gradients["tier2"]["attention"], "classifier": gradients["tier2"]["classifier"]}
-        for place, name in {**layers, **({} if case.config["k"] else {"classifier": classifier})}.items():
-            published |= {f"{name}.weight": np.asarray(tier2[place]["kernel"]).T, f"{name}.bias": tier2[place]["bias"]}
+        tier2, published = gradients["tier2"], {"confounder_feat": gradients[DICTIONARY]} if own else {}
+        found = {name: tier2["attention"][place] for place, name in layers.items()}
+        found |= {name: gradients[BRANCH][layer] for layer, name in own.items()} or {classifier: tier2["classifier"]}
+        for name, layer in found.items():
+            published |= {f"{name}.weight": np.asarray(layer["kernel"]).T, f"{name}.bias": layer["bias"]}
         values |= {"loss": loss, "label": case.arrays["out/label"]}
         return Answer({f"out/{key}": value for key, value in values.items()} | gradient_entries(published))
 

@@ -9,25 +9,17 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from mil_jax.interop.torch_checkpoints import export_state_dict, import_state_dict
 from mil_jax.layers.instance_masks import MaskCounts
 from mil_jax.layers.query_merging import QueryMerging
 from mil_jax.strategies.base import Steps
+from mil_jax.strategies.layouts import export_params, import_params
 from mil_jax.strategies.mhim import MHIM
 from mil_jax.strategies.mhim_merging import MERGING, MergingMHIM
 from tests.parity.adapters.base import Answer, gradient_entries
 from tests.parity.adapters.mhim import Choice, batch_of, build, counts_of, make_strategy, masking_of, state_of, streams
 from tests.parity.case import Case
 
-_MERGING = {  # published -> ours
-    "norm.weight": ("norm", "scale"),
-    "norm.bias": ("norm", "bias"),
-    "attn.to_kv.weight": ("key_value", "kernel"),
-    "attn.to_q.weight": ("query", "kernel"),
-    "attn.to_out.0.weight": ("output", "kernel"),
-    "attn.to_out.0.bias": ("output", "bias"),
-}
-_QUERIES = "global_q_mm"
+_LAYOUTS = {"attn": "mhim_v2_attn", "selfattn": "mhim_v2_selfattn", "dsmil": "mhim_v2_dsmil"}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -44,24 +36,6 @@ class OnGivenOrder(MergingMHIM):
         return jnp.asarray(self.rows, jnp.int32), jnp.int32(len(self.rows))
 
 
-def _imported(module: Any, state: dict[str, np.ndarray], variant: str) -> Any:
-    """The aggregator's parameters, and the merging's."""
-    merge = {name.removeprefix("merge."): value for name, value in state.items() if name.startswith("merge.")}
-    params = import_state_dict(module, {k: v for k, v in state.items() if not k.startswith("merge.")}, variant)
-    merging: dict[str, Any] = {"queries": jnp.asarray(merge[_QUERIES][0])}
-    for name, (layer, leaf) in _MERGING.items():
-        merging.setdefault(layer, {})[leaf] = jnp.asarray(merge[name].T)
-    return {**params, MERGING: merging}
-
-
-def _exported(module: Any, params: Any, variant: str) -> dict[str, np.ndarray]:
-    """By published name, without the queries, which are not trained."""
-    merging = params[MERGING]
-    plain = {name: value for name, value in params.items() if name != MERGING}
-    merge = {f"merge.{name}": np.asarray(merging[layer][leaf]).T for name, (layer, leaf) in _MERGING.items()}
-    return export_state_dict(module, plain, variant) | merge
-
-
 class Step:
     """A step of the student and its teacher, and predictions with and without merging."""
 
@@ -70,7 +44,8 @@ class Step:
 
     def answer(self, case: Case, bucket: int | None) -> Answer:
         config = case.config
-        module, variant = build(case, {"prediction": "mean_logit", "loss": "prediction"})
+        module, _ = build(case, {"prediction": "mean_logit", "loss": "prediction"})
+        layout = _LAYOUTS[config["baseline"]]
         masking = masking_of(
             config,
             scores="class" if config["attn2score"] else "attention",
@@ -80,12 +55,12 @@ class Step:
             merge_momentum=config["merge_mm"],
         )
         salt = f"{case.meta['salt']}_teacher"
-        student, teacher = (_imported(module, case.state_dict(own), variant) for own in (case.meta["salt"], salt))
+        plain = make_strategy(module, masking, MergingMHIM)
+        student, teacher = (import_params(plain, case.state_dict(own), layout) for own in (case.meta["salt"], salt))
         teacher.pop(MERGING)
         batch = batch_of(case, bucket)
         bag = jax.tree.map(lambda x: x[0], batch.bags)
         number, steps = self.bag_sizes(case)[0], Steps(0, 1, 1)
-        plain = make_strategy(module, masking, MergingMHIM)
         taught = jax.jit(lambda params, bag: plain._apply(params, {}, bag, None))(teacher, bag)
         scores = np.asarray(plain._scores(taught))
         choice = Choice(case, "out/", counts_of(masking, number, steps, 0))
@@ -125,7 +100,7 @@ class Step:
             "test_logits_merge": tests[1][None],
             **{key: value[None] for key, value in streams(seen).items()},
         }
-        gradients = _exported(module, state.optimizer["student"], variant)
+        gradients = export_params(plain, state.optimizer["student"], layout)
         return Answer({f"out/{key}": value for key, value in values.items()} | gradient_entries(gradients))
 
     def _shown(self, case: Case, strategy: MHIM, taught: Any, scores: np.ndarray) -> np.ndarray:
