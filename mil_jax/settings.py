@@ -167,7 +167,8 @@ SETTINGS: dict[str, Setting] = {
     "task.name": Setting(
         "classification",
         "What is predicted: `classification`; `multilabel` (the columns of `data.target` are labels of 0 and 1 of one model, each present, "
-        "absent or unknown); `regression`; `survival`; `ordinal` (classes in order); "
+        "absent or unknown); `multiclass` (the same with classes of its own in each column); `regression`; `survival`; "
+        "`ordinal` (classes in order); "
         "`pathgene` (classes, with that benchmark's metrics beside the usual ones).",
     ),
     "task.loss_name": Setting(

@@ -308,6 +308,7 @@ TASKS = {
     "survival_cox": ["--config.data.target=months", "--config.data.event=dead", "--config.train.epochs=2"],
     "regression": ["--config.data.target=age", "--config.train.epochs=2"],
     "multilabel": ["--config.data.target=mutated,smoker", "--config.train.epochs=2"],
+    "multiclass": ["--config.data.target=subtype,grade", "--config.train.epochs=2"],
     "linear_probe": ["--config.data.target=subtype"],
     "mhim_abmil": ["--config.data.target=subtype", "--config.train.epochs=2", "--config.train.patience=0"],
     "abmil": ["--config.data.target=mutated,smoker", "--config.train.epochs=2", "--config.train.replica_axis=vmap"],
@@ -326,6 +327,7 @@ def test_every_task_and_way_of_training_gives_its_test_predictions_again(home, t
     table = pd.read_csv(home / "own.csv")
     patient = table.groupby("case_id").ngroup()
     table["months"], table["dead"] = 1.5 + patient * 7 % 20, (patient % 3 > 0).astype(int)
+    table["grade"] = patient.map(lambda number: (*"abc", "")[number % 4])
     table.to_csv(tmp_path / "labels.csv", index=False)
     files = [f"--config.data.features={home / 'own'}", f"--config.data.labels={tmp_path / 'labels.csv'}"]
     common = [f"--config.data.cache={home / 'cache'}", "--config.splits.folds=2", f"--config.run={tmp_path / 'run'}"]

@@ -76,6 +76,14 @@ def fit_ladder(sizes: ArrayLike, *, max_waste: float = 0.15, max_shapes: int = 1
     return Ladder(tuple(reversed(chosen)), 1.0 - total / cost[-1])
 
 
+def given_ladder(sizes: np.ndarray, lengths: Sequence[int] | None) -> Ladder | None:
+    """The ladder of these lengths, chosen earlier, for bags of these sizes [num_bags]; None without any, or where one is too short."""
+    if not lengths or sizes.max() > lengths[-1]:
+        return None
+    padded = np.asarray(lengths)[Ladder(tuple(lengths), 0.0).bucket(sizes)].sum()
+    return Ladder(tuple(lengths), 1.0 - sizes.sum() / padded)
+
+
 def _one_more_bucket(cost: Sequence[int], lengths: Sequence[int], below: Sequence[int]) -> tuple[list[int], list[int]]:
     """For every k, min over j < k of cost[j] + lengths[k-1] * (below[k] - below[j]): a lower hull of lines."""
     result, choice = [0], [0]

@@ -29,6 +29,7 @@ MEAN_SIZE, SIZE_DEVIATION, MIN_SIZE = 25, 5, 8
 TARGETS = {  # the label columns of each task
     "classification": "label",
     "multilabel": "nine,many_ones,many_eights",
+    "multiclass": "label,eights",
     "regression": "mean_digit",
     "survival": "months",
     "ordinal": "eights",

@@ -66,7 +66,7 @@ def console_report(content: Mapping[str, Any]) -> Group:
     """Tables and sentences for a terminal."""
     parts: list[Any] = [rich_table(result_grid(content["results"], few=True), title=content["title"])]
     if content["instances"]:
-        parts.append(rich_table(instance_grid(content["instances"]), title="single instances"))
+        parts.append(rich_table(instance_grid(content["instances"], few=True), title="single instances"))
     for title, grid in _further_grids(content["results"]).items():
         if len(grid[1]) <= _MOST_CONSOLE_SUBGROUPS:
             parts.append(rich_table(grid, title=title))

@@ -44,8 +44,8 @@ def instance_statements(rows: Sequence[Mapping[str, Any]]) -> list[str]:
     return [HOW_INSTANCES, *lost] if rows else []
 
 
-def instance_grid(rows: Sequence[Mapping[str, Any]]) -> Grid:
-    """Header and rows; "-" where the features come without coordinates."""
+def instance_grid(rows: Sequence[Mapping[str, Any]], *, few: bool = False) -> Grid:
+    """Header and rows; "-" where the features come without coordinates. few: what a narrow terminal holds."""
     header = [
         "cohort",
         "scored by",
@@ -56,6 +56,7 @@ def instance_grid(rows: Sequence[Mapping[str, Any]]) -> Grid:
         "mean of slides",
         "FROC score",
     ]
+    shown = () if few else RATES
     table = []
     for one in rows:
         sensitivity = one["froc"] or {}
@@ -64,7 +65,7 @@ def instance_grid(rows: Sequence[Mapping[str, Any]]) -> Grid:
             [
                 *(one["cohort"], one["scored"], str(one["slides"]), str(one["positive_slides"])),
                 *("-" if one["lesions"] is None else str(one["lesions"]), *map(number, numbers)),
-                *(number(sensitivity.get(str(rate))) for rate in RATES),
+                *(number(sensitivity.get(str(rate))) for rate in shown),
             ]
         )
-    return [*header, *(f"at {rate:g} FP" for rate in RATES)], table
+    return [*header, *(f"at {rate:g} FP" for rate in shown)], table

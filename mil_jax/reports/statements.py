@@ -16,6 +16,7 @@ SUSPICIOUS_BAG_SIZE = {"auc": 0.65, "c_index": 0.65, "pearson": 0.3}
 _SURE = {  # a metric that is defined wherever there is a case with a usable prediction
     "classification": "accuracy",
     "multilabel": "accuracy",
+    "multiclass": "accuracy",
     "ordinal": "accuracy",
     "pathgene": "accuracy",
     "regression": "mae",

@@ -41,6 +41,11 @@ class TwoTiers(Supervised):
                 f"task.loss_name={self.task.loss_name!r} does not go with DTFD, which ranks instances by a softmax over the "
                 "classes; use 'cross_entropy'"
             )
+        if self.task.column_names:
+            raise ConfigError(
+                f"task.name={self.task.name} has several label columns, and DTFD ranks instances by one softmax over the classes: use "
+                "another aggregator"
+            )
 
     def step(
         self, state: TrainState, batch: Batch, extras: dict[str, Array], key: Array

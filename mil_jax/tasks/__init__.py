@@ -15,6 +15,7 @@ from mil_jax.data.tables import suggestion
 from mil_jax.errors import ConfigError
 from mil_jax.tasks.base import Task
 from mil_jax.tasks.classification import Classification
+from mil_jax.tasks.multiclass import MultiClass
 from mil_jax.tasks.multilabel import MultiLabel
 from mil_jax.tasks.ordinal import Ordinal
 from mil_jax.tasks.pathgene import PathGene
@@ -23,6 +24,7 @@ from mil_jax.tasks.survival import Survival
 
 __all__ = [
     "Classification",
+    "MultiClass",
     "MultiLabel",
     "Ordinal",
     "PathGene",
@@ -36,7 +38,7 @@ __all__ = [
 ]
 
 TASKS: dict[str, type[Task]] = {
-    task.name: task for task in (Classification, MultiLabel, Regression, Survival, Ordinal, PathGene)
+    task.name: task for task in (Classification, MultiLabel, MultiClass, Regression, Survival, Ordinal, PathGene)
 }
 
 

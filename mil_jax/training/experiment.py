@@ -18,7 +18,7 @@ import pandas as pd
 from ml_collections import ConfigDict
 
 from mil_jax.bags import Bag
-from mil_jax.data.buckets import Ladder, fit_ladder
+from mil_jax.data.buckets import Ladder, fit_ladder, given_ladder
 from mil_jax.data.cohort import Cohort, build_cohort
 from mil_jax.data.conversion import Progress
 from mil_jax.data.covariates import Covariates, read_covariates
@@ -198,7 +198,8 @@ def prepare(
         cohort.report.extend(covariates.report)
     targets, left_out = make_targets(config, cohort, settings, split_settings(config, strict), found)
     sizes = cohort.bags["num_instances"].to_numpy()
-    ladder = _ladder(config, sizes, (choices or {}).get("ladder"))
+    ladder = given_ladder(sizes, (choices or {}).get("ladder"))
+    ladder = ladder or fit_ladder(sizes, max_waste=config.data.max_waste, max_shapes=config.data.max_shapes)
     asked = config.data.residency
     if asked == AUTO:  # what was chosen before is chosen again
         asked = (choices or {}).get("residency", AUTO)
@@ -362,14 +363,6 @@ def engine_settings(config: ConfigDict) -> EngineSettings:
     """The engine's own settings: those of `train` that have the name of one of its fields, and the seed of the splits."""
     names = [field.name for field in dataclasses.fields(EngineSettings) if field.name in config.train]
     return EngineSettings(data_seed=config.splits.seed, **{name: config.train[name] for name in names})
-
-
-def _ladder(config: ConfigDict, sizes: np.ndarray, chosen: list[int] | None) -> Ladder:
-    """The ladder of the run that is resumed, else one fitted to the sizes [M] of the bags."""
-    if chosen and sizes.max() <= chosen[-1]:
-        padded = np.asarray(chosen)[Ladder(tuple(chosen), 0.0).bucket(sizes)].sum()
-        return Ladder(tuple(chosen), 1.0 - sizes.sum() / padded)
-    return fit_ladder(sizes, max_waste=config.data.max_waste, max_shapes=config.data.max_shapes)
 
 
 def _choose_selection(experiment: Experiment) -> None:

@@ -258,7 +258,7 @@ def _require_equal_widths(targets: Sequence[Target]) -> None:
         if len(target.task.output_names) != usual:
             raise DataError(
                 f"label column {target.name!r} has {len(target.task.strata_names)} classes ({listed(target.task.strata_names)}) and "
-                f"the others {usual}; targets of one run have equally many: train it in a run of its own"
+                f"the others {usual}; targets of one run have equally many: train it in a run of its own, or set task.name=multiclass"
             )
 
 
