@@ -106,6 +106,7 @@ def _rows(title: str, run: MethodOnTask, summary: Mapping[str, Any]) -> list[dic
         "folds": folds,
         "seeds": seeds,
         "selected_on": "test" if summary["selected_on_test"] else "",
+        "leaks": summary["leak_free"] is not None,
         "run": str(run.folder),
     }
     return [
@@ -119,6 +120,12 @@ def _statements(rows: Sequence[Mapping[str, Any]], main: str) -> list[str]:
         "Each cell: mean +- standard deviation over the folds, whose seeds are averaged first. results.csv has all metrics, the worst "
         "fold and the 95 % intervals."
     ]
+    leaking = dict.fromkeys(row["task"] for row in rows if row["leaks"])
+    if leaking:
+        said.append(
+            f"The published folds of {listed(leaking, 10)} leak: patients are in two parts of one. The summaries of the runs have the "
+            "metrics without them."
+        )
     lacking = [f"{row['method']} on {row['task']}" for row in rows if row["metric"] == main and row["undefined_folds"]]
     if lacking:
         said.append(
