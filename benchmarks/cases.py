@@ -13,7 +13,7 @@ from mil_jax.training.experiment import Experiment, prepare
 from mil_jax.training.forecast import open_bench, plan_epoch
 from mil_jax.training.plan import Plan, Replica
 
-AGGREGATORS = ("abmil", "clam_sb", "clam_mb", "dsmil", "dtfd", "patch_gcn", "transmil", "rrt")
+AGGREGATORS = ("abmil", "clam_sb", "clam_mb", "dsmil", "dtfd", "patch_gcn", "hipt", "transmil", "rrt")
 FOLDS = 5
 
 
@@ -56,7 +56,7 @@ def step_figures(experiment: Experiment, seconds: float, most_bytes: float) -> d
     last = len(bench.lengths) - 1
     cost, _ = bench.compile(last)
     figures = {
-        "length": bench.lengths[last],
+        "length": bench.lengths[last] * max(experiment.shards.num_parts, 1),  # of regions their tiles
         "operations": cost.operations / cost.side_by_side,
         "temporary_bytes": cost.temporary_bytes,
         "compile_seconds": cost.compile_seconds,

@@ -15,6 +15,7 @@ A straight line through the origin has slope 1 in logarithms; `bend` is the larg
 from __future__ import annotations
 
 import argparse
+import itertools
 import json
 import os
 import resource
@@ -161,7 +162,7 @@ def _draw(part: str, curves: dict[str, list[dict[str, Any]]], lines: dict[str, d
 
     figure = Figure(figsize=(9.6, 4.0), layout="constrained")
     seconds, memory = figure.subplots(1, 2)
-    for colour, (name, points) in zip(COLOURS, curves.items()):
+    for colour, (name, points) in zip(itertools.cycle(COLOURS), curves.items()):
         measured = _measured(points)
         x = [point.get("length", point["value"]) for point in measured]
         label = f"{name}, slope {lines[name]['slope']:.2f}" if lines[name] else name

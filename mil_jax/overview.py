@@ -73,9 +73,10 @@ def _stages_before(config: ConfigDict, stages: Sequence[str]) -> Iterator[str]:
     """What happens before the last stage."""
     if stages[0] in (TEACHER, BACKBONE):
         epochs = config.strategy[f"{stages[0]}_epochs"] or config.train.epochs
+        state = "last" if config.train.select == "last" else "best"
         use = {
-            TEACHER: "its best state is the first teacher",
-            BACKBONE: "its best state gives the embeddings for the dictionary",
+            TEACHER: f"its {state} state is the first teacher",
+            BACKBONE: f"its {state} state gives the embeddings for the dictionary",
         }
         yield f"before that each run is trained plainly for at most {counted(epochs, 'epoch')}: {use[stages[0]]}"
     if DICTIONARY in stages:

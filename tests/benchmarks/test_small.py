@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks import evaluation, h200, scaling
+from benchmarks import evaluation, h200, scaling, ways
 
 REPRESENTATIVE = "steps-abmil"
 
@@ -54,6 +54,21 @@ def test_a_step_is_measured_against_instances_with_memory_and_a_picture(tmp_path
     assert point["seconds"] > 0
     assert point["temporary_bytes"] > 0
     assert (tmp_path / "scaling-instances-test.png").stat().st_size > 1000
+
+
+@pytest.mark.full
+def test_bags_of_regions_are_as_long_as_their_tiles(tmp_path):
+    options = ["--machine=test", "--part=instances", "--dim=8", "--small", f"--results={tmp_path}"]
+    scaling.main([*options, "--aggregators=hipt", "--values=72"])
+    (point,) = result(tmp_path)["figures"]["points"]["hipt"]
+    assert point["length"] == 72  # 8 regions of 3 x 3
+
+
+@pytest.mark.full
+def test_ways_of_training_are_measured_against_a_plain_step(tmp_path):
+    ways.main(["--machine=test", "--rounds=1", "--instances=16", "--dim=4", f"--results={tmp_path}"])
+    assert set(result(tmp_path)["figures"]) == set(ways.WAYS)
+    assert len(result(tmp_path)["table"]) == len(ways.WAYS) - 1
 
 
 @pytest.mark.full

@@ -84,6 +84,7 @@ def test_what_is_saved_can_be_looked_at_and_the_same_run_is_read(made):
     ("asked", "complaint"),
     [
         ({"pupil": dataclasses.replace(PUPIL, seed=7, name="fold b, seed 7")}, "holds no run of fold b, seed 7"),
+        ({"pupil": dataclasses.replace(PUPIL, fold_name="c", name="fold c, seed 1")}, "holds no run of fold c, seed 1"),
         (
             {"pupil": dataclasses.replace(PUPIL, held_out=frozenset("wz"))},
             "has seen 1 bags that fold b, seed 1 validates",
@@ -93,7 +94,7 @@ def test_what_is_saved_can_be_looked_at_and_the_same_run_is_read(made):
             "dictionary of the shape [3, 4], and this run reads one of [3, 5]",
         ),
     ],
-    ids=["seed", "leak", "width"],
+    ids=["seed", "fold", "leak", "width"],
 )
 def test_a_dictionary_that_does_not_belong_here_is_refused(asked, complaint, made):
     with pytest.raises(UserError, match=re.escape(complaint)):
@@ -128,8 +129,16 @@ def test_more_clusters_than_training_bags_are_refused(experiment):
         dictionaries.require_bags(experiment)
 
 
-def test_a_misspelt_stage_is_no_file():
-    with pytest.raises(
-        UserError, match=r"strategy.backbone=trian: there is no such run folder or file; did you mean train"
-    ):
-        teachers.weights_source(config(backbone="trian"))
+@pytest.mark.parametrize(
+    ("strategy", "meant"),
+    [
+        ({"backbone": "trian"}, "train"),
+        ({"name": "mhim", "teacher": "trian"}, "train"),
+        ({"name": "mhim", "teacher": "nona"}, "none"),
+    ],
+)
+def test_a_misspelt_stage_is_no_file(strategy, meant):
+    setting, value = list(strategy.items())[-1]
+    said = rf"strategy\.{setting}={value}: there is no such run folder or file; did you mean {meant}"
+    with pytest.raises(UserError, match=said):
+        teachers.weights_source(config(**strategy))
