@@ -1,4 +1,4 @@
-"""Trains several methods on one or several tasks and ends in one table: `python -m mil_jax.benchmark --config configs/benchmark.py`.
+"""Trains several methods on one or several tasks and ends in one table: `python -m mil_jax.benchmark --config configs/benchmarks/usual.py`.
 
 Each method on each task is a run of `python -m mil_jax.train` with a run folder of its own, below that of the benchmark. A run that has
 ended is not trained again, one that was stopped goes on, and settings and data that are not those of a run are refused.
@@ -28,9 +28,9 @@ ABOUT = """Trains methods x tasks x folds, resumes what was stopped, and ends in
 usage: python -m mil_jax.benchmark --config FILE [--methods A,B] [--tasks X,Y] [--protocol P] [--out FOLDER] [--config.SETTING=VALUE ...]
 
 examples:
-  python -m mil_jax.benchmark --config configs/benchmark.py --config.data.features=FEATURES --config.data.labels=labels.csv \\
+  python -m mil_jax.benchmark --config configs/benchmarks/usual.py --config.data.features=FEATURES --config.data.labels=labels.csv \\
       --config.data.target=subtype --out runs/benchmark
-  python -m mil_jax.benchmark --config configs/benchmark_pathgene.py --tables TABLES --config.data.features=FEATURES \\
+  python -m mil_jax.benchmark --config configs/benchmarks/pathgene.py --tables TABLES --config.data.features=FEATURES \\
       --methods ABMIL,TransMIL --tasks EGFR_2,TP53_3 --protocol clean
 
 FILE defines the methods, each by a config of its own. --config.SETTING=VALUE changes a setting of all runs. The same command once more goes
@@ -90,7 +90,7 @@ def _read(arguments: list[str]) -> tuple[Benchmark, flags.FlagValues, list[str]]
     """The benchmark file, the command's flags, and the settings that the user changes in all runs."""
     named, rest = split_off_config(arguments)
     if not named:
-        raise ConfigError("--config is missing: name a benchmark file, such as --config configs/benchmark.py")
+        raise ConfigError("--config is missing: name a benchmark file, such as --config configs/benchmarks/usual.py")
     benchmark = run_file(find_config(named), "get_benchmark")
     if not isinstance(benchmark, Benchmark):
         raise ConfigError(f"--config={named}: get_benchmark() must return a Benchmark")

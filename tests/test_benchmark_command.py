@@ -196,7 +196,7 @@ def test_bad_input_is_refused_in_one_sentence_before_anything_is_trained(home, c
 
 
 def test_every_method_of_pathgene_has_the_published_settings_and_every_table_is_known(tmp_path):
-    pathgene = run_file(find_config("configs/benchmark_pathgene.py"), "get_benchmark")
+    pathgene = run_file(find_config("configs/benchmarks/pathgene.py"), "get_benchmark")
     stems = [
         "xiangya2_EGFR_2_1_1",
         "LUAD_KRAS_2_1",
@@ -226,7 +226,7 @@ def test_every_method_of_pathgene_has_the_published_settings_and_every_table_is_
 
 
 def test_the_general_benchmark_has_configs_that_are_there():
-    general = run_file(find_config("configs/benchmark.py"), "get_benchmark")
+    general = run_file(find_config("configs/benchmarks/usual.py"), "get_benchmark")
     for one in runs(general, [Task()], list(general.methods), "clean", [], Path("out")):
         config, _, _ = parse(list(one.arguments), train.define_flags)
         assert config.train.protocol == "clean"
@@ -265,7 +265,7 @@ def test_the_invented_pathgene_cohort_reaches_what_was_planted(shared, tmp_path,
         "--tasks=SYN_LUAD_TP53_2,SYN_LUAD_KRAS_2,TP53_out",
         f"--protocol={protocol}",
     ]
-    named = ["--config=configs/benchmark_pathgene.py", "--tables", str(tables), "--out", str(out)]
+    named = ["--config=configs/benchmarks/pathgene.py", "--tables", str(tables), "--out", str(out)]
     assert benchmark.main([*named, *chosen, *given]) == 0
     results = pd.read_csv(out / "results.csv").set_index(["metric", "task", "method"])["mean"]["auc"]
     best = results.groupby("task").max()

@@ -1,6 +1,6 @@
 """The PathGene benchmark (arXiv 2506.00096): its tasks x its eleven baselines, and pooling beside them.
 
-    python -m mil_jax.benchmark --config configs/benchmark_pathgene.py --tables TABLES --config.data.features=FEATURES
+    python -m mil_jax.benchmark --config configs/benchmarks/pathgene.py --tables TABLES --config.data.features=FEATURES
     ... --protocol pathgene
 
 TABLES holds the label tables (`<cohort>_EGFR_2_1_1.csv`, columns path, label, Fold). Under `clean` folds are drawn anew, stratified, no

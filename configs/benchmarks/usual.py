@@ -1,4 +1,4 @@
-"""The usual methods on your label columns, all with the same splits: `python -m mil_jax.benchmark --config configs/benchmark.py`.
+"""The usual methods on your label columns, all with the same splits: `python -m mil_jax.benchmark --config configs/benchmarks/usual.py`.
 
 Each method is trained by its own config, with validation carved from the training patients; settings given on the command line hold for
 all. To choose other methods take a copy of this file, or --methods. Methods that need graphs or regions (Patch-GCN, HIPT) need them of
