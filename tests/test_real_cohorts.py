@@ -18,18 +18,28 @@ from mil_jax.tasks.survival import bin_edges, bin_of
 from mil_jax.tasks.survival_metrics import Cases, concordance
 from mil_jax.train import main
 
-WIDTH = 6
+MEANINGLESS = 5  # features
 
 
 def planted_features(folder: Path, names: list[str], score: np.ndarray) -> Path:
-    """Four instances a slide, whose first feature is the score in a third of the instances' noise; the others mean nothing."""
+    """Four instances a slide, whose first features are the scores [M] or [M, K] in little noise; the others mean nothing."""
     rng = np.random.default_rng(0)
     folder.mkdir()
-    for name, value in zip(names, score):
-        rows = rng.normal(size=(4, WIDTH)).astype(np.float32)
-        rows[:, 0] = value + 0.1 * rows[:, 0]
+    scores = score.reshape(len(names), -1)
+    for name, values in zip(names, scores):
+        rows = rng.normal(size=(4, len(values) + MEANINGLESS)).astype(np.float32)
+        rows[:, : len(values)] = values + 0.1 * rows[:, : len(values)]
         np.save(folder / f"{name}.npy", rows)
     return folder
+
+
+def planted_subtypes(labels: np.ndarray) -> tuple[np.ndarray, float]:
+    """Scores [M, C] that lie 1.5 higher for a slide's own class, and the mean AUC of the best decision on them."""
+    own = labels[:, None] == np.unique(labels)
+    score = 1.5 * own + np.random.default_rng(1).normal(size=own.shape)
+    posterior = np.exp(1.5 * score)
+    posterior /= posterior.sum(axis=1, keepdims=True)
+    return score, float(np.mean([binary_auc(p, y) for p, y in zip(posterior.T, own.T)]))
 
 
 def run(tmp_path: Path, features: Path, config: str, **settings: object) -> dict:
@@ -55,10 +65,13 @@ def test_bins_of_real_times_are_the_published_ones(shared, name, edges, patients
 
 
 @pytest.mark.full
-@pytest.mark.parametrize("loss_name", ["nll", "cox"])
-def test_survival_of_tcga_luad_reaches_the_planted_c_index(shared, tmp_path, loss_name):
+@pytest.mark.parametrize(
+    ("name", "loss_name", "num_patients"),
+    [("luad", "nll", 453), ("luad", "cox", 453), ("ucec", "nll", 480), ("ucec", "cox", 480)],
+)
+def test_survival_of_patients_reaches_the_planted_c_index(shared, tmp_path, name, loss_name, num_patients):
     folder = shared / "data/cohorts/patchgcn"
-    table = pd.read_csv(folder / "tcga_luad_survival.csv")
+    table = pd.read_csv(folder / f"tcga_{name}_survival.csv")
     rng = np.random.default_rng(1)
     score = -np.log1p(table["survival_months"].to_numpy()) + rng.normal(size=len(table))
     score = table.assign(score=score).groupby("case_id")["score"].transform("mean").to_numpy()
@@ -77,15 +90,107 @@ def test_survival_of_tcga_luad_reaches_the_planted_c_index(shared, tmp_path, los
         "linear_probe",
         task__name="survival",
         task__loss_name=loss_name,
+        data__labels=folder / f"tcga_{name}_survival.csv",
+        data__target="survival_months",
+        data__censored="censorship",
+        data__unit="patient",
+        splits__file=folder / f"tcga_{name}_splits.csv",
+    )
+    assert summary["num_bags"] == num_patients
+    assert summary["metrics"]["c_index"]["pooled"] > planted - 0.03
+    assert summary["risk_groups"]["p"] < 1e-6
+
+
+@pytest.mark.full
+def test_survival_of_an_attention_model_reaches_the_planted_c_index(shared, tmp_path):
+    folder = shared / "data/cohorts/patchgcn"
+    table = pd.read_csv(folder / "tcga_luad_survival.csv")
+    score = -np.log1p(table["survival_months"].to_numpy()) + np.random.default_rng(1).normal(size=len(table))
+    score = table.assign(score=score).groupby("case_id")["score"].transform("mean").to_numpy()
+    patients = table.assign(score=score).drop_duplicates("case_id")
+    time, died = patients["survival_months"].to_numpy(), patients["censorship"].to_numpy() == 0
+    cases = Cases(time, died, patients["score"].to_numpy(), np.zeros(len(patients)))
+    summary = run(
+        tmp_path,
+        planted_features(tmp_path / "features", table["slide_id"].tolist(), score),
+        "survival",
+        aggregator__feature_dim=16,
+        aggregator__attention_dim=8,
         data__labels=folder / "tcga_luad_survival.csv",
         data__target="survival_months",
         data__censored="censorship",
         data__unit="patient",
         splits__file=folder / "tcga_luad_splits.csv",
+        optimizer__lr=3e-3,
+        train__epochs=15,
     )
-    assert summary["num_bags"] == 453
-    assert summary["metrics"]["c_index"]["pooled"] > planted - 0.03
-    assert summary["risk_groups"]["p"] < 1e-6
+    planted = float(concordance(cases, np.ones((1, len(patients)))).harrell[0])
+    assert summary["metrics"]["c_index"]["pooled"] > planted - 0.04
+
+
+@pytest.mark.parametrize(
+    ("genes", "subtypes"),
+    [
+        (("TP53",), ["LUAD"]),
+        pytest.param(
+            ("TP53", "PIK3CA", "RAS", "ALK", "KEAP1", "RB1", "NF1", "ATM"), ["LUAD", "LUSC"], marks=pytest.mark.full
+        ),
+    ],
+)
+def test_mutations_of_tcga_lung_reach_the_planted_aucs_and_the_leaks_are_reported(shared, tmp_path, genes, subtypes):
+    folder = shared / "data/cohorts/hipt"
+    table = pd.read_csv(folder / "tcga_lung_subset.csv").query("oncotree_code in @subtypes")
+    columns = [f"{gene}_mut" for gene in genes]
+    mutated = table[columns].to_numpy() > 0
+    score = 1.5 * mutated + np.random.default_rng(1).normal(size=mutated.shape)
+    summary = run(
+        tmp_path,
+        planted_features(tmp_path / "features", table["slide_id"].tolist(), score),
+        "linear_probe",
+        strategy__strengths="(0.1, 1.0, 10.0)",
+        data__labels=folder / "tcga_lung_subset.csv",
+        data__target=",".join(columns),
+        data__filter=f"oncotree_code in {subtypes}",
+        data__min_matched=0.3,
+        splits__file=folder / "tcga_lung_splits.csv",
+    )
+    targets = summary.get("targets") or {columns[0]: summary}
+    assert list(targets) == columns
+    assert sum("leak: fold" in line for line in summary["statements"]) >= 10
+    short = []
+    for column, one_score, label in zip(columns, score.T, mutated.T):
+        found = targets[column]["metrics"]["auc"]["pooled"]
+        short.append(binary_auc(one_score, label) - found)
+    assert np.mean(short) < 0.03
+    assert max(short) < 0.07  # of ALK, which 48 slides have
+
+
+@pytest.mark.full
+@pytest.mark.parametrize(("name", "num_slides"), [("kidney", 905), ("brca", 875)])
+def test_subtypes_of_an_attention_model_reach_the_planted_auc(shared, tmp_path, name, num_slides):
+    folder = shared / "data/cohorts/hipt"
+    table = pd.read_csv(folder / f"tcga_{name}_subset.csv")
+    if name == "brca":
+        table = table[table["oncotree_code"].isin(["IDC", "ILC"])]
+    score, planted = planted_subtypes(table["oncotree_code"].to_numpy())
+    summary = run(
+        tmp_path,
+        planted_features(tmp_path / "features", table["slide_id"].tolist(), score),
+        "abmil",
+        aggregator__feature_dim=16,
+        aggregator__attention_dim=8,
+        data__labels=folder / f"tcga_{name}_subset.csv",
+        data__target="oncotree_code",
+        data__filter="oncotree_code in ['IDC', 'ILC']" if name == "brca" else "",
+        splits__file=folder / f"tcga_{name}_splits.csv",
+        optimizer__lr=3e-3,
+        train__epochs=6,
+        train__min_epochs=0,
+        train__patience=0,
+    )
+    assert sum("leak: fold" in line for line in summary["statements"]) >= 10
+    assert summary["num_bags"] <= num_slides  # the ten test parts overlap, and need not hold every slide
+    assert summary["metrics"]["auc"]["pooled"] > planted - 0.03
 
 
 @pytest.mark.full
