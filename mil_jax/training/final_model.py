@@ -74,7 +74,7 @@ def final_settings(config: ConfigDict) -> Final:
         f"{nothing_held_out}. It was trained for {epochs} epochs, the median of those that the {len(chosen)} runs of {source} chose "
         f"({min(chosen)} to {max(chosen)})."
     )
-    decides = config.task.name not in ("survival", "regression")
+    decides = config.task.name not in ("survival", "regression", "multiclass")
     calibration = [_calibration(source, len(validation_rows(folder)))] if decides else []
     return Final(config, (note, *_expected(source, summary), *calibration))
 

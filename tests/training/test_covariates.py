@@ -23,8 +23,8 @@ from mil_jax.strategies.mhim import MHIM
 from mil_jax.strategies.supervised import COVARIATES, Supervised
 from mil_jax.tasks.classification import Classification
 from mil_jax.training import optimizers
-from mil_jax.training.checkpoints import read_final
-from mil_jax.training.engine import fit
+from mil_jax.training.checkpoints import Checkpoints, read_final
+from mil_jax.training.engine import Stopped, fit
 from mil_jax.training.engine_types import EngineSettings, Phase
 from mil_jax.training.schedule import Schedule
 from mil_jax.training.stopping import Selection
@@ -99,7 +99,7 @@ def test_without_covariates_nothing_is_added():
 
 
 @pytest.mark.full
-def test_each_run_has_the_statistics_of_its_own_training_bags_and_others_have_no_say():
+def test_each_run_has_the_statistics_of_its_own_training_bags_also_when_resumed_and_others_have_no_say(tmp_path):
     data = engine_data()
     rng = np.random.default_rng(0)
     covariates = rng.normal(5, 3, (24, 2)).astype(np.float32)
@@ -107,11 +107,19 @@ def test_each_run_has_the_statistics_of_its_own_training_bags_and_others_have_no
     spoilt = covariates.copy()
     spoilt[held_out] += 1000  # validation and test bags of fold 0
 
-    def trained(values: np.ndarray):
+    def trained(values: np.ndarray, listener: Silent | None = None, checkpoints=None):
         with_values = dataclasses.replace(data, covariates=values)
-        return fit([Phase(strategy(), 2, Selection("last"))], with_values, TASK, plan(), EngineSettings(), Silent())
+        phases = [Phase(strategy(), 2, Selection("last"))]
+        return fit(phases, with_values, TASK, plan(), EngineSettings(), listener or Silent(), checkpoints)
 
     one, other = trained(covariates), trained(spoilt)
+
+    def saved(name: str) -> Checkpoints:
+        return Checkpoints(tmp_path / name, seconds=1e9)
+
+    with pytest.raises(Stopped):
+        trained(covariates, Silent(stop_after=6), saved)
+    jax.tree.map(np.testing.assert_array_equal, trained(covariates, None, saved).state, one.state)
     for r, replica in enumerate(plan().replicas):
         mine = covariates[data.training[replica.fold]]
         np.testing.assert_allclose(one.state[1][COVARIATES]["mean"][r], mine.mean(axis=0), rtol=1e-5)
