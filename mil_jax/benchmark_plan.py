@@ -1,7 +1,7 @@
 """What a benchmark is: methods, tasks and protocols, and the run that each pair of a method and a task becomes.
 
-A benchmark file (configs/benchmarks/usual.py) defines `get_benchmark()`. A run is the command line of `python -m mil_jax.train`: the settings of
-the benchmark, the method, the task and the protocol, then those of the user, of which the later ones win.
+A benchmark file (configs/benchmarks/usual.py) defines `get_benchmark()`. A run is the command line of `python -m mil_jax.train`: the
+settings of the benchmark, the method, the task and the protocol, then those of the user, of which the later ones win.
 """
 
 from __future__ import annotations
