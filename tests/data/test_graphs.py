@@ -72,9 +72,9 @@ def test_the_graph_of_a_real_slide(shared):
 @pytest.mark.full
 def test_a_hundred_thousand_tiles_take_seconds():
     coords = tissue(100_000, 0)
-    start = time.perf_counter()
+    start = time.process_time()  # what others make of the machine does not count
     nearest_neighbors(coords, K, "a")
-    assert time.perf_counter() - start < 10
+    assert time.process_time() - start < 10
 
 
 def test_a_node_receives_from_those_that_list_it():
