@@ -20,6 +20,7 @@ from mil_jax.layers import masked
 from mil_jax.layers.attention_pool import attention_pool, attention_scores
 from mil_jax.layers.coarse_graph import cell_means, make_cells, to_tiles
 from mil_jax.layers.dropout import draw_key, dropout, hyper
+from mil_jax.layers.feature_clusters import feature_clusters, within
 from mil_jax.layers.graph_conv import GENConv, Graph, make_graph
 from mil_jax.layers.initializers import Affine, AffineParameters
 
@@ -55,6 +56,7 @@ class PatchGCN(nn.Module):
     readout: "attention" (gated), "mean" or "max" over the tiles.
     coarse_graph: not the reference's; "none", or a graph of cells of cell_tiles x cell_tiles tiles, with as many convolutions of its own
         on the cells' means of h0. What it ends with is one more depth beside the others ("parallel") or is added to h0 ("sequential").
+    feature_clusters: not the reference's; 0, or k-means clusters of each bag's features, between which edges are cut.
     dropout: after the feature layer. conv_dropout: in each block. context_dropout: after the layer over all depths.
     attention_dropout: of both branches of the attention.
 
@@ -71,6 +73,7 @@ class PatchGCN(nn.Module):
     readout: str = "attention"
     coarse_graph: str = "none"
     cell_tiles: int = 4
+    feature_clusters: int = 0
     dropout: float = 0.25
     conv_dropout: float = 0.1
     context_dropout: float = 0.25
@@ -86,6 +89,8 @@ class PatchGCN(nn.Module):
         checks.one_of("readout", self.readout, READOUTS)
         checks.one_of("coarse_graph", self.coarse_graph, COARSE_GRAPHS)
         checks.positive("cell_tiles", self.cell_tiles)
+        if self.feature_clusters:
+            checks.positive("feature_clusters", self.feature_clusters)
         for name in self.numeric_settings:
             checks.rate(name, getattr(self, name))
         super().__post_init__()
@@ -101,10 +106,13 @@ class PatchGCN(nn.Module):
                 "patch_gcn reads a graph, and the bags have none: set data.neighbors=8, for shards that were written with "
                 "python -m data_prep.shard --neighbors 8"
             )
-        graph = make_graph(bag.neighbors, bag.mask)
+        whole = graph = make_graph(bag.neighbors, bag.mask)
+        if self.feature_clusters:
+            cluster = feature_clusters(bag.features, bag.mask, self.feature_clusters)
+            graph = make_graph(within(bag.neighbors, cluster), bag.mask)
         x = masked.zero_padding(bag.features, bag.mask)
         h = self._dropped(jax.nn.relu(self._affine("feature", self.hidden_dim, x.shape[-1])(x)), "dropout", 0, train)
-        coarse = [] if self.coarse_graph == "none" else [self._coarse(h, bag, graph, train)]
+        coarse = [] if self.coarse_graph == "none" else [self._coarse(h, bag, whole, train)]
         if self.coarse_graph == "sequential":
             h = h + coarse.pop()
         depths = [h]

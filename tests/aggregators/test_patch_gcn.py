@@ -30,6 +30,7 @@ def test_a_bag_without_a_graph_is_an_error():
         {"readout": "sum"},
         {"coarse_graph": "fine"},
         {"cell_tiles": 0},
+        {"feature_clusters": -1},
         {"hidden_dim": 0},
         {"conv_dropout": 1.0},
     ],
@@ -68,6 +69,26 @@ def test_a_coarse_graph_that_ends_with_zeros_leaves_the_model_as_it_is():
     own = {name: x for name, x in params.items() if not name.startswith("coarse")}
     expected = jax.jit(lambda params: plain.apply({"params": params}, bag).logits)(own)
     np.testing.assert_allclose(without, expected, rtol=0, atol=1e-6)
+
+
+def test_tiles_of_different_clusters_hear_nothing_of_each_other():
+    rng = np.random.default_rng(0)
+    group = np.arange(12) % 2
+    features = rng.standard_normal((12, 6)) + 20 * group[:, None]
+    everybody = np.array([[j for j in range(12) if j != i] for i in range(12)], np.int32)
+    module = aggregators.create("patch_gcn", 2, hidden_dim=4, num_convolutions=2, feature_clusters=2)
+    bag = Bag(jnp.asarray(features, jnp.float32), jnp.ones(12, bool), neighbors=jnp.asarray(everybody))
+    params = jax.jit(module.init)(jax.random.key(0), bag)["params"]
+
+    @jax.jit
+    def nodes(bag):
+        _, sown = module.apply({"params": params}, bag, mutable="intermediates")
+        return sown["intermediates"]["nodes"][-1]
+
+    other = bag.replace(features=bag.features.at[group == 1].multiply(-1.0))
+    before, after = nodes(bag), nodes(other)
+    np.testing.assert_allclose(after[group == 0], before[group == 0], rtol=0, atol=1e-5)
+    assert np.abs(after[group == 1] - before[group == 1]).max() > 1e-2
 
 
 def test_a_coarse_graph_needs_coordinates_and_has_no_published_weights():

@@ -59,6 +59,8 @@ def test_law(promise):
         {"readout": "max"},
         {"coarse_graph": "parallel", "cell_tiles": 2},
         {"coarse_graph": "sequential", "cell_tiles": 3},
+        {"feature_clusters": 3},
+        {"feature_clusters": 2, "coarse_graph": "parallel", "cell_tiles": 2},
     ],
 )
 def test_law_of_every_form(fields):
