@@ -248,6 +248,7 @@ SETTINGS: dict[str, Setting] = {
     ),
     "train.patience": Setting(0, "Epochs without improvement after which a run stops; 0: never.", least=0),
     "train.min_epochs": Setting(0, "No run stops before.", least=0),
+    "train.first_epoch": Setting(0, "The first epoch that may be chosen, from 0.", least=0),
     "train.batch_size": Setting(1, "Bags per step.", least=1),
     "train.batch_devices": Setting(
         1,

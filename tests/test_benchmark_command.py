@@ -258,7 +258,7 @@ def test_the_invented_pathgene_cohort_reaches_what_was_planted(shared, tmp_path,
         "optimizer.schedule.name": "constant",
         "data.features": tmp_path / "features",
     }
-    settings["data.cache"] = tmp_path / "cache"
+    settings |= {"data.cache": tmp_path / "cache", "data.patient": "regex:^SYN-[0-9]{4}"}
     given = [f"--config.{name}={value}" for name, value in settings.items()]
     chosen = [
         "--methods=mean pooling,ABMIL,DSMIL",

@@ -29,8 +29,8 @@ def get_benchmark() -> Benchmark:
             "task.loss_name": "binary_cross_entropy",
             "data.target": "label",
             "data.unknown_labels": "drop",
-            # TCGA's participant, the number of the invented tables, else what stands before the first dash
-            "data.patient": "regex:^(TCGA-[^-]+-[^-.]+|SYN-[0-9]+|[^-.]+)",
+            # TCGA's participant, else what stands before the first dash
+            "data.patient": "regex:^(TCGA-[^-]+-[^-.]+|[^-.]+)",
             "splits.folds": 5,
         },
         methods={

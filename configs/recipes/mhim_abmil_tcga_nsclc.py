@@ -54,8 +54,10 @@ def get_config() -> ConfigDict:
     config.splits.update({"folds": 4, "val_fraction": 0.13})  # --cv_fold 4 --val_ratio 0.13
     config.optimizer.update({"name": "adam", "lr": 2e-4, "weight_decay": 1e-5})  # --lr, --weight_decay (L2)
     config.optimizer.schedule.update({"name": "cosine", "epochs": 200})  # --lr_sche cosine --num_epoch 200
-    # --num_epoch 200; stops from epoch 72 on
-    config.train.update({"epochs": 200, "patience": 20, "min_epochs": 72, "select": "val_auc", "seed": 2021})
+    # --num_epoch 200; stops from epoch 72 on. The log: --save_best_model_stage 0.1, no model of an epoch before 20
+    config.train.update(
+        {"epochs": 200, "patience": 20, "min_epochs": 72, "first_epoch": 20, "select": "val_auc", "seed": 2021}
+    )
     # In a demo bag one image decides: it is masked in a step out of five.
     config.demo = ConfigDict(
         {
@@ -69,7 +71,7 @@ def get_config() -> ConfigDict:
                 "schedule_epochs": 12,
             },
             "optimizer": {"lr": 1e-3, "schedule": {"epochs": 12}},
-            "train": {"epochs": 12, "patience": 0, "min_epochs": 0, "select": "val_loss"},
+            "train": {"epochs": 12, "patience": 0, "min_epochs": 0, "first_epoch": 0, "select": "val_loss"},
         }
     )
     return config

@@ -215,7 +215,7 @@ def prepare(
         left_out=left_out,
         plan=make_plan(config, [len(target.splits.parts) for target in targets], overrides),
         ladder=ladder,
-        selection=Selection(config.train.select, config.train.patience, config.train.min_epochs),
+        selection=_selection(config, config.train.select),
         residency=residency,
         side_by_side=side_by_side(choices or {}),
         covariates=covariates,
@@ -230,7 +230,7 @@ def derived(experiment: Experiment, config: ConfigDict, overrides: Sequence[Over
     Raises UserError for settings that do not fit.
     """
     folds = [len(target.splits.parts) for target in experiment.targets]
-    selection = Selection(config.train.select, config.train.patience, config.train.min_epochs)
+    selection = _selection(config, config.train.select)
     plan = make_plan(config, folds, overrides)
     other = dataclasses.replace(experiment, config=config, plan=plan, selection=selection, fallback="")
     _check(other)
@@ -252,7 +252,7 @@ def _check(experiment: Experiment) -> None:
             f"task.loss_name={experiment.task.loss_name} compares the bags of a step, and train.batch_size is 1: set it to 32, say"
         )
     parameter_shapes(experiment)
-    _ = experiment.given
+    _ = experiment.phases, experiment.given
     if DICTIONARY in stage_names(experiment.config):
         dictionaries.require_bags(experiment)
     train = experiment.config.train
@@ -393,4 +393,8 @@ def _choose_selection(experiment: Experiment) -> None:
     if select != "val_loss" and experiment.selection_part == VALIDATION and not all(enough):
         # With few cases such a metric takes few values, and the best of many epochs is an accident.
         experiment.fallback = "val_loss"
-        experiment.selection = Selection("val_loss", config.train.patience, config.train.min_epochs)
+        experiment.selection = _selection(config, "val_loss")
+
+
+def _selection(config: ConfigDict, select: str) -> Selection:
+    return Selection(select, config.train.patience, config.train.min_epochs, config.train.first_epoch)

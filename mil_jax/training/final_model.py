@@ -22,6 +22,7 @@ _FREE = (
     *("name", "run", "splits", "distributed", "demo"),
     *("data.features", "data.shards", "data.cache", "data.residency", "data.stream_gib", "data.labels", "data.min_matched"),
     *(f"train.{name}" for name in ("epochs", "epochs_of", "select", "patience", "min_epochs", "num_seeds", "seed", "order")),
+    "train.first_epoch",
     *(f"train.{name}" for name in ("checkpoint_seconds", "slots_per_dispatch", "replica_axis", "memory_gib", "debug_nans")),
     *(f"train.{name}" for name in ("tensorboard", "wandb", "batch_devices", "bag_devices", "matmul_precision", "protocol")),
     "train.bags_at_a_time",
@@ -68,7 +69,7 @@ def final_settings(config: ConfigDict) -> Final:
     epochs = int(np.median(chosen))
     # The learning rate falls as it did there, so the schedule keeps its length.
     schedule = folder.config["optimizer"]["schedule"]["epochs"] or trained
-    config.train.update(epochs=epochs, select="last", patience=0, min_epochs=0)
+    config.train.update(epochs=epochs, select="last", patience=0, min_epochs=0, first_epoch=0)
     config.optimizer.schedule.epochs = schedule
     note = (
         f"{nothing_held_out}. It was trained for {epochs} epochs, the median of those that the {len(chosen)} runs of {source} chose "

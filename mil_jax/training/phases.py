@@ -73,6 +73,11 @@ def make_phases(config: ConfigDict, task: Task, plan: Plan, selection: Selection
     if confounders.DICTIONARY in stages:
         assert isinstance(strategy, IBMIL)
         phases.append(SurveyPhase(MakeDictionary(make_plain(config, task), strategy)))
+    least = min(phase.epochs for phase in (*phases, last) if isinstance(phase, Phase))
+    if selection.first_epoch >= least:
+        raise ConfigError(
+            f"train.first_epoch={selection.first_epoch} leaves no epoch to choose where there are {least}: set it lower, from 0"
+        )
     return *phases, last
 
 

@@ -16,12 +16,13 @@ from mil_jax.tasks.base import higher_is_better
 class Selection:
     """select: "last", or a monitor of the task such as "val_loss". patience: epochs without improvement before a run stops, 0 = never.
 
-    min_epochs: no run stops before this many epochs.
+    min_epochs: no run stops before this many epochs. first_epoch: the first that may be chosen, from 0; until then nobody waits.
     """
 
     select: str = "val_loss"
     patience: int = 0
     min_epochs: int = 0
+    first_epoch: int = 0
 
     def __post_init__(self) -> None:
         if self.select == "last" and self.patience:
@@ -71,10 +72,10 @@ class Progress:
             if not math.isfinite(losses[r]):
                 self.failed[r], self.active[r] = epoch, False
                 continue
-            if selection.better(scores[r], self.best[r]):
+            if epoch >= selection.first_epoch and selection.better(scores[r], self.best[r]):
                 improved[r] = True
                 self.best[r], self.best_epoch[r] = scores[r], epoch
-            waited = epoch - self.best_epoch[r]
+            waited = epoch - max(self.best_epoch[r], selection.first_epoch - 1)
             if selection.patience and waited >= selection.patience and epoch + 1 >= selection.min_epochs:
                 self.active[r] = False
         return improved

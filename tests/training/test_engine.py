@@ -129,6 +129,7 @@ def test_only_the_engines_fetch_brings_arrays_to_the_host():
     assert callers <= {
         "training/devices.py",
         "training/engine.py",
+        "training/instances.py",  # scores of labelled instances, after training
         "training/probes.py",  # not trained by the engine: the host minimises
         "training/run_folder.py",
         "data/residency.py",
