@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
 from pathlib import Path
 
 import jax
@@ -28,3 +29,11 @@ def compilation_cache(tmp_path_factory: pytest.TempPathFactory) -> None:
     jax.config.update("jax_compilation_cache_dir", str(tmp_path_factory.mktemp("compiled")))
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
     jax.config.update("jax_persistent_cache_min_entry_size_bytes", 0)
+
+
+@pytest.fixture(autouse=True)
+def forget_programs(request: pytest.FixtureRequest) -> Iterator[None]:
+    """Long checks compile hundreds of programs each, and a process may hold only so many memory maps."""
+    yield
+    if request.node.get_closest_marker("full"):
+        jax.clear_caches()
