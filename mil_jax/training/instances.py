@@ -59,6 +59,10 @@ def instance_scores(
         prediction: Prediction = strategy.predict(state, bag)
         return prediction.logits, prediction.attention, prediction.instance_logits
 
+    states = []  # on the device once, not once a bag
+    for r in range(len(run.replicas)):
+        params, own, constants = jax.tree.map(lambda x, r=r: jnp.asarray(x[r]), (run.params, hyper, run.constants))
+        states.append(TrainState(jnp.int32(0), params, {}, own, constants))
     found: dict[int, dict[int, np.ndarray]] = {}
     for number in wanted:
         length = ladder.lengths[int(ladder.bucket(sizes[[number]])[0])]
@@ -66,10 +70,8 @@ def instance_scores(
         if covariates is not None:
             bag = bag.replace(covariates=jnp.asarray(covariates[number]))
         by_fold: dict[int, list[np.ndarray]] = {}
-        for r, replica in enumerate(run.replicas):
+        for replica, state in zip(run.replicas, states, strict=True):
             if scored[replica.fold, number]:
-                mine = jax.tree.map(lambda x, r=r: x[r], (run.params, hyper, run.constants))
-                state = TrainState(jnp.int32(0), mine[0], {}, mine[1], mine[2])
                 seen = jax.device_get(predict(state, bag))
                 by_fold.setdefault(replica.fold, []).append(_scores(task, *seen)[: sizes[number]])
         found[number] = {fold: np.mean(scores, axis=0) for fold, scores in by_fold.items()}
