@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable, Iterator
 from functools import partial
 from typing import Any
@@ -20,12 +21,13 @@ from tests.training.cohorts import TASK, Silent, engine_data, plan, strategy
 
 WIDTH = 7  # of an instance; no other axis is as long
 REPLICAS = 3
+COVARIATES = np.random.default_rng(0).normal(3, 2, (40, 2)).astype(np.float32)
 
 
-def _fit(replica_axis: str, lengths: tuple[int, ...], **settings) -> FitResult:
+def _fit(replica_axis: str, lengths: tuple[int, ...], covariates: np.ndarray | None = None, **settings) -> FitResult:
     return fit(
         [Phase(strategy(), 2, Selection("val_loss"))],
-        engine_data(num_bags=40, folds=3, width=WIDTH, lengths=lengths),
+        dataclasses.replace(engine_data(num_bags=40, folds=3, width=WIDTH, lengths=lengths), covariates=covariates),
         TASK,
         plan(folds=3),
         EngineSettings(order="shared", replica_axis=replica_axis, **settings),
@@ -46,6 +48,7 @@ def _assert_close(one: FitResult, other: FitResult) -> None:
     [
         ((16,), {}),
         pytest.param((8, 16), {"batch_size": 3}, marks=pytest.mark.full),
+        pytest.param((8, 16), {"covariates": COVARIATES, "batch_size": 2}, marks=pytest.mark.full),
         pytest.param((8, 16), {"side_by_side": {"supervised": {8: 1, 16: 2}}}, marks=pytest.mark.full),
     ],
 )

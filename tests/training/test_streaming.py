@@ -20,6 +20,7 @@ from mil_jax.data.residency import UnreadBags, load_bags
 from mil_jax.data.shards import Provenance, Shards, SlideBag, write_shards
 from mil_jax.data.streaming import THREAD_NAMES, WINDOWS, StreamedBags, StreamedFeed
 from mil_jax.errors import DataError, ShardError
+from mil_jax.strategies.supervised import COVARIATES
 from mil_jax.training.checkpoints import Checkpoints
 from mil_jax.training.engine import Engine, Stopped, fit
 from mil_jax.training.engine_types import EngineData, EngineSettings, FitResult, Phase
@@ -121,6 +122,16 @@ def test_streamed_is_bit_identical_to_resident(folder, resident, batch_size, wid
     assert listener.rows == told.rows
     assert found.facts["compilations"] == expected.facts["compilations"] == 2 * 2 + 1
     assert not streaming_threads()
+
+
+@pytest.mark.full
+def test_covariates_are_those_of_their_bag_also_when_streamed(folder):
+    values = np.random.default_rng(1).normal(3, 2, (24, 2)).astype(np.float32)
+    held, streamed = (
+        train(dataclasses.replace(data(folder, most), covariates=values)) for most in (None, 2 * one_step())
+    )
+    assert_equal(held, streamed)
+    assert np.abs(held.state[0][COVARIATES]["kernel"]).min() > 0
 
 
 def test_all_programs_are_begun_to_be_compiled_before_bags_are_read_to_be_held(folder, resident, monkeypatch):
