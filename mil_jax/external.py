@@ -43,7 +43,7 @@ WHERE = ("features", "shards")
 OF_A_COHORT = (*WHERE, "labels", "name", "instance-labels")
 _FREE = (
     *("labels", "features", "shards", "slides_table", "id_column", "patient", "site", "filter", "encoder_name"),
-    *("target", "event", "censored", "duplicates", "min_matched", "nonfinite", "cache", "residency", "stream_gib"),
+    *("target", "event", "censored", "duplicates", "min_matched", "nonfinite", "cache", "residency", "prefetch_gib"),
 )
 _OWN_FILES = ("features", "shards", "labels", "slides_table", "filter", "encoder_name", "site")  # not the run's
 

@@ -154,7 +154,7 @@ def conduct(experiment: Experiment, failed: Sequence[str] = (), shared: Sequence
         )
     return Conduct(
         protocol=config.train.protocol,
-        select=experiment.selection.select,
+        select=experiment.selection.monitor,
         selected_on_test=experiment.selection_part == TEST,
         order=config.train.order,
         notes=tuple(notes),
