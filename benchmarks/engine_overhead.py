@@ -73,7 +73,7 @@ _SMALL = {
     "bar": 1.2,
 }
 CASES = (
-    Case("small bags, one length", **_SMALL, lengths=fit_ladder(MUSK1, max_waste=0.0, max_shapes=1).lengths),
+    Case("small bags, one length", **_SMALL, lengths=fit_ladder(MUSK1, max_padding=0.0, max_buckets=1).lengths),
     Case("small bags, fitted ladder", **_SMALL, lengths=fit_ladder(MUSK1).lengths),
     Case("large bags", np.full(16, 4096), 1024, {"feature_dim": 512, "attention_dim": 384}, 2, 1, (4096,), 1.05),
 )

@@ -228,14 +228,14 @@ def order(context: Context) -> tuple[dict[str, Any], list[Row]]:
 
 def transmil(context: Context) -> tuple[dict[str, Any], list[Row]]:
     # Fewer lengths, so that compilation leaves time for epochs.
-    return _compared(context, "TransMIL", "transmil", {"4 lengths": ["data.max_shapes=4"]}, "forecast under 120 min")
+    return _compared(context, "TransMIL", "transmil", {"4 lengths": ["data.max_buckets=4"]}, "forecast under 120 min")
 
 
 def runs(context: Context) -> tuple[dict[str, Any], list[Row]]:
     figures, table = {}, []
     for mean_size in (context.size.mean_size, context.size.short):
         for count in context.size.runs:
-            case = _epochs(context, "abmil", count, ["data.max_shapes=4"], mean_size)
+            case = _epochs(context, "abmil", count, ["data.max_buckets=4"], mean_size)
             figures[f"{count} runs, mean {mean_size:.0f}"] = case
             table.append(_row(f"ABMIL, {count} runs, mean {mean_size:,.0f} instances", case))
         one, most = (figures[f"{count} runs, mean {mean_size:.0f}"] for count in (1, context.most_runs))

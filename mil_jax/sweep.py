@@ -73,8 +73,8 @@ def main(arguments: list[str]) -> int:
         )
     axes = read_axes(values.sweep, config, random=values.random)
     points = draw_points(axes, config, values.random)
-    if config.train.select == "last":
-        raise ConfigError("train.select=last leaves no score to choose settings by: set it to val_loss")
+    if config.train.monitor == "last":
+        raise ConfigError("train.monitor=last leaves no score to choose settings by: set it to val_loss")
     started = time.monotonic()
     name = config.run or f"runs/{config.name}_sweep"
     base = session.prepared(config, values, name)
@@ -161,7 +161,7 @@ def _report(
     """Chooses, writes what was found, and shows it."""
     target, fold_names = base.targets[0], collect.fold_names(base.targets[0])
     scores = pd.concat([_scores(*one) for one in trained], ignore_index=True)
-    choice = report.choose(scores, trained[0][1].selection.select, fold_names)
+    choice = report.choose(scores, trained[0][1].selection.monitor, fold_names)
     config = with_point(config, points[choice.best])
     config.name, config.run = f"{config.name}_best", ""
     about = (

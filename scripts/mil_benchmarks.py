@@ -224,10 +224,12 @@ def _cross_validate(bags: BagSet, config: ConfigDict, folder: Path) -> None:
     """Trains and tests all runs of a set and prints its results."""
     started = time.monotonic()
     experiment = prepare(_write(bags, config, folder))
-    train, select = experiment.config.train, experiment.selection.select
+    train, monitor = experiment.config.train, experiment.selection.monitor
     if train.protocol != "clean":
         raise ConfigError("train.protocol=reference may choose epochs on the test part; benchmarks are run as clean")
-    chosen = f"the last of {train.epochs} epochs, fixed beforehand" if select == "last" else f"epoch chosen by {select}"
+    chosen = (
+        f"the last of {train.epochs} epochs, fixed beforehand" if monitor == "last" else f"epoch chosen by {monitor}"
+    )
     say(f"{len(experiment.plan.replicas)} runs as one program; {chosen}; normalize={experiment.config.data.normalize}")
     result = run(experiment, _Progress())
     rows = _rows(experiment, result, bags.repeat)
@@ -255,7 +257,7 @@ def _write(bags: BagSet, config: ConfigDict, folder: Path) -> ConfigDict:
     config = ConfigDict(config.to_dict())
     config.data.update({"shards": str(folder), "labels": str(labels), "target": "label", "patient": "patient_id"})
     config.splits.update({"kind": "file", "file": str(splits)})
-    if config.train.select == "last":
+    if config.train.monitor == "last":
         config.splits.val_fraction = 0.0  # nothing is chosen, so no bag is spent on it
     if bags.name != "mnist" and config.data.normalize == "none":
         config.data.normalize = "zscore"

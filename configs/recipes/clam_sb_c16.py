@@ -34,8 +34,8 @@ def get_config() -> ConfigDict:
     )  # create_splits_seq.py --k 10
     config.splits.val_fraction = 1 / 9  # --val_frac 0.1 of all
     config.optimizer.update({"name": "adam", "lr": 2e-4, "weight_decay": 1e-5})  # --opt adam --lr 2e-4 --reg 1e-5
-    config.train.update({"epochs": 200, "balanced": True})  # --max_epochs 200 --weighted_sample
-    config.train.update({"select": "val_loss", "patience": 20, "min_epochs": 51})  # --early_stopping
+    config.train.update({"epochs": 200, "balanced_sampling": True})  # --max_epochs 200 --weighted_sample
+    config.train.update({"monitor": "val_loss", "patience": 20, "min_epochs": 51})  # --early_stopping
     config.demo = ConfigDict(
         {
             "aggregator": {"feature_dim": 128, "attention_dim": 64, "num_sampled": 1},

@@ -28,11 +28,11 @@ def get_config() -> ConfigDict:
     config.task.loss_name = "binary_cross_entropy"
     config.optimizer.update({"name": "adam", "b1": 0.5, "b2": 0.9, "lr": 1e-4, "weight_decay": 1e-4})
     config.optimizer.schedule.update({"name": "cosine", "epochs": 100, "min_lr": 5e-6})
-    config.train.update({"epochs": 99, "select": "val_auc"})
+    config.train.update({"epochs": 99, "monitor": "val_auc"})
     config.demo = ConfigDict(
         {
             "optimizer": {"lr": 5e-3, "weight_decay": 1e-5, "schedule": {"epochs": 40}},
-            "train": {"epochs": 40, "select": "val_loss", "patience": 0},
+            "train": {"epochs": 40, "monitor": "val_loss", "patience": 0},
         }
     )
     return config

@@ -39,11 +39,11 @@ def get_config() -> ConfigDict:
     config.optimizer.schedule.update(
         {"name": "cosine", "epochs": 50, "min_lr": 5e-6}
     )  # CosineAnnealingLR(50, 5e-6), per epoch
-    config.train.update({"epochs": 50, "select": "val_auc", "patience": 11})  # --num_epochs 50 --stop_epochs 10
+    config.train.update({"epochs": 50, "monitor": "val_auc", "patience": 11})  # --num_epochs 50 --stop_epochs 10
     config.demo = ConfigDict(
         {
             "optimizer": {"lr": 5e-3, "weight_decay": 1e-5, "schedule": {"epochs": 40}},
-            "train": {"epochs": 40, "select": "val_loss", "patience": 0},
+            "train": {"epochs": 40, "monitor": "val_loss", "patience": 0},
         }
     )
     return config

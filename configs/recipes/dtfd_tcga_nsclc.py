@@ -34,7 +34,7 @@ def get_config() -> ConfigDict:
         {"name": "step", "every": 100, "gamma": 0.2}
     )  # --epoch_step [100] --lr_decay_ratio 0.2
     config.splits.update({"folds": 4})  # not an option of the code: its authors split outside
-    config.train.update({"epochs": 200, "select": "val_auc", "seed": 32})  # --EPOCH 200, seed 32
+    config.train.update({"epochs": 200, "monitor": "val_auc", "seed": 32})  # --EPOCH 200, seed 32
     config.demo = ConfigDict(
         {
             "aggregator": {"feature_dim": 128, "attention_dim": 64, "num_partitions": 5},

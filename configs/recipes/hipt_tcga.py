@@ -35,9 +35,9 @@ def get_config() -> ConfigDict:
     config.train.update(
         {
             "epochs": 20,  # --max_epochs 20
-            "balanced": True,  # --weighted_sample
+            "balanced_sampling": True,  # --weighted_sample
             "protocol": "reference",
-            "select": "last",
+            "monitor": "last",
         }
     )
     config.demo = ConfigDict(
@@ -60,7 +60,7 @@ def get_config() -> ConfigDict:
                 "clip_norm": 1.0,
                 "schedule": {"name": "cosine", "warmup_epochs": 3.0},
             },
-            "train": {"epochs": 35, "batch_size": 8, "balanced": False},
+            "train": {"epochs": 35, "batch_size": 8, "balanced_sampling": False},
         }
     )
     return config

@@ -42,13 +42,13 @@ def get_config() -> ConfigDict:
     config.optimizer.update({"name": "adam", "lr": 1e-4, "weight_decay": 5e-3})  # two Adams
     config.optimizer.clip_norm = 5.0  # grad_clipping = 5
     config.optimizer.schedule.update({"name": "step", "every": 50, "gamma": 0.2})  # x 0.2 at epoch 50
-    config.train.update({"epochs": 99, "select": "val_auc"})  # --num_epochs 100: epochs 1 to 99
+    config.train.update({"epochs": 99, "monitor": "val_auc"})  # --num_epochs 100: epochs 1 to 99
     config.demo = ConfigDict(
         {
             "aggregator": {"feature_dim": 128, "attention_dim": 64, "num_partitions": 5},
             "strategy": {"query_dim": 32},
             "optimizer": {"lr": 1e-3, "weight_decay": 1e-5, "schedule": {"name": "constant"}},
-            "train": {"epochs": 20, "select": "val_loss"},
+            "train": {"epochs": 20, "monitor": "val_loss"},
         }
     )
     return config

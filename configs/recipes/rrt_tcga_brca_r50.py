@@ -34,7 +34,7 @@ def get_config() -> ConfigDict:
     config.splits.update({"folds": 5, "seed": 2021, "val_fraction": 0.15})  # the repository's command: 5 folds
     config.optimizer.update({"name": "adam", "lr": 2e-4, "weight_decay": 1e-5})  # weight decay as L2
     config.optimizer.schedule.update({"name": "cosine", "epochs": 200})  # stepped each epoch
-    config.train.update({"epochs": 200, "patience": 20, "min_epochs": 70, "select": "val_auc", "seed": 2021})
+    config.train.update({"epochs": 200, "patience": 20, "min_epochs": 70, "monitor": "val_auc", "seed": 2021})
     config.demo = ConfigDict(
         {
             "aggregator": {

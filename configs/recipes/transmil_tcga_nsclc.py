@@ -35,7 +35,7 @@ def get_config() -> ConfigDict:
     )  # Optimizer.opt, lr, weight_decay
     config.optimizer.update({"decay_min_axes": 2, "accumulate_steps": 2})  # biases not decayed; General.grad_acc: 2
     config.train.update(
-        {"epochs": 200, "patience": 10, "select": "val_loss", "seed": 2021}
+        {"epochs": 200, "patience": 10, "monitor": "val_loss", "seed": 2021}
     )  # General.epochs, patience, seed
     config.demo = ConfigDict(
         {

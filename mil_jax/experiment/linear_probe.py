@@ -43,15 +43,15 @@ def require_probe(experiment: Experiment) -> None:
         "data.normalize": (config.data.normalize, "none"),
         "train.num_seeds": (config.train.num_seeds, 1),
         "train.class_weights": (config.train.class_weights, False),
-        "train.balanced": (config.train.balanced, False),
+        "train.balanced_sampling": (config.train.balanced_sampling, False),
     }
     for name, (value, only) in wanted.items():
         if value != only:
             raise ConfigError(
                 f"{name}={value} does not go with strategy.name={PROBE}, which is exact: set it to {only}"
             )
-    if experiment.selection.select == "last":
-        raise ConfigError(f"strategy.name={PROBE} chooses its strength on validation: set train.select to val_loss")
+    if experiment.selection.monitor == "last":
+        raise ConfigError(f"strategy.name={PROBE} chooses its strength on validation: set train.monitor to val_loss")
 
 
 def fit_probes(experiment: Experiment, listener: Callback) -> FitResult:
@@ -87,7 +87,7 @@ def fit_probes(experiment: Experiment, listener: Callback) -> FitResult:
     progress = Progress.start(len(plan.replicas), experiment.selection)
     for place, of_strength in enumerate(rows):
         losses = np.array([row["train_loss"] for row in of_strength])
-        scores = np.array([row[experiment.selection.select] for row in of_strength])
+        scores = np.array([row[experiment.selection.monitor] for row in of_strength])
         improved = progress.update(place, losses, scores, dataclasses.replace(experiment.selection, patience=0))
         for row, better in zip(of_strength, improved):
             row["improved"] = bool(better)

@@ -51,9 +51,9 @@ def make_strategy(config: ConfigDict, task: Task, plan: Plan) -> Supervised:
     if config.strategy.name == "ibmil":
         kind = TwoTierIBMIL if plainly is TwoTiers else IBMIL
         return kind(**common, confounders=IBMILSettings(**settings))
-    if config.train.bag_devices > 1:
+    if config.train.instance_parallel > 1:
         raise ConfigError(
-            "train.bag_devices lets devices share a bag, and strategy.name=mhim ranks all its instances: leave it at 1"
+            "train.instance_parallel lets devices share a bag, and strategy.name=mhim ranks all its instances: leave it at 1"
         )
     masking = MHIMSettings(**settings)
     per_run = [masking.with_hyper(plan.replica_hyper(replica)) for replica in plan.replicas]
@@ -118,7 +118,7 @@ def _common(config: ConfigDict, task: Task) -> dict[str, Any]:
         "normalize": config.data.normalize,
         "class_weights": config.train.class_weights,
         "sample_instances": config.train.sample_instances,
-        "bags_at_a_time": config.train.bags_at_a_time,
+        "microbatch_size": config.train.microbatch_size,
         "precision": resolve_precision(config),
     }
 

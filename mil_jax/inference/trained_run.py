@@ -127,14 +127,14 @@ def predict(
         sizes,
         ladder.lengths[-1],
         instance,
-        config.data.stream_gib,
+        config.data.prefetch_gib,
         available_memory(config.train.memory_gib),
     )
     rows = np.concatenate(scored)
     first_row = tuple(np.cumsum([0, *map(len, scored[:-1])]).tolist())
     data = EngineData(
         bags=open_bags(
-            residency, shards, cohort.slides, ladder.lengths[-1], config.data.stream_gib, config.data.neighbors
+            residency, shards, cohort.slides, ladder.lengths[-1], config.data.prefetch_gib, config.data.neighbors
         ),
         targets=np.zeros((len(scored), len(sizes)), np.int32),  # nothing is judged on the device
         # Windows of streamed bags are sized by it; a task that would have training bags predicted gets none.

@@ -89,7 +89,7 @@ class MHIM(Supervised):
         teacher_outputs = map_bags(
             lambda bag, key, counts: self._lesson(teacher, state.hyper, bag, key, counts),
             *(inputs.bags, inputs.keys, counts),
-            at_a_time=self.bags_at_a_time,
+            at_a_time=self.microbatch_size,
         )
         inputs = inputs._replace(bags=teacher_outputs.bag)
         teacher_embedding = batch.gathered(teacher_outputs.embedding)

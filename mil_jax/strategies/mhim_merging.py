@@ -100,7 +100,7 @@ class MergingMHIM(MHIM):
             return self._merged(params, hyper, bag, stay, others, key)
 
         stay = extras["merge_stay"][batch.places]
-        return batch.gathered(map_bags(answer, inputs.bags, inputs.keys, stay, at_a_time=self.bags_at_a_time))
+        return batch.gathered(map_bags(answer, inputs.bags, inputs.keys, stay, at_a_time=self.microbatch_size))
 
     def _averaged(
         self, before: PyTree, params: PyTree, predictions: Prediction, batch: Batch, extras: dict[str, Array]

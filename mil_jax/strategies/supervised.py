@@ -51,7 +51,7 @@ class Supervised:
 
     class_weights: multiply each bag's loss by the inverse frequency of its class in the training part.
     sample_instances: most instances of a bag that a step reads, drawn anew in every step; 0 = all. Predictions read whole bags.
-    bags_at_a_time: of a step, whose activations are kept together; 0 = all. The loss is that of all the bags, and its gradient, too.
+    microbatch_size: of a step, whose activations are kept together; 0 = all. The loss is that of all the bags, and its gradient, too.
     precision: "float32", or "bfloat16": features and parameters are rounded to it for the forward and backward pass. Parameters,
         their updates, softmaxes, selections, attention scores, pseudo-inverses and losses stay float32.
     Reads from `hyper`: "optimizer.lr", "optimizer.weight_decay", and where present "task.*", "aggregator.*", "reembed.*"
@@ -65,7 +65,7 @@ class Supervised:
     normalize: str = "none"
     class_weights: bool = False
     sample_instances: int = 0
-    bags_at_a_time: int = 0
+    microbatch_size: int = 0
     precision: str = "float32"
     name: str = "supervised"
 
@@ -164,7 +164,7 @@ class Supervised:
             lambda bag, key: self._apply(params, hyper, bag, key),
             inputs.bags,
             inputs.keys,
-            at_a_time=self.bags_at_a_time,
+            at_a_time=self.microbatch_size,
         )
         return batch.gathered(mine)
 

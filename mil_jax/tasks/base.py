@@ -211,7 +211,7 @@ class Task(abc.ABC):
         strata = self.strata(targets)
         if strata.ndim != 1:
             raise ConfigError(
-                f"train.balanced needs one class per bag, and task.name={self.name} has several: leave it out"
+                f"train.balanced_sampling needs one class per bag, and task.name={self.name} has several: leave it out"
             )
         counts = np.bincount(strata[strata >= 0], minlength=len(self.strata_names))
         weights = np.where(strata >= 0, 1.0 / np.maximum(counts[strata], 1), 0.0)

@@ -65,15 +65,15 @@ def strategy(name: str) -> Supervised:
     return strategy_class(module)(module, TASK, optimizers.make(optimizers.OptimizerSettings("sgd")), Schedule())
 
 
-def one_step(data: EngineData, name: str, bag_devices: int) -> dict[str, Any]:
+def one_step(data: EngineData, name: str, instance_parallel: int) -> dict[str, Any]:
     """loss, the parameters after a step as long as the gradient, logits; bytes of a device beside and among the arguments."""
     listener, phase = Silent(), Phase(strategy(name), 1, Selection("last"))
     plan = Plan((Replica(0, 0),), {"optimizer.lr": 1.0, "optimizer.weight_decay": 0.0})
-    engine = Engine(data, TASK, plan, EngineSettings(bag_devices=bag_devices))
+    engine = Engine(data, TASK, plan, EngineSettings(instance_parallel=instance_parallel))
     result = engine.fit((phase,), listener)
     memory = engine.programs.built("train", 0).program.memory_analysis()
     shapes = engine.loader.shapes(0)
-    assert isinstance(shapes, SplitBags) == (bag_devices > 1)
+    assert isinstance(shapes, SplitBags) == (instance_parallel > 1)
     return {
         "loss": listener.rows[0]["train_loss"],
         "params": result.state[0],

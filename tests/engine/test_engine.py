@@ -277,7 +277,7 @@ def _not_finite(data=None, the_strategy=None, the_plan=None, **settings) -> NotF
             data or engine_data(),
             TASK,
             the_plan or plan(),
-            EngineSettings(debug_nans=True, slots_per_dispatch=3, **settings),
+            EngineSettings(debug_nans=True, steps_per_dispatch=3, **settings),
             Silent(),
         )
     return caught.value

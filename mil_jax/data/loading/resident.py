@@ -89,7 +89,7 @@ class SplitBags(ResidentBags):
 class Window:
     """One dispatch: the steps lo[r]..hi[r] of each replica r, all in one bucket, and the bags they read, on the devices.
 
-    ends_dispatch: whether it is the last of its dispatch. done: set by whoever dispatches it; an array that is ready when the bags were read.
+    ends_dispatch: whether its dispatch ends with it. done: set by whoever dispatches it; an array that is ready when the bags were read.
     """
 
     bucket: int

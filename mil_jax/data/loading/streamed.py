@@ -258,7 +258,7 @@ def window_rows(
     needed = batch_size * lengths[-1]
     if needed > most_rows:
         raise DataError(
-            f"data.stream_gib={bags.most_bytes / 2**30:g} is too little to stream this cohort: one step needs up to "
+            f"data.prefetch_gib={bags.most_bytes / 2**30:g} is too little to stream this cohort: one step needs up to "
             f"{needed:,} instances in memory, three times; set it to at least {WINDOWS * needed * instance / 2**30:.3g}"
         )
     wanted = np.maximum(bags_wanted(order, dispatches, len(lengths)), batch_size)

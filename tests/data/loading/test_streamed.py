@@ -182,7 +182,7 @@ def test_host_memory_is_that_of_the_windows_whatever_the_number_of_epochs_and_ba
 
 
 def test_windows_that_cannot_hold_one_step_are_refused_with_what_would_do(folder):
-    with pytest.raises(DataError, match=r"data\.stream_gib=.* set it to at least 1\.07e-06"):
+    with pytest.raises(DataError, match=r"data\.prefetch_gib=.* set it to at least 1\.07e-06"):
         train(data(folder, one_step() - 1))
     train_fitting = data(folder, one_step())
     with pytest.raises(DataError, match=r"one step needs up to 32 instances"):
