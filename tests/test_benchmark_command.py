@@ -227,7 +227,9 @@ def test_every_method_of_pathgene_has_the_published_settings_and_every_table_is_
 
 def test_the_general_benchmark_has_configs_that_are_there():
     general = run_file(find_config("configs/benchmarks/usual.py"), "get_benchmark")
-    for one in runs(general, [Task()], list(general.methods), "clean", [], Path("out")):
+    planned = list(runs(general, [Task()], list(general.methods), "clean", [], Path("out")))
+    assert len(planned) == len(general.methods) >= 10
+    for one in planned:
         config, _, _ = parse(list(one.arguments), train.define_flags)
         assert config.train.protocol == "clean"
 

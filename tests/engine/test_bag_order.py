@@ -30,12 +30,16 @@ def test_every_training_bag_is_seen_once_an_epoch_and_no_other(seed, batch_size,
 
 
 def test_a_step_trains_bags_of_the_bucket_it_is_dispatched_in_or_of_a_smaller_one():
-    order, _ = _order(batch_size=2)
+    order, training = _order(batch_size=2)
     epoch = order.epoch([Replica(0, 0), Replica(1, 5)], np.ones(2, bool), epoch=0)
+    trained = 0
     for bucket, lo, hi in epoch.dispatches:
         for r in range(2):
             numbers = epoch.bags[r, lo[r] : hi[r]]
-            assert (order.bucket[numbers[numbers >= 0]] <= bucket).all()
+            numbers = numbers[numbers >= 0]
+            assert (order.bucket[numbers] <= bucket).all()
+            trained += len(numbers)
+    assert trained == training[:2].sum()
 
 
 def test_a_replica_has_the_same_order_alone_and_in_company():
@@ -110,6 +114,7 @@ def test_a_shared_order_shows_all_replicas_the_same_bags_at_the_same_time(batch_
     for r, replica in enumerate(replicas):
         seen = epoch.bags[r][epoch.bags[r] >= 0]
         assert sorted(seen) == np.flatnonzero(training[replica.fold]).tolist()
+    assert len(epoch.dispatches) >= 3
     for _, lo, hi in epoch.dispatches:
         together = [set(epoch.bags[r, lo[r] : hi[r]].ravel()) - {-1} for r in range(len(replicas))]
         everyone = set().union(*together)

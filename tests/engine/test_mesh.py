@@ -120,7 +120,9 @@ def _shared_bag(folder: Path, *aggregators: str) -> dict[str, dict[str, float]]:
 )
 def test_eight_devices_share_a_bag_and_its_memory(tmp_path, aggregators):
     """One step of gradient descent, as long as the gradient, and predictions."""
-    for name, found in _shared_bag(tmp_path, *aggregators).items():
+    found_of = _shared_bag(tmp_path, *aggregators)
+    assert found_of.keys() == set(aggregators)
+    for name, found in found_of.items():
         assert max(found["loss"], found["params"], found["logits"]) < 1e-4, (name, found)
         assert found["features"] == 8, "each device holds an eighth of a window"
         assert found["temporary"] > (2 if name == "patch_gcn" else 5), (name, found)  # neighbours are gathered

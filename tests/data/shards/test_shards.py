@@ -244,6 +244,7 @@ def test_the_writer_holds_one_bag_at_a_time(tmp_path):
             assert sum(ref() is not None for ref in alive) <= 1
 
     write_shards(stream(), tmp_path / "shards")
+    assert len(alive) == 5
 
 
 @pytest.mark.parametrize(
