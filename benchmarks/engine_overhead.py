@@ -41,6 +41,7 @@ from mil_jax.training.plan import Plan, Replica
 from mil_jax.training.programs import AXIS
 from mil_jax.training.schedule import Schedule
 from mil_jax.training.stopping import Selection
+from mil_jax.types import PyTree
 
 _MACHINE = flags.DEFINE_string("machine", DEFAULT_MACHINE, "Name of the machine, for the result's file.")
 _ROUNDS = flags.DEFINE_integer("rounds", 9, "Epochs of the engine; after each, one of each bare way.")
@@ -77,7 +78,6 @@ CASES = (
     Case("large bags", np.full(16, 4096), 1024, {"feature_dim": 512, "attention_dim": 384}, 2, 1, (4096,), 1.05),
 )
 
-PyTree = Any
 Over = Callable[[Callable[[PyTree, jax.Array], PyTree], PyTree, jax.Array], PyTree]
 
 

@@ -28,6 +28,7 @@ LAYERS = (
     "data",
     "interop",
     "bags",
+    "types",
     "files",
     "machine",
     "errors",

@@ -11,7 +11,6 @@ from __future__ import annotations
 from typing import Any, ClassVar
 
 import flax.linen as nn
-import jax
 import jax.numpy as jnp
 
 from mil_jax.aggregators import checks
@@ -24,6 +23,7 @@ from mil_jax.layers.dropout import draw_key, dropout, hyper
 from mil_jax.layers.initializers import KERNEL_INITIALIZERS, AffineParameters
 from mil_jax.layers.instance_masks import class_certainty
 from mil_jax.layers.lenet import CHANNELS, IMAGE_SIZE, KERNEL_SIZE, lenet_features
+from mil_jax.types import Array
 
 _ILSE = {
     "feature_layer": "lenet",
@@ -187,7 +187,7 @@ class ABMIL(nn.Module):
             aux={"class_scores": masked.hide_padding(class_certainty(shares), bag.mask)},
         )
 
-    def _instance_features(self, x: jax.Array, train: bool) -> jax.Array:
+    def _instance_features(self, x: Array, train: bool) -> Array:
         expected = 4 if self.feature_layer == "lenet" else 2
         if x.ndim != expected:
             what = "images [N, height, width, channels]" if expected == 4 else "feature vectors [N, D]"
@@ -212,7 +212,7 @@ class ABMIL(nn.Module):
             h = dropout(h, hyper(self, "dropout", self.dropout), key)
         return h
 
-    def _scores(self, h: jax.Array, train: bool) -> jax.Array:
+    def _scores(self, h: Array, train: bool) -> Array:
         width, hidden = h.shape[-1], self.attention_dim or h.shape[-1]
 
         def layer(name: str, inputs: int, outputs: int) -> Any:

@@ -24,6 +24,7 @@ from mil_jax.layers.attention_pool import attention_pool
 from mil_jax.layers.dropout import draw_key, dropout, dropout_factors, hyper
 from mil_jax.layers.initializers import KERNEL_INITIALIZERS, Affine, AffineParameters
 from mil_jax.layers.topk import random_subset
+from mil_jax.types import Array
 
 _MHIM = {"feature_layer": "linear", "dropout": 0.25, "value": "relu", "initializer": "xavier_normal"}
 
@@ -176,7 +177,7 @@ class DSMIL(nn.Module):
     def _layer(self, name: str, inputs: int, outputs: int) -> Affine:
         return AffineParameters(outputs, self.initializer, name=name)(inputs)
 
-    def _kept(self, mask: jax.Array, train: bool) -> jax.Array:
+    def _kept(self, mask: Array, train: bool) -> Array:
         """The instances of this step: all, or in training a random subset of int(n (1 - rate)), at least one."""
         key = draw_key(self, "instance_dropout", self.instance_dropout, train, 2)
         if key is None:
@@ -186,7 +187,7 @@ class DSMIL(nn.Module):
         count = jnp.floor(jnp.sum(mask) * (1.0 - rate) + 1e-3).astype(jnp.int32)
         return random_subset(key, mask, jnp.maximum(count, 1))
 
-    def _feature(self, width: int, num_instances: int, train: bool) -> tuple[Any, jax.Array | None]:
+    def _feature(self, width: int, num_instances: int, train: bool) -> tuple[Any, Array | None]:
         """The feature layer with its activation, or None; and the factors of its dropout [N, L], or None."""
         if self.feature_layer == "none":
             return None, None
@@ -198,13 +199,13 @@ class DSMIL(nn.Module):
             factors = dropout_factors(key, (num_instances, self.feature_dim), rate)
         return lambda x: activation(layer(x)), factors
 
-    def _scores(self, h: jax.Array, rows: jax.Array) -> jax.Array:
+    def _scores(self, h: Array, rows: Array) -> Array:
         """q(h_i) . q(row_c) / sqrt(Q): [C, N], float32."""
         first = self._layer("query_1" if self.nonlinear_query else "query", h.shape[-1], self.query_dim)
         if self.nonlinear_query:
             second = self._layer("query_2", self.query_dim, self.query_dim)
 
-            def query(x: jax.Array) -> jax.Array:
+            def query(x: Array) -> Array:
                 return jnp.tanh(second(jax.nn.relu(first(x))))
 
             scores = jnp.dot(query(rows), query(h).T, preferred_element_type=jnp.float32)
@@ -214,7 +215,7 @@ class DSMIL(nn.Module):
             scores = scores + (critical @ first.bias)[:, None]  # type: ignore[operator]
         return scores / math.sqrt(self.query_dim)
 
-    def _embedding(self, attention: jax.Array, h: jax.Array, train: bool) -> jax.Array:
+    def _embedding(self, attention: Array, h: Array, train: bool) -> Array:
         if self.value != "identity":
             layer = self._layer("value", h.shape[-1], h.shape[-1])
             key = draw_key(self, "value_dropout", self.value_dropout, train, 1)
@@ -229,7 +230,7 @@ class DSMIL(nn.Module):
             embedding = nn.LayerNorm(epsilon=1e-5, use_fast_variance=False, name="norm")(embedding)
         return embedding
 
-    def _predicted(self, bag_logits: jax.Array, max_logits: jax.Array) -> jax.Array:
+    def _predicted(self, bag_logits: Array, max_logits: Array) -> Array:
         if self.prediction == "bag":
             return bag_logits
         if self.prediction == "mean_logit":
@@ -242,13 +243,13 @@ class DSMIL(nn.Module):
         return present - absent
 
     @nn.nowrap
-    def with_bag_logits(self, prediction: Prediction, bag_logits: jax.Array) -> Prediction:
+    def with_bag_logits(self, prediction: Prediction, bag_logits: Array) -> Prediction:
         """The prediction for one bag with other bag logits [C] in place of its classifier's."""
         logits = self._predicted(bag_logits, prediction.aux["max_logits"])
         return prediction.replace(logits=logits, aux={**prediction.aux, "bag_logits": bag_logits})
 
     @nn.nowrap
-    def training_loss(self, task: Any, predictions: Prediction, targets: jax.Array, weights: jax.Array) -> jax.Array:
+    def training_loss(self, task: Any, predictions: Prediction, targets: Array, weights: Array) -> Array:
         """The loss of both streams, or of the prediction, over a batch of bags [B]; weights [B], 0 = no bag."""
         if self.loss == "prediction":
             return task.loss(predictions, targets, weights)
@@ -299,7 +300,7 @@ class DSMIL(nn.Module):
         return (params[layer]["kernel"].shape[0],)
 
 
-def _embed(x: jax.Array, feature: Any, factors: jax.Array | None) -> jax.Array:
+def _embed(x: Array, feature: Any, factors: Array | None) -> Array:
     if feature is None:
         return x
     h = feature(x)

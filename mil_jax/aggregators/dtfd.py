@@ -22,8 +22,7 @@ from mil_jax.layers.attention_pool import attention_pool, attention_scores
 from mil_jax.layers.dropout import draw_key, dropout, hyper
 from mil_jax.layers.initializers import KERNEL_INITIALIZERS, Affine, AffineParameters
 from mil_jax.layers.topk import random_ranks, top_k
-
-Array = jax.Array
+from mil_jax.types import Array
 
 VARIANTS: dict[str, dict[str, Any]] = {"dtfd": {}}
 DISTILLATIONS = ("max", "max_min", "max_attention", "pooled")

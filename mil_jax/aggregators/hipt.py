@@ -25,8 +25,8 @@ from mil_jax.layers.attention_pool import attention_pool, attention_scores
 from mil_jax.layers.dropout import draw_key, dropout, hyper
 from mil_jax.layers.initializers import Affine, AffineParameters
 from mil_jax.layers.transformer import BlockParameters, post_norm_block
+from mil_jax.types import Array
 
-Array = jax.Array
 EPSILON = 1e-5
 NUM_LAYERS = 2
 _LEVEL_2, _ENCODER = "hipt_vit4096", "region_encoder"

@@ -21,8 +21,7 @@ from mil_jax.layers import masked
 from mil_jax.layers.attention_pool import attention_pool, attention_scores
 from mil_jax.layers.dropout import draw_key, dropout, hyper
 from mil_jax.layers.initializers import AffineParameters
-
-Array = jax.Array
+from mil_jax.types import Array
 
 VARIANTS: dict[str, dict[str, Any]] = {
     "hipt_none": {},

@@ -22,6 +22,7 @@ from mil_jax.layers import masked
 from mil_jax.layers.activations import ACTIVATIONS
 from mil_jax.layers.dropout import draws, dropout_factors, hyper
 from mil_jax.layers.initializers import KERNEL_INITIALIZERS, Affine, AffineParameters
+from mil_jax.types import Array
 
 MEAN_VARIANTS: dict[str, dict[str, Any]] = {"mean_pooling": {}}
 MAX_VARIANTS: dict[str, dict[str, Any]] = {
@@ -69,7 +70,7 @@ class InstanceClassifier(nn.Module):
             )
         super().__post_init__()
 
-    def _layers(self, x: jax.Array) -> tuple[Affine | None, Affine]:
+    def _layers(self, x: Array) -> tuple[Affine | None, Affine]:
         if x.ndim != 2:
             raise ConfigError(
                 f"mean and max pooling read feature vectors [N, D], but the bag has the shape {list(x.shape)}"
@@ -80,13 +81,13 @@ class InstanceClassifier(nn.Module):
             width = self.feature_dim
         return feature, AffineParameters(self.num_outputs, self.initializer, name="classifier")(width)
 
-    def _dropout_factors(self, num_instances: int, train: bool) -> jax.Array | None:
+    def _dropout_factors(self, num_instances: int, train: bool) -> Array | None:
         if not draws(self, "dropout", self.dropout, train):
             return None
         rate = hyper(self, "dropout", self.dropout)
         return dropout_factors(self.make_rng("dropout"), (num_instances, self.feature_dim), rate)
 
-    def _embed(self, x: jax.Array, feature: Affine | None, factors: jax.Array | None) -> jax.Array:
+    def _embed(self, x: Array, feature: Affine | None, factors: Array | None) -> Array:
         if feature is None:
             return x
         h = ACTIVATIONS[self.feature_activation](feature(x))
@@ -179,7 +180,7 @@ class MaxPooling(InstanceClassifier):
             aux={"chosen": chosen},
         )
 
-    def _chosen(self, instance_logits: jax.Array, mask: jax.Array) -> jax.Array:
+    def _chosen(self, instance_logits: Array, mask: Array) -> Array:
         if self.choose == "class":
             return masked.argmax(instance_logits, mask)
         probabilities = jax.nn.softmax(instance_logits, axis=-1)

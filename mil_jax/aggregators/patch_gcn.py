@@ -23,8 +23,8 @@ from mil_jax.layers.dropout import draw_key, dropout, hyper
 from mil_jax.layers.feature_clusters import feature_clusters, within
 from mil_jax.layers.graph_conv import GENConv, Graph, make_graph
 from mil_jax.layers.initializers import Affine, AffineParameters
+from mil_jax.types import Array
 
-Array = jax.Array
 BLOCKS = ("res", "res+")
 READOUTS = ("attention", "mean", "max")
 COARSE_GRAPHS = ("none", "parallel", "sequential")

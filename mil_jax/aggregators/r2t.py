@@ -28,8 +28,7 @@ from mil_jax.layers.dropout import draws, dropout, hyper
 from mil_jax.layers.initializers import Affine, AffineParameters
 from mil_jax.layers.ppeg import position_encoding
 from mil_jax.layers.region_attention import Grid, cross_region_attention, region_attention, region_weights
-
-Array = jax.Array
+from mil_jax.types import Array
 
 LAYER_NORM_EPSILON = 1e-5
 PPEG_COLUMNS = 7  # a smaller square is laid out in rows of this length

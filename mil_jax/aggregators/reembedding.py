@@ -13,11 +13,11 @@ from collections.abc import Mapping
 from typing import Any, ClassVar
 
 import flax.linen as nn
-import jax
 
 from mil_jax.aggregators.r2t import R2T
 from mil_jax.bags import Bag, Prediction
 from mil_jax.errors import ConfigError
+from mil_jax.types import Array
 
 REEMBEDDINGS: dict[str, type[nn.Module]] = {"rrt": R2T}
 
@@ -34,7 +34,7 @@ class Reembedded(nn.Module):
         return self.aggregator(self.reembed(bag, train), train)
 
     @nn.nowrap
-    def training_loss(self, task: Any, predictions: Prediction, targets: jax.Array, weights: jax.Array) -> jax.Array:
+    def training_loss(self, task: Any, predictions: Prediction, targets: Array, weights: Array) -> Array:
         """The aggregator's own loss where it has one, else the task's."""
         if hasattr(self.aggregator, "training_loss"):
             return self.aggregator.training_loss(task, predictions, targets, weights)

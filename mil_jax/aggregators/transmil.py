@@ -30,8 +30,7 @@ from mil_jax.layers.nystrom import (
     nystrom_attention,
 )
 from mil_jax.layers.ppeg import complete_square, position_encoding, square_encoding, square_side
-
-Array = jax.Array
+from mil_jax.types import Array
 
 VARIANTS: dict[str, dict[str, Any]] = {
     "transmil_original": {},

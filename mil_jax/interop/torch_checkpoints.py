@@ -23,8 +23,8 @@ import numpy as np
 from mil_jax.bags import Bag
 from mil_jax.errors import DataError
 from mil_jax.interop import safetensors
+from mil_jax.types import PyTree
 
-PyTree = Any
 StateDict = dict[str, np.ndarray]
 
 _WRAPPERS = ("model", "state_dict", "teacher")  # DINO saves the student, too; the teacher is what is used

@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-Array = jax.Array
+from mil_jax.types import Array
 
 FUSIONS = ("vote", "mean")
 

@@ -22,9 +22,8 @@ from mil_jax.strategies.clustering import clusters
 from mil_jax.strategies.confounders import DICTIONARY, Confounders
 from mil_jax.strategies.dtfd import TwoTiers
 from mil_jax.strategies.supervised import COVARIATES, Supervised
+from mil_jax.types import Array, PyTree
 
-Array = jax.Array
-PyTree = Any
 BRANCH = "deconfounding"  # an entry of the parameters, as is DICTIONARY, beside the aggregator's
 BRANCH_STREAM = 2**32 - 2  # folded into a bag's key for the branch's dropout
 

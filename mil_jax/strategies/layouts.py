@@ -24,8 +24,8 @@ from mil_jax.layers.query_merging import QUERIES
 from mil_jax.strategies.confounders import DICTIONARY
 from mil_jax.strategies.ibmil import BRANCH, IBMIL
 from mil_jax.strategies.mhim_merging import MERGING, MergingMHIM
+from mil_jax.types import PyTree
 
-PyTree = Any
 Mapped = dict[str, tuple[str, str]]  # published name -> (path of the parameter, transform)
 
 

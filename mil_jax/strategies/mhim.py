@@ -26,9 +26,8 @@ from mil_jax.layers.moving_average import followed
 from mil_jax.strategies.base import Batch, Steps, TrainState, map_bags
 from mil_jax.strategies.masking import Masking
 from mil_jax.strategies.supervised import Inputs, Supervised
+from mil_jax.types import Array, PyTree
 
-Array = jax.Array
-PyTree = Any
 _COUNTS = tuple(f"mask_{part}" for part in MaskCounts._fields)
 
 

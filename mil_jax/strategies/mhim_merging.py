@@ -28,9 +28,8 @@ from mil_jax.layers.query_merging import QUERIES, QueryMerging
 from mil_jax.strategies.base import Batch, Steps, TrainState, map_bags
 from mil_jax.strategies.mhim import MHIM
 from mil_jax.strategies.supervised import Inputs
+from mil_jax.types import Array, PyTree
 
-Array = jax.Array
-PyTree = Any
 MERGING = "merging"  # the entry of the parameters
 
 

@@ -27,9 +27,8 @@ from mil_jax.errors import ConfigError
 from mil_jax.layers.topk import random_subset
 from mil_jax.strategies.base import Batch, LearningRate, Steps, TrainingBags, TrainState, map_bags
 from mil_jax.tasks.base import Task
+from mil_jax.types import Array, PyTree
 
-Array = jax.Array
-PyTree = Any
 NORMALIZATIONS = ("none", "l2", "zscore")
 PRECISIONS = ("float32", "bfloat16")
 COVARIATES = "covariates"  # an entry of the parameters beside the aggregator's, and of the constants

@@ -15,13 +15,13 @@ import dataclasses
 from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar, Self
 
-import jax
 import numpy as np
 import pandas as pd
 
 from mil_jax.bags import Prediction
 from mil_jax.data.labels import CohortSettings
 from mil_jax.errors import ConfigError
+from mil_jax.types import Array
 
 METRIC_LABELS = {
     "auc": "AUC",
@@ -159,7 +159,7 @@ class Task(abc.ABC):
         }
 
     @abc.abstractmethod
-    def loss(self, predictions: Prediction, targets: jax.Array, weights: jax.Array) -> jax.Array:
+    def loss(self, predictions: Prediction, targets: Array, weights: Array) -> Array:
         """A float32 scalar; logits [B, num_outputs], targets [B, ...], weights [B], 0 = no bag in this place, whose logits may be NaN."""
 
     @abc.abstractmethod

@@ -17,8 +17,7 @@ from mil_jax.training import programs
 from mil_jax.training.engine_types import EngineData
 from mil_jax.training.order import EpochOrder
 from mil_jax.training.plan import Plan
-
-PyTree = Any
+from mil_jax.types import Array, PyTree
 
 
 def schedules(
@@ -73,7 +72,7 @@ def step_metrics(
 ) -> dict[str, jax.ShapeDtypeStruct]:
     """The shapes of one replica's step metrics. state, cohort: arrays or shapes, of all replicas. length: of any bucket."""
 
-    def names(state: TrainState, cohort: programs.Cohort) -> dict[str, jax.Array]:
+    def names(state: TrainState, cohort: programs.Cohort) -> dict[str, Array]:
         one = jax.tree.map(lambda x: x[0], state)
         numbers = jnp.zeros(batch_size, jnp.int32)
         batch = programs.read_batch(cohort, numbers, jnp.int32(0), length)

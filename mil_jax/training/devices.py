@@ -19,8 +19,7 @@ from jax.sharding import PartitionSpec as P
 from mil_jax.errors import ConfigError
 from mil_jax.machine import usable_cores
 from mil_jax.training.programs import AXIS, DATA_AXIS, INSTANCE_AXIS, replica_sharding, shared_sharding
-
-PyTree = Any
+from mil_jax.types import Array, PyTree
 
 # Of glibc's malloc.h: parameters of mallopt.
 _TRIM_THRESHOLD, _MMAP_THRESHOLD, _ARENA_MAX = -1, -3, -8
@@ -89,7 +88,7 @@ def sharing(at_most: int, *wholes: int) -> int:
     return max(count for count in range(1, max(at_most, 1) + 1) if not any(whole % count for whole in wholes))
 
 
-def put(array: np.ndarray, sharding: NamedSharding) -> jax.Array:
+def put(array: np.ndarray, sharding: NamedSharding) -> Array:
     """A host array, which every process has whole, on the devices."""
     if jax.process_count() == 1:
         return jax.device_put(array, sharding)
@@ -142,7 +141,7 @@ class Placement:
     def spread(self, tree: PyTree) -> PyTree:
         """Host arrays [R, ...] over the devices."""
 
-        def place(array: np.ndarray) -> jax.Array:
+        def place(array: np.ndarray) -> Array:
             full = np.zeros((self.per_device * self.places, *array.shape[1:]), array.dtype)
             full[: len(self.members)] = array[self.members]
             return put(full, replica_sharding(self.mesh))

@@ -22,11 +22,11 @@ from mil_jax.training.checkpoints import read_final
 from mil_jax.training.processes import is_first
 from mil_jax.training.run_folder import RunFolder, is_run_folder
 from mil_jax.training.teachers import Given, Pupil, Source, completed, same_runs
+from mil_jax.types import PyTree
 
 if TYPE_CHECKING:
     from mil_jax.training.experiment import Experiment
 
-PyTree = Any
 ENTRIES, MEMBERS = "dictionary.npz", "dictionary.csv"
 
 

@@ -38,8 +38,7 @@ from mil_jax.training.order import BagOrder, EpochOrder
 from mil_jax.training.plan import Plan
 from mil_jax.training.processes import Agreement
 from mil_jax.training.stopping import Progress
-
-PyTree = Any
+from mil_jax.types import Array, PyTree
 
 
 def fit(
@@ -348,7 +347,7 @@ class Engine:
         if suspects.any():
             raise nonfinite.find(suspects, order.bags, epoch, runs, before, again, fetch)
 
-    def evaluate(self, state: TrainState, part: np.ndarray, active: np.ndarray | None = None) -> jax.Array:
+    def evaluate(self, state: TrainState, part: np.ndarray, active: np.ndarray | None = None) -> Array:
         """Logits [R, V, C] of each replica's bags of the part, in the order of `_part`; of those that are `active` [R], or all."""
         return self.predict(state, self._part(part, active)[0], (self.task.num_outputs,))
 
@@ -357,7 +356,7 @@ class Engine:
 
     def predict(
         self, state: TrainState, bags: np.ndarray, shape: tuple[int, ...], tell: Callable[[int], None] | None = None
-    ) -> jax.Array:
+    ) -> Array:
         """Logits [R, V, *shape] of the bags [R, V], -1 for none, which are in order of their bucket. tell: how many more were sent."""
         logits = self.spread(np.zeros((*bags.shape, *shape), np.float32))
         spread_bags = self.spread(bags)

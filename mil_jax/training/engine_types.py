@@ -14,8 +14,7 @@ from mil_jax.data.streaming import StreamedBags
 from mil_jax.strategies.base import Strategy, Survey, TrainingBags
 from mil_jax.training.plan import Replica
 from mil_jax.training.stopping import Progress, Selection
-
-PyTree = Any
+from mil_jax.types import PyTree
 
 
 @dataclass(frozen=True)

@@ -15,6 +15,7 @@ from mil_jax import aggregators, tasks
 from mil_jax.aggregators import reembedding
 from mil_jax.errors import ConfigError
 from mil_jax.strategies import chosen
+from mil_jax.types import Array
 
 Overrides = tuple[tuple[str, float], ...]  # dotted names of numeric settings and their values
 
@@ -67,7 +68,7 @@ class Plan:
             for replica in self.replicas
         ]
 
-    def keys(self) -> jax.Array:
+    def keys(self) -> Array:
         """[R] keys; replicas that differ only in their overrides share theirs."""
         folds = np.array([replica.fold for replica in self.replicas], np.uint32)
         seeds = np.array([replica.seed for replica in self.replicas], np.uint32)

@@ -28,6 +28,7 @@ from mil_jax.training.engine_types import FitResult
 from mil_jax.training.listener import Listener, Stopped
 from mil_jax.training.phases import PROBE
 from mil_jax.training.stopping import Progress
+from mil_jax.types import Array
 
 if TYPE_CHECKING:
     from mil_jax.training.experiment import Experiment
@@ -138,8 +139,8 @@ def _objective(
     x, targets, present = jnp.asarray(scaled), jnp.asarray(values), jnp.asarray(training.astype(np.float64))
 
     @jax.jit
-    def both(point: jax.Array, strength: jax.Array) -> tuple[jax.Array, jax.Array]:
-        def penalised(point: jax.Array) -> jax.Array:
+    def both(point: Array, strength: Array) -> tuple[Array, Array]:
+        def penalised(point: Array) -> Array:
             weights = point.reshape(-1, task.num_outputs)
             logits = x @ weights[:-1] + weights[-1]
             return task.loss(Prediction(logits=logits), targets, present) + 0.5 * strength * jnp.sum(weights[:-1] ** 2)

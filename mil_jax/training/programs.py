@@ -20,9 +20,8 @@ from jax.sharding import PartitionSpec as P
 from mil_jax.bags import Bag
 from mil_jax.data.residency import ResidentBags
 from mil_jax.strategies.base import Batch, Strategy, TrainState
+from mil_jax.types import Array, PyTree
 
-PyTree = Any
-Array = jax.Array
 AXIS = "replica"
 DATA_AXIS = "data"  # devices that share the bags of a batch; a mesh without it has one device for each batch
 INSTANCE_AXIS = "instance"  # devices that share the instances of a bag; a mesh without it has one device for each bag
@@ -296,10 +295,10 @@ def initial(
     return _over_replicas(count, lambda r, states: _put(states, fresh(r), r), empty)
 
 
-def keep_improved(best: PyTree, now: PyTree, improved: jax.Array) -> PyTree:
+def keep_improved(best: PyTree, now: PyTree, improved: Array) -> PyTree:
     """`now` where a replica improved, else `best`."""
 
-    def choose(old: jax.Array, new: jax.Array) -> jax.Array:
+    def choose(old: Array, new: Array) -> Array:
         return jnp.where(improved.reshape(-1, *(1,) * (old.ndim - 1)), new, old)
 
     return jax.tree.map(choose, best, now)

@@ -15,11 +15,10 @@ from mil_jax.strategies.base import Survey, TrainState
 from mil_jax.training import programs
 from mil_jax.training.checkpoints import Checkpoints
 from mil_jax.training.listener import Stopped
+from mil_jax.types import Array, PyTree
 
 if TYPE_CHECKING:
     from mil_jax.training.engine import Engine
-
-PyTree = Any
 
 
 def run(
@@ -53,7 +52,7 @@ def _look(engine: Engine, survey: Survey, previous: TrainState) -> tuple[PyTree,
     bags, sizes = data.listed(data.training, engine.rows, int(data.training.sum(axis=1).max()))
     cohorts = [engine.cohort(engine.feed.shapes(bucket)) for bucket in range(len(data.lengths))]
 
-    def one(state: TrainState, cohort: programs.Cohort) -> jax.Array:
+    def one(state: TrainState, cohort: programs.Cohort) -> Array:
         mine: TrainState = jax.tree.map(lambda x: x[0], state)
         return survey.predict(mine, programs.read_bag(cohort, jnp.int32(0), data.lengths[0])).logits
 

@@ -27,8 +27,8 @@ from mil_jax.training.checkpoints import read_final
 from mil_jax.training.plan import Replica
 from mil_jax.training.run_folder import RunFolder, is_run_folder
 from mil_jax.training.targets import Target
+from mil_jax.types import PyTree
 
-PyTree = Any
 OWN = {"teacher": ("train", "none"), "backbone": ("train",)}  # values that name nothing from elsewhere
 TORCH_FILES = ("fold_{}_model_best_auc.pt", "fold_{}_model_best.pt")  # as MHIM-MIL names them, v1 and v2
 

@@ -30,8 +30,7 @@ from mil_jax.training.phases import make_strategy
 from mil_jax.training.plan import Plan, Replica
 from mil_jax.training.run_folder import RunFolder
 from mil_jax.training.stopping import Progress, Selection
-
-PyTree = Any
+from mil_jax.types import PyTree
 
 
 class ModelPredictions(NamedTuple):
@@ -150,9 +149,8 @@ def predict(
     engine = Engine(data, task, plan, engine_settings(config))
     with engine.exits:
         engine.prepare(make_strategy(config, task, plan))
-        steps: Any = np.zeros(len(plan.replicas), np.int32)
-        hyper_of_all: Any = plan.stacked_hyper()
-        state = TrainState(steps, run.params, {}, hyper_of_all, run.constants)
+        steps = np.zeros(len(plan.replicas), np.int32)
+        state = TrainState(steps, run.params, {}, plan.stacked_hyper(), run.constants)
         result = engine.result(engine.spread(state), Progress.start(len(plan.replicas), Selection("last")))
     return [
         ModelPredictions(
