@@ -152,9 +152,8 @@ class Supervised:
         if self.class_weights:
             classes = batch.targets if batch.targets.ndim == 1 else jnp.argmax(batch.targets, axis=-1)
             weights = weights * state.constants["class_weights"][classes]
-        changed: Any = {name.removeprefix("task."): x for name, x in state.hyper.items() if name.startswith("task.")}
-        task: Any = self.task
-        task = dataclasses.replace(task, **changed, **state.constants.get("task", {}))
+        settings = {name.removeprefix("task."): x for name, x in state.hyper.items() if name.startswith("task.")}
+        task = dataclasses.replace(self.task, **settings, **state.constants.get("task", {}))
         return Inputs(bags, keys, weights, task)
 
     def _predictions(self, params: PyTree, hyper: dict[str, Array], batch: Batch, inputs: Inputs) -> Prediction:

@@ -67,6 +67,7 @@ def higher_is_better(monitor: str) -> bool:
     return monitor.removeprefix("val_") not in LOWER_IS_BETTER
 
 
+@dataclasses.dataclass(frozen=True)
 class Task(abc.ABC):
     """See the module's docstring. M bags, B bags of a step, C outputs; `targets` [M, ...] as `targets()` makes them.
 
@@ -90,7 +91,11 @@ class Task(abc.ABC):
     reads_training: ClassVar[bool] = False
     few_cases: ClassVar[str] = "a fold has fewer than 10 validation cases of a class"
     constant_name: ClassVar[str] = "majority"
-    loss_name: str
+
+    @property
+    @abc.abstractmethod
+    def loss_name(self) -> str:
+        """Which of `losses`; a field of each task."""
 
     @classmethod
     @abc.abstractmethod
@@ -151,10 +156,9 @@ class Task(abc.ABC):
 
     def of_run(self) -> dict[str, Any]:
         """What was learnt and settled, as lists and numbers; `dataclasses.replace(task, **of_run)` gives the task of the run again."""
-        changed: Any = self
         return {
             field.name: np.asarray(value).tolist()
-            for field in dataclasses.fields(changed)
+            for field in dataclasses.fields(self)
             if field.name in self.run_fields and (value := getattr(self, field.name)) is not None
         }
 
@@ -249,9 +253,7 @@ class Task(abc.ABC):
 
 def with_learnt(task: Task, targets: np.ndarray) -> Task:
     """The task of a run, from the targets of its training part."""
-    fields: Any = task.learnt(targets)
-    changed: Any = task
-    return dataclasses.replace(changed, **fields) if fields else task
+    return dataclasses.replace(task, **task.learnt(targets))
 
 
 def fields_of(columns: Sequence[str], table: pd.DataFrame) -> np.ndarray:

@@ -45,7 +45,7 @@ class Classification(Task):
 
     classes: tuple[str, ...]
     loss_name: str = ""
-    label_smoothing: Any = 0.0
+    label_smoothing: float | Array = 0.0
     gamma: float = 2.0
 
     name: ClassVar[str] = "classification"

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Mapping
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import jax.numpy as jnp
 import numpy as np
@@ -26,7 +26,7 @@ from mil_jax.types import Array
 class Ordinal(Classification):
     """The task of telling `classes` apart, which are in ascending order. Targets are int32 [M], -1 = unknown."""
 
-    label_smoothing: Any = 0.0
+    label_smoothing: float | Array = 0.0
 
     name: ClassVar[str] = "ordinal"
     losses: ClassVar[tuple[str, ...]] = ("cumulative",)

@@ -24,7 +24,7 @@ from mil_jax.tasks.base import Task, fields_of
 from mil_jax.tasks.losses import at_least_float32, mean_over_present
 from mil_jax.tasks.survival_curves import kaplan_meier
 from mil_jax.tasks.survival_losses import cox, discrete_ce, discrete_nll
-from mil_jax.types import Array
+from mil_jax.types import AnyArray, Array
 
 MIN_EVENTS = 10
 NUM_TIMES = 10  # at which survival is reported
@@ -60,11 +60,11 @@ class Survival(Task):
     times: tuple[float, ...]
     loss_name: str = ""
     bins: int = 4
-    alpha: Any = 0.0
+    alpha: float | Array = 0.0
     ties: str = "breslow"
     bins_from: str = "training"
     cohort_edges: tuple[float, ...] = ()
-    edges: Any = None
+    edges: AnyArray | None = None
     median_risk: float = np.nan
     log_baseline: tuple[float, ...] = ()
 

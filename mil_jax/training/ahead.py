@@ -60,7 +60,7 @@ def moving_shapes(
     """Of what a step changes; `state`: shapes of all replicas. placed: of the leading axis."""
     rows = state.step.shape[0]
     metrics = step_metrics(strategy, plan, state, cohort, length, batch_size)
-    sums: Any = {name: jax.ShapeDtypeStruct((rows, *x.shape), x.dtype) for name, x in metrics.items()}
+    sums = {name: jax.ShapeDtypeStruct((rows, *x.shape), x.dtype) for name, x in metrics.items()}
     moving: programs.Moving = jax.tree.map(
         lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=placed), programs.Moving(state, sums)
     )

@@ -20,7 +20,7 @@ from jax.sharding import PartitionSpec as P
 from mil_jax.bags import Bag
 from mil_jax.data.residency import ResidentBags
 from mil_jax.strategies.base import Batch, Strategy, TrainState
-from mil_jax.types import Array, PyTree
+from mil_jax.types import AnyArray, Array, PyTree
 
 AXIS = "replica"
 DATA_AXIS = "data"  # devices that share the bags of a batch; a mesh without it has one device for each batch
@@ -58,7 +58,7 @@ class Moving(flax.struct.PyTreeNode):
     """What a step changes: the state, and the sums of the step metrics over the epoch. Every leaf has the leading axis [R]."""
 
     state: TrainState
-    metrics: dict[str, Array]
+    metrics: dict[str, AnyArray]
 
 
 def replica_sharding(mesh: Mesh) -> NamedSharding:
