@@ -14,6 +14,7 @@ import flax.linen as nn
 import jax.numpy as jnp
 
 from mil_jax.aggregators import checks
+from mil_jax.aggregators.base import Aggregator
 from mil_jax.bags import Bag, Prediction
 from mil_jax.errors import ConfigError
 from mil_jax.layers import losses, masked
@@ -22,7 +23,7 @@ from mil_jax.layers.attention_pool import attention_hidden, attention_pool
 from mil_jax.layers.dropout import draw_key, dropout_factors, hyper
 from mil_jax.layers.initializers import KERNEL_INITIALIZERS, Affine, AffineParameters
 from mil_jax.layers.topk import top_k
-from mil_jax.types import Array
+from mil_jax.types import Array, PyTree
 
 SB_VARIANTS: dict[str, dict[str, Any]] = {
     "clam_sb": {},
@@ -47,7 +48,7 @@ _NEEDS_CLASSES = "the instance loss of CLAM needs classes as targets; set aggreg
 _INSTANCE_LOSSES = {"svm": losses.smooth_top1_svm, "cross_entropy": losses.cross_entropy}
 
 
-class ClamSB(nn.Module):
+class ClamSB(Aggregator):
     """One attention branch, one linear bag classifier over all classes.
 
     num_outputs: number of logits C, and of instance classifiers.
@@ -68,7 +69,6 @@ class ClamSB(nn.Module):
     "instance_logits" [N, C, 2]. Raises ConfigError for settings that cannot work.
     """
 
-    num_outputs: int
     pre_feature_dim: int = 0
     feature_dim: int = 512
     feature_activation: str = "relu"
@@ -84,11 +84,12 @@ class ClamSB(nn.Module):
     instance_weight: float | None = None
     initializer: str = "torch"
 
+    variants = SB_VARIANTS
     numeric_settings: ClassVar[tuple[str, ...]] = ("dropout", "attention_dropout", "bag_weight")
     branch_per_class: ClassVar[bool] = False
 
     def __post_init__(self) -> None:
-        for name in ("num_outputs", "feature_dim", "attention_dim", "num_sampled"):
+        for name in ("feature_dim", "attention_dim", "num_sampled"):
             checks.positive(name, getattr(self, name))
         if self.pre_feature_dim != 0:
             checks.positive("pre_feature_dim", self.pre_feature_dim)
@@ -248,7 +249,7 @@ class ClamSB(nn.Module):
 
         Raises ConfigError for an unknown variant, and for one of the other number of branches.
         """
-        checks.one_of("variant", variant, MB_VARIANTS if self.branch_per_class else SB_VARIANTS)
+        checks.one_of("variant", variant, self.variants)
         layers = self._published_body(variant)
         classifier = "classifier" if variant == "milab_clam_sb" else "classifiers"
         if self.branch_per_class:
@@ -282,14 +283,14 @@ class ClamSB(nn.Module):
         }
 
     @nn.nowrap
-    def feature_shape(self, params: Any) -> tuple[int, ...]:
-        """Shape F of the instances that `params` were made for."""
+    def feature_shape(self, params: PyTree) -> tuple[int, ...]:
         return (params["pre_feature" if self.pre_feature_dim else "feature"]["kernel"].shape[0],)
 
 
 class ClamMB(ClamSB):
     """One attention branch and one independent classifier per class; needs at least two classes. Fields: see `ClamSB`."""
 
+    variants = MB_VARIANTS
     branch_per_class: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
@@ -318,4 +319,4 @@ def _membership(targets: Array, num_classes: int) -> tuple[Array, Array]:
     return known & inside, known & ~inside
 
 
-AGGREGATORS = {"clam_sb": (ClamSB, SB_VARIANTS), "clam_mb": (ClamMB, MB_VARIANTS)}
+AGGREGATORS = {"clam_sb": ClamSB, "clam_mb": ClamMB}

@@ -16,6 +16,7 @@ import jax
 import jax.numpy as jnp
 
 from mil_jax.aggregators import checks
+from mil_jax.aggregators.base import Aggregator
 from mil_jax.bags import Bag, Prediction
 from mil_jax.errors import ConfigError
 from mil_jax.layers import masked
@@ -24,7 +25,7 @@ from mil_jax.layers.attention_pool import attention_pool
 from mil_jax.layers.dropout import draw_key, dropout, dropout_factors, hyper
 from mil_jax.layers.initializers import KERNEL_INITIALIZERS, Affine, AffineParameters
 from mil_jax.layers.topk import random_subset
-from mil_jax.types import Array
+from mil_jax.types import Array, PyTree
 
 _MHIM = {"feature_layer": "linear", "dropout": 0.25, "value": "relu", "initializer": "xavier_normal"}
 
@@ -63,7 +64,7 @@ _PUBLISHED_LAYERS: dict[str, dict[str, str]] = {
 }
 
 
-class DSMIL(nn.Module):
+class DSMIL(Aggregator):
     """Dual-stream MIL.
 
     num_outputs: number of logits C; the authors use one for a binary task, and a sigmoid per class.
@@ -83,7 +84,6 @@ class DSMIL(nn.Module):
     Raises ConfigError for settings that cannot work.
     """
 
-    num_outputs: int
     feature_layer: str = "none"
     feature_dim: int = 512
     feature_activation: str = "relu"
@@ -100,7 +100,7 @@ class DSMIL(nn.Module):
     max_weight: float = 0.5
     initializer: str = "orthogonal"
 
-    bag_logits: ClassVar[str] = "bag_logits"  # the entry of `aux` that `with_bag_logits` replaces
+    variants = VARIANTS
     numeric_settings: ClassVar[tuple[str, ...]] = (
         "dropout",
         "value_dropout",
@@ -110,7 +110,7 @@ class DSMIL(nn.Module):
     )
 
     def __post_init__(self) -> None:
-        for name in ("num_outputs", "feature_dim", "query_dim"):
+        for name in ("feature_dim", "query_dim"):
             checks.positive(name, getattr(self, name))
         checks.one_of("feature_layer", self.feature_layer, ("none", "linear"))
         checks.one_of("feature_activation", self.feature_activation, ("relu", "gelu"))
@@ -243,6 +243,12 @@ class DSMIL(nn.Module):
         return present - absent
 
     @nn.nowrap
+    def bag_logits(self, prediction: Prediction) -> Array:
+        """Of the bag's stream, [C]."""
+        logits: Array = prediction.aux["bag_logits"]
+        return logits
+
+    @nn.nowrap
     def with_bag_logits(self, prediction: Prediction, bag_logits: Array) -> Prediction:
         """The prediction for one bag with other bag logits [C] in place of its classifier's."""
         logits = self._predicted(bag_logits, prediction.aux["max_logits"])
@@ -261,10 +267,6 @@ class DSMIL(nn.Module):
 
     @nn.nowrap
     def state_dict_map(self, variant: str) -> dict[str, tuple[str, str]]:
-        """Published parameter name -> (path of the parameter, transform), for `interop.torch_checkpoints`.
-
-        Raises ConfigError for an unknown variant.
-        """
         checks.one_of("variant", variant, _PUBLISHED_LAYERS)
         layers = dict(_PUBLISHED_LAYERS[variant])
         stream = (_ENCODER if variant == "mhim_pure_dsmil" else "") + "b_classifier"
@@ -285,7 +287,6 @@ class DSMIL(nn.Module):
 
     @nn.nowrap
     def unused_entries(self, variant: str) -> dict[str, tuple[int, ...]]:
-        """Parameters that a published model has and never reads, name -> shape."""
         width = self.feature_dim
         if variant == "mhim_pure_dsmil":
             return {"predictor.weight": (self.num_outputs, width), "predictor.bias": (self.num_outputs,)}
@@ -294,8 +295,7 @@ class DSMIL(nn.Module):
         return {}
 
     @nn.nowrap
-    def feature_shape(self, params: Any) -> tuple[int, ...]:
-        """Shape F of the instances that `params` were made for."""
+    def feature_shape(self, params: PyTree) -> tuple[int, ...]:
         layer = "instance_classifier" if self.feature_layer == "none" else "feature"
         return (params[layer]["kernel"].shape[0],)
 
@@ -307,4 +307,4 @@ def _embed(x: Array, feature: Any, factors: Array | None) -> Array:
     return h if factors is None else h * factors.astype(h.dtype)
 
 
-AGGREGATORS = {"dsmil": (DSMIL, VARIANTS)}
+AGGREGATORS = {"dsmil": DSMIL}

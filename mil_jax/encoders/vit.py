@@ -159,6 +159,12 @@ class VisionTransformer(nn.Module):
         return mapping
 
     @nn.nowrap
+    def unused_entries(self, variant: str) -> dict[str, tuple[int, ...]]:
+        """None: published files hold what is read."""
+        del variant
+        return {}
+
+    @nn.nowrap
     def feature_shape(self, params: Any) -> tuple[int, ...]:
         """Shape of the instances that `params` were made for, or of those of HIPT."""
         side = IMAGE_SIDE if self.patch_size else GRID_SIDE

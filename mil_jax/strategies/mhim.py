@@ -16,7 +16,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from mil_jax.aggregators.reembedding import Reembedded
 from mil_jax.bags import Bag, Prediction
 from mil_jax.errors import ConfigError
 from mil_jax.layers import instance_masks
@@ -52,8 +51,8 @@ class MHIM(Supervised):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        aggregator = self.module.aggregator if isinstance(self.module, Reembedded) else self.module
-        if hasattr(aggregator, "strategy"):
+        aggregator = self._aggregator
+        if aggregator.strategy != Supervised.name:
             raise ConfigError(
                 f"strategy.name=mhim trains an aggregator by one loss, and {type(aggregator).__name__} is trained in a way of its own: "
                 "choose another aggregator, or leave strategy.name empty"

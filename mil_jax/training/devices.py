@@ -9,13 +9,13 @@ import platform
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import jax
 import numpy as np
 from jax.sharding import AxisType, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
+from mil_jax.aggregators import Aggregator
 from mil_jax.errors import ConfigError
 from mil_jax.machine import usable_cores
 from mil_jax.training.programs import AXIS, DATA_AXIS, INSTANCE_AXIS, replica_sharding, shared_sharding
@@ -96,7 +96,7 @@ def put(array: np.ndarray, sharding: NamedSharding) -> Array:
     return jax.make_array_from_callback(array.shape, sharding, lambda index: array[index])
 
 
-def require_devices(module: Any, batch_devices: int, bag_devices: int) -> None:
+def require_devices(module: Aggregator, batch_devices: int, bag_devices: int) -> None:
     """Raises ConfigError where there are fewer devices than are to share a batch, and where devices cannot share a bag: `module` says
     with `mixes_instances` that it computes each instance from others, all of which every device would need.
     """
@@ -105,7 +105,7 @@ def require_devices(module: Any, batch_devices: int, bag_devices: int) -> None:
             f"train.batch_devices={batch_devices} and train.bag_devices={bag_devices} ask for {batch_devices * bag_devices} devices for "
             f"one batch, and there are {jax.device_count()}: lower one of them"
         )
-    if bag_devices > 1 and getattr(module, "mixes_instances", False):
+    if bag_devices > 1 and module.mixes_instances:
         raise ConfigError(
             f"train.bag_devices={bag_devices} would save no memory: {type(module).__name__} computes each instance from others, so every "
             "device would need the whole bag; leave it at 1, and where bags are too large set train.sample_instances"

@@ -4,11 +4,10 @@ from __future__ import annotations
 
 from typing import Any
 
-import flax.linen as nn
 from ml_collections import ConfigDict
 
 from mil_jax import aggregators
-from mil_jax.aggregators import reembedding
+from mil_jax.aggregators import Aggregator, reembedding
 from mil_jax.errors import ConfigError
 from mil_jax.strategies import chosen, confounders
 from mil_jax.strategies.confounders import Confounders
@@ -31,9 +30,9 @@ PROBE = "linear_probe"  # which no step trains: `training/probes.py`
 TEACHER, BACKBONE = "teacher", "backbone"  # phases of plain runs, before those of MHIM-MIL and IBMIL
 
 
-def strategy_class(aggregator: nn.Module) -> type[Supervised]:
+def strategy_class(aggregator: Aggregator) -> type[Supervised]:
     """How an aggregator is trained where the config chooses nothing: by the strategy that it names, or plainly supervised."""
-    return STRATEGIES[getattr(aggregator, "strategy", "supervised")]
+    return STRATEGIES[aggregator.strategy]
 
 
 def make_strategy(config: ConfigDict, task: Task, plan: Plan) -> Supervised:
@@ -100,10 +99,9 @@ def make_plain(config: ConfigDict, task: Task) -> Supervised:
     return Supervised(**common, name=TEACHER)
 
 
-def _aggregator(module: Any) -> nn.Module:
+def _aggregator(module: Aggregator) -> Aggregator:
     """The module, or the one behind a re-embedding."""
-    own: nn.Module = module.aggregator if isinstance(module, reembedding.Reembedded) else module
-    return own
+    return module.aggregator if isinstance(module, reembedding.Reembedded) else module
 
 
 def _common(config: ConfigDict, task: Task) -> dict[str, Any]:

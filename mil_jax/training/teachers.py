@@ -12,7 +12,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import flax.linen as nn
 import jax
 import numpy as np
 from ml_collections import ConfigDict
@@ -163,17 +162,16 @@ def _torch_file(source: Source, fold: int) -> Path:
     )
 
 
-def _imported(source: Source, file: Path, module: nn.Module, name: str) -> PyTree:
+def _imported(source: Source, file: Path, module: aggregators.Aggregator, name: str) -> PyTree:
     """By the published form whose names are most like those of the file; it must fit that one strictly."""
     state = load_state_dict(file)
     forms = [variant for variant, of in aggregators.variants().items() if of.aggregator == name]
     if not forms:
         raise ConfigError(f"{source.setting}={file}: {name} has no published PyTorch form; name a run folder")
     last_parts = {key.replace("patch_to_emb.", "feature.") for key in state}
-    importable: Any = module
-    likest = max(forms, key=lambda variant: len(last_parts & set(importable.state_dict_map(variant))))
+    likest = max(forms, key=lambda variant: len(last_parts & set(module.state_dict_map(variant))))
     try:
-        return jax.tree.map(np.asarray, import_state_dict(importable, state, likest))
+        return jax.tree.map(np.asarray, import_state_dict(module, state, likest))
     except DataError as error:
         raise DataError(f"{source.setting}={file}: {error}") from error
 

@@ -9,16 +9,19 @@ from mil_jax.errors import ConfigError
 
 
 def test_every_name_builds_with_its_defaults():
+    assert len(aggregators.names()) >= 13
     for name in aggregators.names():
         assert aggregators.create(name, 2).num_outputs == 2
 
 
 def test_every_variant_builds():
+    assert len(aggregators.variants()) >= 30
     for variant, (name, fields) in aggregators.variants().items():
         assert aggregators.create(name, 2, **fields), variant
 
 
 def test_default_fields_are_those_that_create_accepts():
+    assert len(aggregators.names()) >= 13
     for name in aggregators.names():
         fields = aggregators.default_fields(name)
         assert "num_outputs" not in fields
