@@ -21,7 +21,7 @@ from mil_jax.data.labels import CohortSettings
 from mil_jax.errors import ConfigError, DataError
 from mil_jax.tasks.base import Task, fields_of
 from mil_jax.tasks.losses import mean_over_present
-from mil_jax.types import Array
+from mil_jax.types import AnyArray, Array
 
 MIN_CASES = 10
 STRATA = ("lowest quarter", "second quarter", "third quarter", "highest quarter")
@@ -42,8 +42,8 @@ class Regression(Task):
     loss_name: str = ""
     delta: float = 1.0
     transform: str = "none"
-    center: Any = None
-    spread: Any = None
+    center: AnyArray = None
+    spread: AnyArray = None
 
     name: ClassVar[str] = "regression"
     losses: ClassVar[tuple[str, ...]] = ("mse", "mae", "huber")

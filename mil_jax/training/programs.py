@@ -9,7 +9,6 @@ laid out over them, and XLA's partitioner does the reductions.
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
 
 import flax.struct
 import jax
@@ -36,8 +35,8 @@ class Cohort(flax.struct.PyTreeNode):
     """
 
     bags: ResidentBags
-    targets: Any
-    covariates: Any = None
+    targets: AnyArray
+    covariates: AnyArray | None = None
 
 
 class Who(flax.struct.PyTreeNode):
@@ -50,8 +49,8 @@ class Who(flax.struct.PyTreeNode):
 class Epoch(flax.struct.PyTreeNode):
     """One epoch's order: bags [R, T, B] (-1 for none) and the strategy's schedule, each [R, T]."""
 
-    bags: Any
-    extras: dict[str, Any]
+    bags: AnyArray
+    extras: dict[str, AnyArray]
 
 
 class Moving(flax.struct.PyTreeNode):
