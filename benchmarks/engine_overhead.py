@@ -42,6 +42,7 @@ from mil_jax.strategies.base import Batch, TrainState
 from mil_jax.strategies.lr_schedule import Schedule
 from mil_jax.strategies.supervised import Supervised
 from mil_jax.tasks.classification import Classification
+from mil_jax.types import PyTree
 
 _MACHINE = flags.DEFINE_string("machine", DEFAULT_MACHINE, "Name of the machine, for the result's file.")
 _ROUNDS = flags.DEFINE_integer("rounds", 9, "Epochs of the engine; after each, one of each bare way.")
@@ -78,7 +79,6 @@ CASES = (
     Case("large bags", np.full(16, 4096), 1024, {"feature_dim": 512, "attention_dim": 384}, 2, 1, (4096,), 1.05),
 )
 
-PyTree = Any
 Over = Callable[[Callable[[PyTree, jax.Array], PyTree], PyTree, jax.Array], PyTree]
 
 

@@ -124,7 +124,7 @@ def _experiment(base: Experiment, group: Group, points: Sequence[Point]) -> Expe
     for number in group.numbers:
         config = with_point(base.config, points[number])
         strategy(dataclasses.replace(base, config=config))
-        dataclasses.replace(base.task, **{name: config.task[name] for name in base.task.settings})  # type: ignore[type-var]
+        dataclasses.replace(base.task, **{name: config.task[name] for name in base.task.settings})
     return derived(base, group.config, group.overrides)
 
 

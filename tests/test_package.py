@@ -33,6 +33,7 @@ LAYERS = (
     "data",
     "interop",
     "bags",
+    "types",
     "files",
     "machine",
     "errors",

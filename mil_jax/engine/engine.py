@@ -39,8 +39,7 @@ from mil_jax.engine.types import AnalysisPhase, AnyPhase, EngineData, EngineSett
 from mil_jax.engine.validation import ValidationScorer
 from mil_jax.strategies.base import Analysis, Strategy, TrainState
 from mil_jax.tasks.base import Task
-
-PyTree = Any
+from mil_jax.types import Array, PyTree
 
 
 def fit(
@@ -356,7 +355,7 @@ class Engine:
         if suspects.any():
             raise nan_debugging.find(suspects, order.bags, epoch, dispatches, before, again, fetch)
 
-    def evaluate(self, state: TrainState, part: np.ndarray, active: np.ndarray | None = None) -> jax.Array:
+    def evaluate(self, state: TrainState, part: np.ndarray, active: np.ndarray | None = None) -> Array:
         """Logits [R, V, C] of each replica's bags of the part, in the order of `_part`; of those that are `active` [R], or all."""
         return self.predict(state, self._part(part, active)[0], (self.task.num_outputs,))
 
@@ -365,7 +364,7 @@ class Engine:
 
     def predict(
         self, state: TrainState, bags: np.ndarray, shape: tuple[int, ...], tell: Callable[[int], None] | None = None
-    ) -> jax.Array:
+    ) -> Array:
         """Logits [R, V, *shape] of the bags [R, V], -1 for none, which are in order of their bucket. tell: how many more were sent."""
         logits = self.shard(np.zeros((*bags.shape, *shape), np.float32))
         spread_bags = self.shard(bags)

@@ -3,17 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
 
 import jax
 import numpy as np
 from jax.sharding import AxisType, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
+from mil_jax.aggregators.base import Aggregator
 from mil_jax.engine.programs import AXIS, DATA_AXIS, INSTANCE_AXIS, replica_sharding, shared_sharding
 from mil_jax.errors import ConfigError
-
-PyTree = Any
+from mil_jax.types import Array, PyTree
 
 # Of glibc's malloc.h: parameters of mallopt.
 _TRIM_THRESHOLD, _MMAP_THRESHOLD, _ARENA_MAX = -1, -3, -8
@@ -43,7 +42,7 @@ def sharing(at_most: int, *wholes: int) -> int:
     return max(count for count in range(1, max(at_most, 1) + 1) if not any(whole % count for whole in wholes))
 
 
-def put(array: np.ndarray, sharding: NamedSharding) -> jax.Array:
+def put(array: np.ndarray, sharding: NamedSharding) -> Array:
     """A host array, which every process has whole, on the devices."""
     if jax.process_count() == 1:
         return jax.device_put(array, sharding)
@@ -51,7 +50,7 @@ def put(array: np.ndarray, sharding: NamedSharding) -> jax.Array:
     return jax.make_array_from_callback(array.shape, sharding, lambda index: array[index])
 
 
-def require_devices(module: Any, data_parallel: int, instance_parallel: int) -> None:
+def require_devices(module: Aggregator, data_parallel: int, instance_parallel: int) -> None:
     """Raises ConfigError where there are fewer devices than are to share a batch, and where devices cannot share a bag: `module` says
     with `mixes_instances` that it computes each instance from others, all of which every device would need.
     """
@@ -61,7 +60,7 @@ def require_devices(module: Any, data_parallel: int, instance_parallel: int) -> 
             f"{data_parallel * instance_parallel} devices for one batch, and there are "
             f"{jax.device_count()}: lower one of them"
         )
-    if instance_parallel > 1 and getattr(module, "mixes_instances", False):
+    if instance_parallel > 1 and module.mixes_instances:
         raise ConfigError(
             f"train.instance_parallel={instance_parallel} would save no memory: {type(module).__name__} computes each instance from "
             "others, so every device would need the whole bag; leave it at 1, and where bags are too large set train.sample_instances"
@@ -97,7 +96,7 @@ class Placement:
     def shard(self, tree: PyTree) -> PyTree:
         """Host arrays [R, ...] over the devices."""
 
-        def place(array: np.ndarray) -> jax.Array:
+        def place(array: np.ndarray) -> Array:
             full = np.zeros((self.per_device * self.places, *array.shape[1:]), array.dtype)
             full[: len(self.members)] = array[self.members]
             return put(full, replica_sharding(self.mesh))

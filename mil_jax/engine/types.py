@@ -14,8 +14,7 @@ from mil_jax.data.loading.streamed import StreamedBags
 from mil_jax.engine.early_stopping import Progress, Selection
 from mil_jax.engine.plan import Replica
 from mil_jax.strategies.base import Analysis, Strategy, TrainingBags
-
-PyTree = Any
+from mil_jax.types import PyTree
 
 
 @dataclass(frozen=True)

@@ -28,6 +28,7 @@ from mil_jax.strategies.base import TrainingBags
 from mil_jax.strategies.linear_probe_settings import LinearProbeSettings
 from mil_jax.strategies.supervised import COVARIATES
 from mil_jax.tasks.base import Task, fitted
+from mil_jax.types import Array
 
 if TYPE_CHECKING:
     from mil_jax.experiment.experiment import Experiment
@@ -138,8 +139,8 @@ def _objective(
     x, targets, present = jnp.asarray(scaled), jnp.asarray(values), jnp.asarray(training.astype(np.float64))
 
     @jax.jit
-    def both(point: jax.Array, strength: jax.Array) -> tuple[jax.Array, jax.Array]:
-        def penalised(point: jax.Array) -> jax.Array:
+    def both(point: Array, strength: Array) -> tuple[Array, Array]:
+        def penalised(point: Array) -> Array:
             weights = point.reshape(-1, task.num_outputs)
             logits = x @ weights[:-1] + weights[-1]
             return task.loss(Prediction(logits=logits), targets, present) + 0.5 * strength * jnp.sum(weights[:-1] ** 2)

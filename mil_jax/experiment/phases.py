@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from typing import Any
 
-import flax.linen as nn
 import jax
 from ml_collections import ConfigDict
 
 from mil_jax import aggregators
 from mil_jax.aggregators import reembedding
+from mil_jax.aggregators.base import Aggregator
 from mil_jax.engine.early_stopping import Selection
 from mil_jax.engine.plan import Plan
 from mil_jax.engine.types import AnalysisPhase, AnyPhase, Phase
@@ -30,9 +30,9 @@ PROBE = "linear_probe"  # which no step trains: `experiment/linear_probe.py`
 TEACHER, BACKBONE = "teacher", "backbone"  # phases of plain runs, before those of MHIM-MIL and IBMIL
 
 
-def strategy_class(aggregator: nn.Module) -> type[Supervised]:
+def strategy_class(aggregator: Aggregator) -> type[Supervised]:
     """How an aggregator is trained where the config chooses nothing: by the strategy that it names, or plainly supervised."""
-    return STRATEGIES[getattr(aggregator, "strategy", "supervised")]
+    return STRATEGIES[aggregator.strategy]
 
 
 def make_strategy(config: ConfigDict, task: Task, plan: Plan) -> Supervised:
@@ -99,10 +99,9 @@ def make_plain(config: ConfigDict, task: Task) -> Supervised:
     return Supervised(**common, name=TEACHER)
 
 
-def _aggregator(module: Any) -> nn.Module:
+def _aggregator(module: Aggregator) -> Aggregator:
     """The module, or the one behind a re-embedding."""
-    own: nn.Module = module.aggregator if isinstance(module, reembedding.Reembedded) else module
-    return own
+    return module.aggregator if isinstance(module, reembedding.Reembedded) else module
 
 
 def _common(config: ConfigDict, task: Task) -> dict[str, Any]:

@@ -30,8 +30,7 @@ from mil_jax.run_folder import tasks_json
 from mil_jax.run_folder.folder import RunFolder
 from mil_jax.strategies.base import TrainState
 from mil_jax.tasks.base import Task
-
-PyTree = Any
+from mil_jax.types import PyTree
 
 
 class ModelPredictions(NamedTuple):
@@ -150,9 +149,8 @@ def predict(
     engine = Engine(data, task, plan, engine_settings(config))
     with engine.exits:
         engine.prepare(make_strategy(config, task, plan))
-        steps: Any = np.zeros(len(plan.replicas), np.int32)
-        hyper_of_all: Any = plan.stacked_hyper()
-        state = TrainState(steps, run.params, {}, hyper_of_all, run.constants)
+        steps = np.zeros(len(plan.replicas), np.int32)
+        state = TrainState(steps, run.params, {}, plan.stacked_hyper(), run.constants)
         result = engine.result(engine.shard(state), Progress.start(len(plan.replicas), Selection("last")))
     return [
         ModelPredictions(

@@ -24,8 +24,8 @@ from mil_jax.layers.query_merging import QUERIES
 from mil_jax.strategies.ibmil import BRANCH, IBMIL
 from mil_jax.strategies.ibmil_settings import DICTIONARY
 from mil_jax.strategies.mhim_merging import MERGING, MergingMHIM
+from mil_jax.types import PyTree
 
-PyTree = Any
 Mapped = dict[str, tuple[str, str]]  # published name -> (path of the parameter, transform)
 
 
@@ -144,8 +144,7 @@ class _WithQueries(_Form):
         return {**self.module.state_dict_map(_MHIM_V2[variant]), **merging}
 
     def unused_entries(self, variant: str) -> dict[str, tuple[int, ...]]:
-        of_module = getattr(self.module, "unused_entries", None)
-        unused = of_module(_MHIM_V2[variant]) if of_module else {}
+        unused = self.module.unused_entries(_MHIM_V2[variant])
         return unused | dict.fromkeys(_TWICE, (1, self.strategy.masking.merge_queries, self.module.feature_dim))
 
 

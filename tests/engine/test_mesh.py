@@ -152,7 +152,7 @@ def test_more_devices_than_there_are_is_said(tmp_path, capsys, flags, sentence):
     [
         aggregators.create("transmil", 2),
         aggregators.create("rrt", 2),
-        Reembedded(R2T(), aggregators.create("abmil", 2)),
+        Reembedded(2, R2T(), aggregators.create("abmil", 2)),
     ],
     ids=lambda module: type(module).__name__,
 )
