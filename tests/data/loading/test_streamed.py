@@ -244,7 +244,7 @@ def test_an_epoch_left_early_leaves_the_feed_usable(folder):
     numbers = np.arange(24, dtype=np.int32)[None, :, None]
     step = np.arange(25)[:, None]
     runs = [(1, lo, hi) for lo, hi in itertools.pairwise(step)]
-    order = dataclasses.make_dataclass("Order", ["bags", "runs"])(numbers, runs)
+    order = dataclasses.make_dataclass("Order", ["bags", "dispatches"])(numbers, runs)
     with contextlib.closing(StreamingLoader(the_data.bags, (8, LONGEST), jax.device_put, order)) as loader:
         for _ in range(3):
             for piece in loader.windows(numbers, runs):
@@ -259,7 +259,7 @@ def test_a_cohort_of_more_than_two_billion_instances_is_streamed():
     bags = StreamedBags(shards, [np.array([i]) for i in range(len(shards))], 1 << 24)
     numbers = np.array([[[len(shards) - 1]], [[7]]])
     runs = [(0, np.zeros(2, int), np.ones(2, int))]
-    order = dataclasses.make_dataclass("Order", ["bags", "runs"])(numbers, runs)
+    order = dataclasses.make_dataclass("Order", ["bags", "dispatches"])(numbers, runs)
     loader = StreamingLoader(bags, (2**16,), jax.device_put, order)
     (piece,) = loader.windows(numbers, runs)
     for number in (len(shards) - 1, 7):
@@ -278,7 +278,7 @@ def test_graphs_are_streamed(tmp_path):
     resident = load_bags(shards, pairs, LONGEST, num_neighbors=3)
     numbers = np.arange(3).reshape(1, 3, 1)
     runs = [(0, np.zeros(1, int), np.full(1, 3))]
-    order = dataclasses.make_dataclass("Order", ["bags", "runs"])(numbers, runs)
+    order = dataclasses.make_dataclass("Order", ["bags", "dispatches"])(numbers, runs)
     bags = StreamedBags(shards, pairs, WINDOWS * LONGEST * (4 + 12 + 3 * 4), num_neighbors=3)
     seen = []
     with contextlib.closing(StreamingLoader(bags, (LONGEST,), jax.device_put, order)) as loader:
