@@ -118,7 +118,7 @@ def read(experiment: Experiment, *, compiling: bool = False) -> None:
             if compiling:
                 given_up.callback(experiment.engine.exits.close)
                 experiment.engine.compile_ahead(experiment.phases[0])
-            _ = bags.read
+            bags.load()
             given_up.pop_all()
 
 
