@@ -15,7 +15,7 @@ from mil_jax.cli.overview import describe_experiment
 from mil_jax.cli.session import define_flags, open_folder, prepared, progress_of, training_error
 from mil_jax.config import help_text, parse
 from mil_jax.engine import distributed
-from mil_jax.engine.engine import TrainingInterrupted
+from mil_jax.engine.callbacks import TrainingInterrupted
 from mil_jax.engine.nan_debugging import NotFinite
 from mil_jax.engine.types import FitResult
 from mil_jax.experiment.experiment import Experiment

@@ -5,9 +5,10 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import Any
 
+from mil_jax.engine.callbacks import Callback
 from mil_jax.engine.checkpoints import Checkpoints
 from mil_jax.engine.distributed import is_first
-from mil_jax.engine.engine import Callback
+from mil_jax.engine.fit import run_phases
 from mil_jax.engine.types import FitResult
 from mil_jax.experiment import ibmil_dictionary
 from mil_jax.experiment.chosen_checkpoint import save_final
@@ -34,7 +35,7 @@ def train(experiment: Experiment, folder: RunFolder, listener: Callback) -> FitR
 
 
 def train_in(experiment: Experiment, folder: RunFolder, listener: Callback) -> FitResult:
-    """Runs the experiment; raises Stopped when the listener asks to stop. Choices made before are reused when resuming."""
+    """Runs the experiment; raises TrainingInterrupted when the listener asks to stop. Choices made before are reused when resuming."""
     keep = folder.write_choices if is_first() else lambda choices: None
     precision = experiment.config.train.precision
     keep({"residency": experiment.residency.kind, "ladder": list(experiment.ladder.lengths), "precision": precision})
@@ -54,4 +55,4 @@ def run(
     engine = experiment.engine
     del experiment.engine  # it trains once
     start = experiment.given.params if experiment.given else None
-    return engine.fit(experiment.phases, listener, open_checkpoints, keep_choices, start)
+    return run_phases(engine, experiment.phases, listener, open_checkpoints, keep_choices, start)

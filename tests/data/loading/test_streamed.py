@@ -20,9 +20,11 @@ from mil_jax.data.loading import streamed as streamed_module
 from mil_jax.data.loading.resident import LazyBags, load_bags
 from mil_jax.data.loading.streamed import THREAD_NAMES, WINDOWS, StreamedBags, StreamingLoader
 from mil_jax.data.shards.reader import Provenance, Shards, SlideBag, write_shards
+from mil_jax.engine.callbacks import TrainingInterrupted
 from mil_jax.engine.checkpoints import Checkpoints
 from mil_jax.engine.early_stopping import Selection
-from mil_jax.engine.engine import Engine, TrainingInterrupted, fit
+from mil_jax.engine.engine import Engine
+from mil_jax.engine.fit import fit, run_phases
 from mil_jax.engine.types import EngineData, EngineSettings, FitResult, Phase
 from mil_jax.errors import DataError, ShardError
 from mil_jax.strategies.supervised import COVARIATES
@@ -144,7 +146,7 @@ def test_all_programs_are_begun_to_be_compiled_before_bags_are_read_to_be_held(f
 
     monkeypatch.setattr(resident_module, "load_bags", reading)
     engine = Engine(data(folder, None), TASK, plan(), EngineSettings())
-    found = engine.fit([Phase(strategy(normalize="zscore"), 3, VAL_LOSS)], Silent())
+    found = run_phases(engine, [Phase(strategy(normalize="zscore"), 3, VAL_LOSS)], Silent())
     assert begun == [2 * 2]
     assert found.facts["compilations"] == 2 * 2 + 1
     assert_equal(found, resident(batch_size=1, replica_axis="map")[0])
