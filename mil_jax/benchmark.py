@@ -20,6 +20,7 @@ from mil_jax.data.tables import listed
 from mil_jax.errors import ConfigError, UserError
 from mil_jax.interop.feature_files import counted
 from mil_jax.reports.benchmark import MethodOnTask, console_report, write_benchmark
+from mil_jax.setting_names import present_arguments
 from mil_jax.training.experiment import Experiment
 from mil_jax.training.run_folder import RunFolder, is_run_folder
 
@@ -94,6 +95,7 @@ def _read(arguments: list[str]) -> tuple[Benchmark, flags.FlagValues, list[str]]
     benchmark = run_file(find_config(named), "get_benchmark")
     if not isinstance(benchmark, Benchmark):
         raise ConfigError(f"--config={named}: get_benchmark() must return a Benchmark")
+    rest = present_arguments(rest)
     changed = [argument for argument in rest if argument.startswith("--config.")]
     values = flags.FlagValues()
     define_flags(values)

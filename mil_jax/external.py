@@ -29,6 +29,7 @@ from mil_jax.errors import ConfigError
 from mil_jax.reports.evaluation import ENSEMBLE, HELD_OUT, Scored
 from mil_jax.reports.instances import instance_result
 from mil_jax.reports.predictions import predictions_table
+from mil_jax.setting_names import present_name
 from mil_jax.settings import SETTINGS
 from mil_jax.tasks.base import Task
 from mil_jax.tasks.instance_metrics import LabelledSlide
@@ -116,6 +117,7 @@ def split_arguments(arguments: Sequence[str]) -> tuple[list[Options], list[str]]
 def _options(given: Mapping[str, str]) -> Options:
     source = next(name for name in WHERE if name in given)
     settings = {name.removeprefix("config."): value for name, value in given.items() if name.startswith("config.")}
+    settings = {present_name(name, settings): value for name, value in settings.items()}
     name = given.get("name") or Path(given[source]).resolve().name
     instances = given.get("instance-labels", "")
     return Options(source, given[source], given.get("labels", ""), name, instances, settings)

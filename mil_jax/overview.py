@@ -10,12 +10,14 @@ import numpy as np
 import pandas as pd
 from ml_collections import ConfigDict
 
+from mil_jax.config import default_settings
 from mil_jax.console import console, frame_table, say
 from mil_jax.data.check import describe
 from mil_jax.data.split_makers import PART_NAMES
 from mil_jax.data.splits import TEST, TRAIN
 from mil_jax.interop.feature_files import counted
 from mil_jax.reports.targets import common_sentences
+from mil_jax.setting_sources import flat, sources
 from mil_jax.strategies.confounders import DICTIONARY
 from mil_jax.tasks.base import monitor_label
 from mil_jax.training.experiment import Experiment, parameter_shapes
@@ -197,3 +199,15 @@ def _monitor(experiment: Experiment) -> str:
     asked, task = experiment.config.train.monitor, experiment.task
     why = f", not the {monitor_label(asked, '').strip()}: {task.few_cases}" if experiment.fallback else ""
     return f"the epoch is chosen by the validation {chosen_by}{why}"
+
+
+def source_lines(config: ConfigDict) -> list[str]:
+    """The settings that differ from their defaults, and where each value comes from, in columns."""
+    defaults, values = default_settings(config), flat(config)
+    rows = [("setting", "value", "default", "from")]
+    rows += [
+        (name, str(values[name]), str(defaults.get(name, "")), source)
+        for name, source in sources(config, defaults).items()
+    ]
+    widths = [max(map(len, column)) for column in zip(*rows)]
+    return ["  ".join(f"{cell:<{width}}" for cell, width in zip(row, widths)).rstrip() for row in rows]

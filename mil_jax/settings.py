@@ -325,6 +325,34 @@ SETTINGS: dict[str, Setting] = {
     "distributed.process_id": Setting(-1, "Which one this is, from 0; not needed with `auto`.", least=-1),
 }
 
+RENAMED = {  # what settings were called in earlier versions; the old names work until 1.0
+    "data.max_shapes": "data.max_buckets",
+    "data.max_waste": "data.max_padding",
+    "data.stream_gib": "data.prefetch_gib",
+    "train.bag_devices": "train.instance_parallel",
+    "train.bags_at_a_time": "train.microbatch_size",
+    "train.balanced": "train.balanced_sampling",
+    "train.batch_devices": "train.data_parallel",
+    "train.select": "train.monitor",
+    "train.slots_per_dispatch": "train.steps_per_dispatch",
+}
+
+
+def present_settings(stored: Mapping[str, Any]) -> dict[str, Any]:
+    """The settings of a run folder, which an earlier version may have written, under their present names."""
+    present: dict[str, Any] = {}
+    for group, value in stored.items():
+        if group == "demo":
+            value = present_settings(value)
+        elif group == "sweep":
+            value = [
+                RENAMED.get(name, name) + "=" + values for name, _, values in (one.partition("=") for one in value)
+            ]
+        elif isinstance(value, dict):
+            value = {RENAMED.get(f"{group}.{name}", f"{group}.{name}").split(".")[1]: of for name, of in value.items()}
+        present[group] = value
+    return present
+
 
 def check_value(name: str, value: Any) -> None:
     """Raises ConfigError for a number that is not finite or outside its limits, and for text that is not among the choices."""

@@ -17,7 +17,7 @@ from mil_jax.overview import describe_experiment, notes_on_data
 from mil_jax.reports import tables, targets
 from mil_jax.reports.final_summary import write_final_summary
 from mil_jax.reports.summary import write_summary
-from mil_jax.session import define_flags, open_folder, prepared, progress_of, training_error
+from mil_jax.session import define_flags, open_folder, prepared, progress_of, show_config, training_error
 from mil_jax.training import processes
 from mil_jax.training.engine import Stopped
 from mil_jax.training.engine_types import FitResult
@@ -44,6 +44,8 @@ def main(arguments: list[str]) -> int:
         say(help_asked_for)
         return 0
     config, values, demo = parse(arguments, define_flags)
+    if show_config(config, values):
+        return 0
     started = time.monotonic()
     name = config.run or f"runs/{config.name}"
     experiment = prepared(config, values, name)

@@ -30,6 +30,7 @@ LAYERS = (
     "bags",
     "files",
     "machine",
+    "settings",
     "errors",
     "__init__",  # the version
 )
