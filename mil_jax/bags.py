@@ -12,7 +12,7 @@ import flax.struct
 import jax
 import jax.numpy as jnp
 
-Array = Any  # a jax.Array; on the host a numpy array, and under `eval_shape` a shape, in its place
+from mil_jax.types import AnyArray, Array
 
 
 class Bag(flax.struct.PyTreeNode):
@@ -24,16 +24,16 @@ class Bag(flax.struct.PyTreeNode):
     slide_index: [N] int32, which of the bag's slides an instance comes from (graphs and regions never cross slides), or None.
     part_mask: [N, T] bool, real parts of each instance (tiles of a region), or None.
     neighbors: [N, K] int32, instance numbers of each instance's neighbours, -1 for none, or None.
-    covariates: [V], what the label table says of the bag as a whole (`data/covariates.py`), or None.
+    covariates: [V], what the label table says of the bag as a whole (`data/cohort/covariates.py`), or None.
     """
 
-    features: Array
-    mask: Array
-    coords: Array | None = None
-    slide_index: Array | None = None
-    part_mask: Array | None = None
-    neighbors: Array | None = None
-    covariates: Array | None = None
+    features: AnyArray
+    mask: AnyArray
+    coords: AnyArray | None = None
+    slide_index: AnyArray | None = None
+    part_mask: AnyArray | None = None
+    neighbors: AnyArray | None = None
+    covariates: AnyArray | None = None
 
     def of_instances(self, rows: Array, mask: Array) -> Bag:
         """The bag of the instances `rows` [K], of which those count that `mask` [K] says; neighbours are not renumbered."""

@@ -9,11 +9,11 @@ from pathlib import Path
 
 from absl import flags
 
-from mil_jax.console import console, run_command, say
-from mil_jax.data.whole_folder import new_folder
+from mil_jax.cli.console import console, run_command, say
 from mil_jax.errors import ConfigError
-from mil_jax.reports.compared import Method, compare_methods, read_method
-from mil_jax.reports.comparison_files import MARKER, console_report, write_comparison
+from mil_jax.files import atomic_folder
+from mil_jax.reports.comparison.load import Method, compare_methods, read_method
+from mil_jax.reports.comparison.write import MARKER, console_report, write_comparison
 
 ABOUT = """Compares runs on the same slides and patients: the first run with each of the others.
 
@@ -54,7 +54,7 @@ def main(arguments: list[str]) -> int:
         raise ConfigError(f"unexpected argument {unparsed[0]!r}; runs are given as --run RUN --run RUN")
     methods = _methods(values.run)
     target = Path(values.out or Path(values.run[0].rpartition("=")[2]) / "comparison")
-    with new_folder(target, MARKER, values.overwrite, "a comparison") as folder:
+    with atomic_folder(target, MARKER, values.overwrite, "a comparison") as folder:
         with console.status("resampling patients"):
             comparison = compare_methods(methods)
         content = write_comparison(folder, comparison)

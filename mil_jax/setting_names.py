@@ -8,7 +8,7 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
-from mil_jax.console import say
+from mil_jax.cli.console import say
 from mil_jax.errors import ConfigError
 from mil_jax.settings import RENAMED
 

@@ -7,6 +7,7 @@ names, is checked where it is used.
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 from mil_jax.errors import ConfigError

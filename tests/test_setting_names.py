@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from mil_jax import evaluate, sweep, train
-from mil_jax.benchmark_plan import Benchmark, Method, Protocol, Task, runs
+from mil_jax.cli.benchmark_plan import Benchmark, Method, Protocol, Task, runs
 from mil_jax.config import load_config, parse
 from mil_jax.errors import ConfigError
 from mil_jax.settings import RENAMED, SETTINGS, present_settings

@@ -7,17 +7,16 @@ The teacher is a moving average of the student (`layers/moving_average.py`), the
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
 from mil_jax.layers.initializers import Affine
-from mil_jax.layers.moving_average import followed
+from mil_jax.layers.moving_average import ema_update
+from mil_jax.types import Array, PyTree
 
-Array = jax.Array
-PyTree = Any
 STUDENT_TEMPERATURE = 0.1
 
 
@@ -50,7 +49,7 @@ def dino_loss(
 
 def updated_center(center: Array, teacher: Array, momentum: float = 0.9) -> Array:
     """The centre [K] for the next step, from this step's teacher outputs [2, B, K] (of all devices)."""
-    return followed(center, jnp.mean(teacher, axis=(0, 1)), 1.0 - momentum)
+    return ema_update(center, jnp.mean(teacher, axis=(0, 1)), 1.0 - momentum)
 
 
 def clipped_each(gradients: PyTree, largest: float) -> PyTree:

@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import jax
 
-PyTree = Any
+from mil_jax.types import PyTree
 
 
-def followed(average: PyTree, new: PyTree, rate: jax.Array | float) -> PyTree:
+def ema_update(average: PyTree, new: PyTree, rate: jax.Array | float) -> PyTree:
     """The average after `new`: average + rate (new - average). The rate is 1 - momentum."""
     return jax.tree.map(lambda old, value: old + rate * (value - old), average, new)

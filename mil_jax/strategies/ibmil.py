@@ -17,14 +17,13 @@ import numpy as np
 from mil_jax.bags import Bag, Prediction
 from mil_jax.errors import ConfigError
 from mil_jax.layers.deconfounding import Deconfounding
-from mil_jax.strategies.base import Finding, TrainingBags, TrainState
-from mil_jax.strategies.clustering import clusters
-from mil_jax.strategies.confounders import DICTIONARY, Confounders
+from mil_jax.strategies.base import AnalysisResult, TrainingBags, TrainState
 from mil_jax.strategies.dtfd import TwoTiers
+from mil_jax.strategies.ibmil_clusters import clusters
+from mil_jax.strategies.ibmil_settings import DICTIONARY, IBMILSettings
 from mil_jax.strategies.supervised import COVARIATES, Supervised
+from mil_jax.types import Array, PyTree
 
-Array = jax.Array
-PyTree = Any
 BRANCH = "deconfounding"  # an entry of the parameters, as is DICTIONARY, beside the aggregator's
 BRANCH_STREAM = 2**32 - 2  # folded into a bag's key for the branch's dropout
 
@@ -38,12 +37,12 @@ class IBMIL(Supervised):
     Reads from `hyper` also "strategy.dictionary_dropout".
     """
 
-    confounders: Confounders = dataclasses.field(default_factory=Confounders)
+    confounders: IBMILSettings = dataclasses.field(default_factory=IBMILSettings)
     name: str = "ibmil"
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if getattr(self._aggregator, "choose", "feature") != "feature":
+        if self._aggregator.chooses_by_logits:
             raise ConfigError(
                 "strategy.name=ibmil replaces the aggregator's classifier, by which this one chooses its instances: set "
                 "aggregator.choose=feature"
@@ -69,7 +68,7 @@ class IBMIL(Supervised):
             self.confounders.merge,
             self.confounders.merged_norm,
             self.confounders.dictionary_dropout,
-            getattr(self._aggregator, "initializer", "torch"),
+            self._aggregator.initializer,
         )
 
     def _first_params(self, key: Array, bag: Bag, previous: TrainState | None) -> PyTree:
@@ -106,10 +105,7 @@ class IBMIL(Supervised):
         own = {name: value for name, value in params.items() if name not in (BRANCH, DICTIONARY, COVARIATES)}
         prediction = super()._apply(own, hyper, bag, key, module)
         logits, merged, attention = self._deconfounded(params, hyper, self.read(prediction), key)
-        if hasattr(self._aggregator, "with_bag_logits"):
-            prediction = self._aggregator.with_bag_logits(prediction, logits)
-        else:
-            prediction = prediction.replace(logits=logits)
+        prediction = self._aggregator.with_bag_logits(prediction, logits)
         prediction = prediction.replace(embedding=merged, aux={**prediction.aux, "dictionary_attention": attention})
         return self._with_covariates(params, bag, prediction)
 
@@ -181,7 +177,7 @@ class MakeDictionary:
             embedding = jnp.mean(embedding, axis=0)
         return Prediction(embedding.astype(jnp.float32))
 
-    def made(self, seen: np.ndarray) -> Finding:
+    def analyze(self, seen: np.ndarray) -> AnalysisResult:
         """seen: [n, E] or [n, classes, E], the embeddings of a run's n training bags. Those of several classes are clustered together, or
         class by class, as `mode` says. Found: the dictionary [k, E] or [k, classes, E], and in which "cluster" [n, clusterings, classes]
         each bag is.
@@ -200,7 +196,7 @@ class MakeDictionary:
                 cluster.append(together.cluster.reshape(by_class.shape[:2]))
         found = np.stack(cluster, axis=1)
         sizes = [np.bincount(of_one[of_one >= 0], minlength=1) for of_one in cluster]
-        return Finding(
+        return AnalysisResult(
             {DICTIONARY: np.concatenate(entries)},
             {"cluster": found},
             {

@@ -11,7 +11,6 @@ from __future__ import annotations
 import dataclasses
 from typing import Any
 
-import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -23,14 +22,13 @@ from mil_jax.layers.activations import ACTIVATIONS
 from mil_jax.layers.dropout import dropout
 from mil_jax.layers.initializers import Affine
 from mil_jax.layers.instance_masks import MaskCounts
-from mil_jax.layers.moving_average import followed
+from mil_jax.layers.moving_average import ema_update
 from mil_jax.layers.query_merging import QUERIES, QueryMerging
 from mil_jax.strategies.base import Batch, Steps, TrainState, map_bags
 from mil_jax.strategies.mhim import MHIM
 from mil_jax.strategies.supervised import Inputs
+from mil_jax.types import Array, PyTree
 
-Array = jax.Array
-PyTree = Any
 MERGING = "merging"  # the entry of the parameters
 
 
@@ -40,7 +38,7 @@ class MergingMHIM(MHIM):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if getattr(self.module, "feature_layer", "") != "linear" or getattr(self.module, "input_norm", False):
+        if self.module.feature_layer != "linear" or self.module.input_norm:
             raise ConfigError(
                 "strategy.merge_queries merges instances behind the feature layer: it needs an aggregator with "
                 "aggregator.feature_layer=linear, and neither reembed.name nor aggregator.input_norm"
@@ -109,7 +107,7 @@ class MergingMHIM(MHIM):
         present = (batch.weights > 0)[:, None, None]
         merged = jnp.where(present, jax.lax.stop_gradient(predictions.aux["merged"]), 0)
         mean = jnp.sum(merged, axis=0) / jnp.maximum(jnp.sum(batch.weights > 0), 1)
-        queries = followed(before[MERGING][QUERIES], mean, extras["query_rate"])
+        queries = ema_update(before[MERGING][QUERIES], mean, extras["query_rate"])
         return {**params, MERGING: {**params[MERGING], QUERIES: queries}}
 
     def _merged(
@@ -126,7 +124,7 @@ class MergingMHIM(MHIM):
         place = jnp.arange(size)
         rows = jnp.where((place < stay)[:, None], jnp.pad(h, ((0, len(tokens)), (0, 0))), 0)
         rows = jax.lax.dynamic_update_slice_in_dim(rows, tokens.astype(h.dtype), stay, axis=0)
-        encoder: nn.Module = self.module.clone(feature_layer="none", dropout=0.0)
+        encoder = self.module.clone(feature_layer="none", dropout=0.0)
         rest = {name: value for name, value in self._plain(params).items() if name != "feature"}
         merged = Bag(rows, place < stay + len(tokens), covariates=bag.covariates)
         prediction = self._apply(rest, hyper, merged, key, encoder)
@@ -137,9 +135,8 @@ class MergingMHIM(MHIM):
         x = masked.zero_padding(bag.features, bag.mask)
         if self.precision == "bfloat16":
             layer, x = jax.tree.map(lambda value: value.astype(jnp.bfloat16), (layer, x))
-        module: Any = self.module
-        h = ACTIVATIONS[module.feature_activation](Affine(layer["kernel"], layer["bias"])(x))
-        rate = hyper.get("aggregator.dropout", module.dropout)
-        if key is not None and ("aggregator.dropout" in hyper or module.dropout > 0):
+        h = ACTIVATIONS[self.module.feature_activation](Affine(layer["kernel"], layer["bias"])(x))
+        rate = hyper.get("aggregator.dropout", self.module.dropout)
+        if key is not None and ("aggregator.dropout" in hyper or self.module.dropout > 0):
             h = dropout(h, rate, key)
         return h

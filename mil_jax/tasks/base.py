@@ -1,8 +1,8 @@
 """What a task is: from a label table to targets, a loss on the device, and numbers for people on the host.
 
 A task is a frozen dataclass. What it learns from one run's training part (bins of survival times, a median risk) are fields of it,
-too, empty until then: `learnt` gives them, `dataclasses.replace` sets them, also inside a step, where they are traced. The loss couples
-the bags of a step if it likes to; the mean of per-bag losses is only the usual case.
+too, empty until then: `fit_targets` gives them, `dataclasses.replace` sets them, also inside a step, where they are traced. The loss
+couples the bags of a step if it likes to; the mean of per-bag losses is only the usual case.
 
 Reports and evaluation ask the task for everything: `probabilities`, `metrics`, `weighted_metrics` for resamples, `target_table` and
 `output_names` for the columns of predictions.csv.
@@ -15,13 +15,13 @@ import dataclasses
 from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar, Self
 
-import jax
 import numpy as np
 import pandas as pd
 
 from mil_jax.bags import Prediction
-from mil_jax.data.labels import CohortSettings
+from mil_jax.data.cohort.settings import CohortSettings
 from mil_jax.errors import ConfigError
+from mil_jax.types import Array
 
 METRIC_LABELS = {
     "auc": "AUC",
@@ -67,6 +67,7 @@ def higher_is_better(monitor: str) -> bool:
     return monitor.removeprefix("val_") not in LOWER_IS_BETTER
 
 
+@dataclasses.dataclass(frozen=True)
 class Task(abc.ABC):
     """See the module's docstring. M bags, B bags of a step, C outputs; `targets` [M, ...] as `targets()` makes them.
 
@@ -74,8 +75,8 @@ class Task(abc.ABC):
     them that are numbers inside a program, so that replicas may differ in them. run_fields: what one run's training part
     tells. main_metric: the one that tables lead with; `val_loss` and it, as `val_...`, can choose epochs.
     headline: the metrics of short tables. metric_names: those that `weighted_metrics` gives. joint: several target columns are one target
-    of one model. reads_training: predictions for the training part are needed after training (`settled`). few_cases: why the main metric
-    does not choose epochs where `enough_cases` says no. constant_name: what tables call `constant`.
+    of one model. reads_training: predictions for the training part are needed after training (`fit_predictions`).
+    few_cases: why the main metric does not choose epochs where `enough_cases` says no. constant_name: what tables call `constant`.
     """
 
     name: ClassVar[str]
@@ -90,7 +91,11 @@ class Task(abc.ABC):
     reads_training: ClassVar[bool] = False
     few_cases: ClassVar[str] = "a fold has fewer than 10 validation cases of a class"
     constant_name: ClassVar[str] = "majority"
-    loss_name: str
+
+    @property
+    @abc.abstractmethod
+    def loss_name(self) -> str:
+        """Which of `losses`; a field of each task."""
 
     @classmethod
     @abc.abstractmethod
@@ -139,27 +144,26 @@ class Task(abc.ABC):
     def strata(self, targets: np.ndarray) -> np.ndarray:
         """The same as numbers: int [M], -1 = unknown, or 0/1 columns [M, strata]."""
 
-    def learnt(self, targets: np.ndarray) -> dict[str, np.ndarray]:
+    def fit_targets(self, targets: np.ndarray) -> dict[str, np.ndarray]:
         """{field: float32 array} from the targets of a run's training part; none for most tasks."""
         del targets
         return {}
 
-    def settled(self, logits: np.ndarray, targets: np.ndarray) -> Self:
+    def fit_predictions(self, logits: np.ndarray, targets: np.ndarray) -> Self:
         """The task with what it reads off the predictions [M, num_outputs] for its run's training part (`reads_training`)."""
         del logits, targets
         return self
 
     def of_run(self) -> dict[str, Any]:
         """What was learnt and settled, as lists and numbers; `dataclasses.replace(task, **of_run)` gives the task of the run again."""
-        changed: Any = self
         return {
             field.name: np.asarray(value).tolist()
-            for field in dataclasses.fields(changed)
+            for field in dataclasses.fields(self)
             if field.name in self.run_fields and (value := getattr(self, field.name)) is not None
         }
 
     @abc.abstractmethod
-    def loss(self, predictions: Prediction, targets: jax.Array, weights: jax.Array) -> jax.Array:
+    def loss(self, predictions: Prediction, targets: Array, weights: Array) -> Array:
         """A float32 scalar; logits [B, num_outputs], targets [B, ...], weights [B], 0 = no bag in this place, whose logits may be NaN."""
 
     @abc.abstractmethod
@@ -247,11 +251,9 @@ class Task(abc.ABC):
             )
 
 
-def with_learnt(task: Task, targets: np.ndarray) -> Task:
+def fitted(task: Task, targets: np.ndarray) -> Task:
     """The task of a run, from the targets of its training part."""
-    fields: Any = task.learnt(targets)
-    changed: Any = task
-    return dataclasses.replace(changed, **fields) if fields else task
+    return dataclasses.replace(task, **task.fit_targets(targets))
 
 
 def fields_of(columns: Sequence[str], table: pd.DataFrame) -> np.ndarray:

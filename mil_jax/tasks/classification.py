@@ -2,7 +2,8 @@
 
 Losses: cross entropy; binary cross entropy with logits, the mean over classes on one-hot targets (PathGene); the clamped Bernoulli
 likelihood of Ilse et al. 2018 on one output; focal loss on the softmax (Lin et al. 2017), for rare classes. Every loss is the mean over
-the bags of a batch, as in the reference loops, which use one bag a step. Numbers for people (AUC, F1, ...) are in `tasks/metrics.py`.
+the bags of a batch, as in the reference loops, which use one bag a step. Numbers for people (AUC, F1, ...) are in
+`tasks/metrics/classification.py`.
 """
 
 from __future__ import annotations
@@ -18,12 +19,14 @@ import pandas as pd
 from scipy.special import expit, softmax
 
 from mil_jax.bags import Prediction
-from mil_jax.data.labels import CohortSettings, resolve_classes
+from mil_jax.data.cohort.label_table import resolve_classes
+from mil_jax.data.cohort.settings import CohortSettings
 from mil_jax.errors import ConfigError, DataError
-from mil_jax.tasks import metrics as measures
 from mil_jax.tasks.base import Task
 from mil_jax.tasks.losses import binary_cross_entropy, mean_over_present
-from mil_jax.tasks.weighted_metrics import of_one_label
+from mil_jax.tasks.metrics import classification as measures
+from mil_jax.tasks.metrics.resampled import of_one_label
+from mil_jax.types import Array
 
 MIN_CASES_PER_CLASS = 10
 _BERNOULLI_CLAMP = 1e-5
@@ -44,7 +47,7 @@ class Classification(Task):
 
     classes: tuple[str, ...]
     loss_name: str = ""
-    label_smoothing: Any = 0.0
+    label_smoothing: float | Array = 0.0
     gamma: float = 2.0
 
     name: ClassVar[str] = "classification"
@@ -134,7 +137,7 @@ class Classification(Task):
             return targets.astype(np.int64)
         return np.where(np.isnan(targets).any(axis=1), -1, np.argmax(targets, axis=1))
 
-    def loss(self, predictions: Prediction, targets: jax.Array, weights: jax.Array) -> jax.Array:
+    def loss(self, predictions: Prediction, targets: Array, weights: Array) -> Array:
         """Mean over the bags present of weight * loss, a float32 scalar; 0 when there is none.
 
         predictions: logits [B, num_outputs]. targets: [B] or [B, C]. weights: [B]; 0 = no bag in this place.
@@ -147,7 +150,7 @@ class Classification(Task):
         known = targets >= 0 if targets.ndim == 1 else jnp.any(~jnp.isnan(targets), axis=1)
         return mean_over_present(lambda logits: self._loss_per_bag(logits, targets), predictions.logits, known, weights)
 
-    def _loss_per_bag(self, logits: jax.Array, targets: jax.Array) -> jax.Array:
+    def _loss_per_bag(self, logits: Array, targets: Array) -> Array:
         if self.loss_name in ("cross_entropy", "focal"):
             log_p = jax.nn.log_softmax(logits, axis=-1)  # [B, C]
             chosen = jnp.take_along_axis(log_p, jnp.maximum(targets, 0)[:, None], axis=-1)[:, 0]
@@ -177,7 +180,7 @@ class Classification(Task):
     def metrics(
         self, probabilities: np.ndarray, targets: np.ndarray, groups: np.ndarray | None = None
     ) -> dict[str, float]:
-        """`tasks/metrics.py` defines each; `groups` does not matter: probabilities of different models are compared."""
+        """`tasks/metrics/classification.py` defines each; `groups` does not matter: probabilities of different models are compared."""
         del groups
         return measures.single_label(probabilities, self.class_index(targets))
 

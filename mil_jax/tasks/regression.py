@@ -11,17 +11,17 @@ import dataclasses
 from collections.abc import Mapping
 from typing import Any, ClassVar, Self
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 import pandas as pd
 from scipy.stats import rankdata
 
 from mil_jax.bags import Prediction
-from mil_jax.data.labels import CohortSettings
+from mil_jax.data.cohort.settings import CohortSettings
 from mil_jax.errors import ConfigError, DataError
 from mil_jax.tasks.base import Task, fields_of
 from mil_jax.tasks.losses import mean_over_present
+from mil_jax.types import AnyArray, Array
 
 MIN_CASES = 10
 STRATA = ("lowest quarter", "second quarter", "third quarter", "highest quarter")
@@ -42,8 +42,8 @@ class Regression(Task):
     loss_name: str = ""
     delta: float = 1.0
     transform: str = "none"
-    center: Any = None
-    spread: Any = None
+    center: AnyArray = None
+    spread: AnyArray = None
 
     name: ClassVar[str] = "regression"
     losses: ClassVar[tuple[str, ...]] = ("mse", "mae", "huber")
@@ -105,7 +105,7 @@ class Regression(Task):
             raise DataError(f"label column {self.columns[column]!r}, bag {labels.index[row]}: {value!r} {what}")
         return np.log10(1 + targets) if self.transform == "log1p" else targets
 
-    def learnt(self, targets: np.ndarray) -> dict[str, np.ndarray]:
+    def fit_targets(self, targets: np.ndarray) -> dict[str, np.ndarray]:
         """{"center", "spread"}; a column that does not vary has spread 1."""
         number = np.maximum((~np.isnan(targets)).sum(axis=0), 1)
         center = np.nansum(targets, axis=0) / number
@@ -115,12 +115,12 @@ class Regression(Task):
             "spread": np.where(spread > 0, spread, 1.0).astype(np.float32),
         }
 
-    def loss(self, predictions: Prediction, targets: jax.Array, weights: jax.Array) -> jax.Array:
+    def loss(self, predictions: Prediction, targets: Array, weights: Array) -> Array:
         """The mean over bags of the mean over their known columns, in deviations of the training part."""
         known = ~jnp.isnan(targets)
         scaled = jnp.where(known, (targets - self.center) / self.spread, 0.0)
 
-        def per_bag(logits: jax.Array) -> jax.Array:
+        def per_bag(logits: Array) -> Array:
             per_column = jnp.where(known, self._error(logits - scaled), 0.0)
             return jnp.sum(per_column, axis=1) / jnp.maximum(jnp.sum(known, axis=1), 1)
 

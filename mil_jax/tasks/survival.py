@@ -2,7 +2,7 @@
 
 Bins are quantiles of the times at which patients of the run's own training part died. Cox's likelihood couples the bags of a step, so it
 needs `train.batch_size` above 1; its survival curves come from Breslow's baseline hazard, fitted to the predictions for the training part
-after training. Risk groups are divided at the median predicted risk of the training part. Metrics: `tasks/survival_metrics.py`.
+after training. Risk groups are divided at the median predicted risk of the training part. Metrics: `tasks/metrics/survival.py`.
 """
 
 from __future__ import annotations
@@ -11,20 +11,20 @@ import dataclasses
 from collections.abc import Mapping
 from typing import Any, ClassVar, Self
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 import pandas as pd
 from scipy.special import log_expit, logsumexp
 
 from mil_jax.bags import Prediction
-from mil_jax.data.labels import CohortSettings
+from mil_jax.data.cohort.settings import CohortSettings
 from mil_jax.errors import ConfigError, DataError
-from mil_jax.tasks import survival_metrics as measures
 from mil_jax.tasks.base import Task, fields_of
 from mil_jax.tasks.losses import at_least_float32, mean_over_present
-from mil_jax.tasks.survival_curves import kaplan_meier
+from mil_jax.tasks.metrics import survival as measures
+from mil_jax.tasks.metrics.kaplan_meier import kaplan_meier
 from mil_jax.tasks.survival_losses import cox, discrete_ce, discrete_nll
+from mil_jax.types import AnyArray, Array
 
 MIN_EVENTS = 10
 NUM_TIMES = 10  # at which survival is reported
@@ -60,11 +60,11 @@ class Survival(Task):
     times: tuple[float, ...]
     loss_name: str = ""
     bins: int = 4
-    alpha: Any = 0.0
+    alpha: float | Array = 0.0
     ties: str = "breslow"
     bins_from: str = "training"
     cohort_edges: tuple[float, ...] = ()
-    edges: Any = None
+    edges: AnyArray | None = None
     median_risk: float = np.nan
     log_baseline: tuple[float, ...] = ()
 
@@ -102,7 +102,7 @@ class Survival(Task):
         task = dataclasses.replace(task, times=times)
         if not task.bins_leak:
             return task
-        whole = dataclasses.replace(task, bins_from="training").learnt(targets)["edges"]
+        whole = dataclasses.replace(task, bins_from="training").fit_targets(targets)["edges"]
         return dataclasses.replace(task, cohort_edges=tuple(whole.tolist()))
 
     @property
@@ -147,7 +147,7 @@ class Survival(Task):
             raise DataError(f"bag {labels.index[negative[0]]}: the time {time[negative[0]]:g} is negative")
         return np.where(np.isnan(time + event)[:, None], np.nan, np.stack([time, event], axis=1))
 
-    def learnt(self, targets: np.ndarray) -> dict[str, np.ndarray]:
+    def fit_targets(self, targets: np.ndarray) -> dict[str, np.ndarray]:
         """{"edges"}. Raises DataError with too few events for the bins."""
         if not self.discrete:
             return {}
@@ -162,15 +162,17 @@ class Survival(Task):
             )
         return {"edges": edges.astype(np.float32)}
 
-    def settled(self, logits: np.ndarray, targets: np.ndarray) -> Self:
+    def fit_predictions(self, logits: np.ndarray, targets: np.ndarray) -> Self:
         known = self.known(targets)
         risk = self._risk(logits)
-        settled = dataclasses.replace(self, median_risk=float(np.median(risk)))
+        fitted_task = dataclasses.replace(self, median_risk=float(np.median(risk)))
         if self.discrete:
-            return settled
-        return dataclasses.replace(settled, log_baseline=_breslow(risk[known], targets[known], np.array(self.times)))
+            return fitted_task
+        return dataclasses.replace(
+            fitted_task, log_baseline=_breslow(risk[known], targets[known], np.array(self.times))
+        )
 
-    def loss(self, predictions: Prediction, targets: jax.Array, weights: jax.Array) -> jax.Array:
+    def loss(self, predictions: Prediction, targets: Array, weights: Array) -> Array:
         """The mean over bags; Cox: over the risk sets that the bags of the step form."""
         known = ~jnp.any(jnp.isnan(targets), axis=1)
         safe = jnp.where(known[:, None], targets, 0.0)
@@ -272,7 +274,7 @@ class Survival(Task):
         if not np.nansum(targets[:, 1]):
             raise DataError(f"{run}: the training part has no event; use fewer folds or other splits")
         try:
-            self.learnt(targets)
+            self.fit_targets(targets)
         except DataError as error:
             raise DataError(f"{run}: {error}") from error
 

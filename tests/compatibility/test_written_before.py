@@ -16,9 +16,9 @@ import pytest
 
 from mil_jax import compare, evaluate, sweep, train
 from mil_jax.config import load_config
-from mil_jax.data.shards import Shards
-from mil_jax.training.run_folder import RunFolder
-from mil_jax.training.trained import TrainedRun
+from mil_jax.data.shards.reader import Shards
+from mil_jax.inference.trained_run import TrainedRun
+from mil_jax.run_folder.folder import RunFolder
 from tests.commands import run
 
 HERE = Path(__file__).parent

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import os
-from pathlib import Path
 
 import jax
 import jax.numpy as jnp
@@ -14,14 +12,15 @@ import pandas as pd
 import pytest
 
 from mil_jax.bags import Prediction
-from mil_jax.data.labels import CohortSettings
+from mil_jax.data.cohort.settings import CohortSettings
 from mil_jax.errors import ConfigError, DataError
-from mil_jax.tasks.base import with_learnt
+from mil_jax.run_folder.tasks_json import described, restored
+from mil_jax.tasks.base import fitted
+from mil_jax.tasks.metrics.kaplan_meier import censoring, kaplan_meier, log_rank
+from mil_jax.tasks.metrics.survival import Cases, brier, concordance, dynamic_auc, integrated
 from mil_jax.tasks.survival import Survival, bin_edges
-from mil_jax.tasks.survival_curves import censoring, kaplan_meier, log_rank
 from mil_jax.tasks.survival_losses import cox
-from mil_jax.tasks.survival_metrics import Cases, brier, concordance, dynamic_auc, integrated
-from mil_jax.training.task_file import described, restored
+from tests.skips import needs
 
 COHORT = CohortSettings("labels.csv", ("months", "died"), numbers=("months",), events=("died",))
 
@@ -36,7 +35,7 @@ def invented(number: int = 60, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
 
 def make_task(targets: np.ndarray, **settings: object) -> Survival:
     labels = pd.DataFrame(targets, columns=["months", "died"])
-    return with_learnt(Survival.for_labels(labels, COHORT, settings), targets)
+    return fitted(Survival.for_labels(labels, COHORT, settings), targets)
 
 
 @pytest.mark.parametrize("loss_name", Survival.losses)
@@ -72,7 +71,7 @@ def test_empty_places_and_unknown_times_change_neither_loss_nor_gradient(loss_na
 def test_replicas_with_bins_of_their_own_have_the_losses_of_single_ones(loss_name):
     task = make_task(invented()[0], loss_name=loss_name)
     targets = np.stack([invented(9, seed)[0] for seed in range(3)])
-    learnt = [task.learnt(invented(60, seed)[0]) for seed in range(3)]
+    learnt = [task.fit_targets(invented(60, seed)[0]) for seed in range(3)]
     stacked = jax.tree.map(lambda *rows: np.stack(rows), *learnt)
     logits = np.random.default_rng(0).normal(size=(3, 9, task.num_outputs)).astype(np.float32)
 
@@ -95,9 +94,9 @@ def test_coxs_risk_sets_hold_over_any_range_of_risks():
 def test_bins_are_those_of_the_training_part():
     targets, _ = invented()
     task = make_task(targets)
-    np.testing.assert_allclose(task.learnt(targets[:30])["edges"], bin_edges(*targets[:30].T, 4), rtol=1e-6)
+    np.testing.assert_allclose(task.fit_targets(targets[:30])["edges"], bin_edges(*targets[:30].T, 4), rtol=1e-6)
     with pytest.raises(DataError, match="do not fill task"):
-        task.learnt(targets[targets[:, 1] == 0])
+        task.fit_targets(targets[targets[:, 1] == 0])
     with pytest.raises(DataError, match="fold 1: the training part has no event"):
         task.require_trainable(targets[targets[:, 1] == 0], "fold 1")
 
@@ -107,10 +106,10 @@ def test_bins_of_the_whole_cohort_are_those_of_published_code_and_only_by_name()
     labels = pd.DataFrame(targets, columns=["months", "died"])
     whole = Survival.for_labels(labels, COHORT, {"bins_from": "cohort"})
     for part in (targets[:30], targets[30:]):
-        np.testing.assert_allclose(whole.learnt(part)["edges"], bin_edges(*targets.T, 4), rtol=1e-6)
+        np.testing.assert_allclose(whole.fit_targets(part)["edges"], bin_edges(*targets.T, 4), rtol=1e-6)
     assert whole.bins_leak
     assert not make_task(targets).bins_leak
-    assert Survival.for_labels(labels, COHORT, {"bins_from": "cohort", "loss_name": "cox"}).learnt(targets) == {}
+    assert Survival.for_labels(labels, COHORT, {"bins_from": "cohort", "loss_name": "cox"}).fit_targets(targets) == {}
     assert restored(json.loads(json.dumps(described(whole)))) == whole
 
 
@@ -119,7 +118,7 @@ def test_curves_fall_and_the_higher_risk_has_the_lower_curve(loss_name):
     targets, risk = invented()
     task = make_task(targets, loss_name=loss_name)
     logits = np.repeat(risk[:, None], task.num_outputs, axis=1)
-    task = task.settled(logits, targets)
+    task = task.fit_predictions(logits, targets)
     outputs = task.probabilities(logits)
     assert outputs.shape == (60, len(task.output_names))
     survival = outputs[:, 2:]
@@ -132,7 +131,7 @@ def test_curves_fall_and_the_higher_risk_has_the_lower_curve(loss_name):
 
 def test_breslows_baseline_of_equal_risks_is_nelson_aalens():
     targets, _ = invented()
-    task = make_task(targets, loss_name="cox").settled(np.zeros((60, 1)), targets)
+    task = make_task(targets, loss_name="cox").fit_predictions(np.zeros((60, 1)), targets)
     hazard = [sum(1 / (targets[:, 0] >= t).sum() for t, e in targets if e and t <= time) for time in task.times]
     np.testing.assert_allclose(task.probabilities(np.zeros((1, 1)))[0, 2:], np.exp(-np.array(hazard)), rtol=1e-12)
 
@@ -173,7 +172,7 @@ def _oracle_case(seed: int) -> tuple[Cases, np.ndarray]:
 
 @pytest.mark.parametrize("seed", range(5))
 def test_metrics_are_scikit_survivals(seed):
-    sksurv = pytest.importorskip("sksurv.metrics")
+    sksurv = needs("sksurv.metrics")
     from sksurv.util import Surv
 
     cases, once = _oracle_case(seed)
@@ -201,7 +200,7 @@ def test_metrics_are_scikit_survivals(seed):
 
 @pytest.mark.parametrize("seed", range(5))
 def test_curves_and_tests_are_lifelines(seed):
-    pytest.importorskip("lifelines")
+    needs("lifelines")
     from lifelines import KaplanMeierFitter
     from lifelines.statistics import multivariate_logrank_test
     from lifelines.utils import concordance_index
@@ -221,10 +220,8 @@ def test_curves_and_tests_are_lifelines(seed):
     assert harrell == pytest.approx(concordance_index(cases.time, -cases.risk, cases.event), abs=1e-9)
 
 
-def test_published_c_indices_are_recomputed_from_published_risks():
-    if not os.environ.get("MIL_JAX_SHARED"):
-        pytest.skip("the published predictions are not part of the project: set MIL_JAX_SHARED")
-    folder = Path(os.environ["MIL_JAX_SHARED"]) / "data" / "survival_predictions"
+def test_published_c_indices_are_recomputed_from_published_risks(shared):
+    folder = shared / "data" / "survival_predictions"
     compared = 0
     for published in sorted(folder.glob("*_cindex.csv")):
         risks = pd.read_csv(folder / published.name.replace("_cindex", ""))
