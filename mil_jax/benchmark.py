@@ -23,6 +23,7 @@ from mil_jax.experiment.experiment import Experiment
 from mil_jax.interop.feature_files import counted
 from mil_jax.reports.benchmark import MethodOnTask, console_report, write_benchmark
 from mil_jax.run_folder.folder import RunFolder, is_run_folder
+from mil_jax.setting_names import present_arguments
 
 ABOUT = """Trains methods x tasks x folds, resumes what was stopped, and ends in one table.
 
@@ -95,6 +96,7 @@ def _read(arguments: list[str]) -> tuple[Benchmark, flags.FlagValues, list[str]]
     benchmark = run_file(find_config(named), "get_benchmark")
     if not isinstance(benchmark, Benchmark):
         raise ConfigError(f"--config={named}: get_benchmark() must return a Benchmark")
+    rest = present_arguments(rest)
     changed = [argument for argument in rest if argument.startswith("--config.")]
     values = flags.FlagValues()
     define_flags(values)

@@ -34,6 +34,7 @@ from mil_jax.reports import sweep as report
 from mil_jax.reports.run import collect
 from mil_jax.reports.run.data_notes import notes_on_data
 from mil_jax.run_folder.folder import RunFolder
+from mil_jax.setting_names import present_arguments
 from mil_jax.tasks.base import monitor_label
 
 ABOUT = """Tries settings, chooses by validation (each fold for itself), and tests the chosen ones.
@@ -67,11 +68,15 @@ def main(arguments: list[str]) -> int:
         say(help_asked_for)
         return 0
     config, values, demo = parse(arguments, define_flags)
+    if session.show_config(config, values):
+        return 0
     if config.distributed.coordinator:
         raise ConfigError(
             "a sweep runs in one process, on all devices of its machine: leave distributed.coordinator out"
         )
-    axes = read_axes(values.sweep, config, random=values.random)
+    bare = [text.strip().removeprefix("--").removeprefix("config.") for text in values.sweep]
+    asked = [text.removeprefix("config.") for text in present_arguments([f"config.{text}" for text in bare])]
+    axes = read_axes(asked, config, random=values.random)
     points = draw_points(axes, config, values.random)
     if config.train.monitor == "last":
         raise ConfigError("train.monitor=last leaves no score to choose settings by: set it to val_loss")
@@ -89,7 +94,7 @@ def main(arguments: list[str]) -> int:
     )
     if values.check:
         return 0
-    settings = {**config.to_dict(), "sweep": list(values.sweep), "random": values.random}
+    settings = {**config.to_dict(), "sweep": asked, "random": values.random}
     folder = session.open_folder(base, values, name, settings)
     if folder is None:
         return 0

@@ -12,7 +12,7 @@ from typing import Any
 
 from mil_jax.cli.console import STOPPED_BY_SIGTERM, console, run_command, say
 from mil_jax.cli.overview import describe_experiment
-from mil_jax.cli.session import define_flags, open_folder, prepared, progress_of, training_error
+from mil_jax.cli.session import define_flags, open_folder, prepared, progress_of, show_config, training_error
 from mil_jax.config import help_text, parse
 from mil_jax.engine import distributed
 from mil_jax.engine.engine import TrainingInterrupted
@@ -45,6 +45,8 @@ def main(arguments: list[str]) -> int:
         say(help_asked_for)
         return 0
     config, values, demo = parse(arguments, define_flags)
+    if show_config(config, values):
+        return 0
     started = time.monotonic()
     name = config.run or f"runs/{config.name}"
     experiment = prepared(config, values, name)

@@ -36,6 +36,7 @@ LAYERS = (
     "types",
     "files",
     "machine",
+    "settings",
     "errors",
     "__init__",  # the version
 )

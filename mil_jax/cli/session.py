@@ -12,6 +12,7 @@ from absl import flags
 
 from mil_jax.cli.console import console, say
 from mil_jax.cli.loggers import require_packages
+from mil_jax.cli.overview import source_lines
 from mil_jax.cli.progress import StopOnSignal, TrainingProgress, conversion_progress
 from mil_jax.config import ConfigDict
 from mil_jax.data.loading.resident import LazyBags
@@ -38,9 +39,26 @@ def define_flags(values: flags.FlagValues) -> None:
         "stop before training: show what matched, what was excluded, leaks, the plan",
         flag_values=values,
     )
+    flags.DEFINE_bool(
+        "show-config",
+        False,
+        "list the settings that differ from their defaults, and whether a config file, its demo part or the command line says so, "
+        "and stop; with --check, before the check",
+        flag_values=values,
+    )
     flags.DEFINE_bool("resume", False, "go on with the run that is in the run folder", flag_values=values)
     flags.DEFINE_bool("overwrite", False, "move the run that is in the run folder aside (PATH.old)", flag_values=values)
     flags.DEFINE_bool("strict", False, "make every exclusion of a slide or label an error", flag_values=values)
+
+
+def show_config(config: ConfigDict, values: flags.FlagValues) -> bool:
+    """Shows where the settings come from, if asked to; returns whether the command is to end with it."""
+    if not values["show-config"].value:
+        return False
+    say("Settings that differ from their defaults:")
+    for line in source_lines(config):
+        say(f"  {line}")
+    return not values.check
 
 
 def set_up(config: ConfigDict) -> None:
