@@ -20,16 +20,13 @@ from absl import flags
 from ml_collections import ConfigDict
 
 import mil_jax
-from mil_jax import aggregators
-from mil_jax.aggregators import reembedding
 from mil_jax.errors import ConfigError, UserError
 from mil_jax.setting_names import present_arguments, rename_old
 from mil_jax.setting_sources import DEMO, flat, last_noted, note_source
 from mil_jax.settings import SETTINGS, check_value
-from mil_jax.strategies import registry
 
 _NAMED_GROUPS = ("reembed", "strategy")  # whose other settings come with their name
-_FREE_GROUPS = ("aggregator.", "demo.")  # the method's own settings, which its aggregator knows
+_METHOD_GROUPS = ("aggregator.", "reembed.", "strategy.", "demo.")  # whose settings their method knows
 
 
 def base_config() -> ConfigDict:
@@ -57,17 +54,17 @@ def start_from(path: str) -> ConfigDict:
 
 
 def find_config(path: str) -> Path:
-    """The config file as named, or the copy that came with the package (`configs/abmil.py`).
+    """The config file as named, or one that came with the package: `configs/abmil.py`, or `abmil`.
 
     Raises ConfigError when neither exists, suggesting the nearest.
     """
     if Path(path).is_file():
         return Path(path)
     shipped = _shipped_folders()
-    for folder in shipped:
-        candidate = folder.parent / path if Path(path).parts[:1] == ("configs",) else folder / path
-        if candidate.is_file():
-            return candidate
+    names = (path.removeprefix("configs/"), f"{path}.py", f"recipes/{path}.py")
+    found = [folder / name for folder in shipped for name in names if (folder / name).is_file()]
+    if found:
+        return found[0]
     known = [f"configs/{file.relative_to(folder)}" for folder in shipped for file in sorted(folder.rglob("*.py"))]
     nearest = difflib.get_close_matches(path, known, n=1, cutoff=0.4)
     advice = f"did you mean {nearest[0]}?" if nearest else f"there are: {', '.join(known)}"
@@ -132,6 +129,10 @@ def default_settings(config: ConfigDict) -> dict[str, Any]:
 
 def _method_settings(config: ConfigDict) -> dict[str, Any]:
     """The settings that the config's aggregator, re-embedding and strategy have, by dotted name, with their defaults."""
+    from mil_jax import aggregators  # late: these bring Flax, which takes a second, and a wrong key is said before
+    from mil_jax.aggregators import reembedding
+    from mil_jax.strategies import registry
+
     groups = {"aggregator": aggregators.default_fields(config.aggregator.name)}
     if "reembed" in config and config.reembed.name:
         groups["reembed"] = reembedding.default_fields(config.reembed.name)
@@ -158,7 +159,7 @@ def _line_of(error: Exception, path: Path) -> str:
 def _check_file(config: ConfigDict, path: Path) -> None:
     """Raises ConfigError where a config file lacks or misspells a setting or gives it another type."""
     if "aggregator" not in config or "name" not in config.aggregator:
-        raise ConfigError(f"--config={path}: aggregator.name is not set; known: {', '.join(aggregators.names())}")
+        raise ConfigError(f"--config={path}: aggregator.name is not set; such as config.aggregator.name = 'abmil'")
     known = [*SETTINGS, "aggregator.name", *_method_settings(config)]
     given = flat(config)
     for name in [*given, *SETTINGS]:
@@ -185,7 +186,9 @@ def parse(
     named, overrides = split_off_config(arguments)
     if not named:
         raise ConfigError("--config is missing: name a config file, such as --config configs/abmil.py")
-    config, overrides = load_config(find_config(named)), present_arguments(overrides)
+    overrides = present_arguments(overrides)
+    _require_known(overrides)
+    config = load_config(find_config(named))
     asked_for = ConfigDict(config.to_dict())
     _overridden(asked_for, overrides, define)
     changed = []
@@ -197,6 +200,15 @@ def parse(
     for name, value in flat(config).items():
         check_value(name, value)
     return config, values, changed
+
+
+def _require_known(arguments: list[str]) -> None:
+    """Raises ConfigError for a setting that no method can bring with it, before the methods are imported, which takes a second."""
+    for argument in arguments:
+        name = argument.lstrip("-").partition("=")[0].removeprefix("config.")
+        if argument.lstrip("-").startswith("config.") and not name.startswith(_METHOD_GROUPS) and name not in SETTINGS:
+            known = [f"--config.{setting}" for setting in SETTINGS]
+            raise ConfigError(f"--config.{name} is not a setting; {_nearest(f'--config.{name}', known)}")
 
 
 def help_text(arguments: list[str], define: Callable[[flags.FlagValues], None], about: str) -> str | None:

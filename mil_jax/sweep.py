@@ -17,6 +17,8 @@ import pandas as pd
 from absl import flags
 
 from mil_jax.cli import session
+from mil_jax.cli.arguments import define_flags as define_train_flags
+from mil_jax.cli.arguments import show_config, train_flags
 from mil_jax.cli.console import STOPPED_BY_SIGTERM, console, run_command, say
 from mil_jax.cli.overview import describe_experiment
 from mil_jax.cli.sweep_grid import Axis, Group, Point, draw_points, grouped, read_axes, shown, with_point
@@ -50,7 +52,7 @@ examples:
 
 def define_flags(values: flags.FlagValues) -> None:
     """The command's own flags; settings are `--config.*`."""
-    session.define_flags(values)
+    define_train_flags(values)
     flags.DEFINE_multi_string(
         "sweep",
         [],
@@ -68,7 +70,7 @@ def main(arguments: list[str]) -> int:
         say(help_asked_for)
         return 0
     config, values, demo = parse(arguments, define_flags)
-    if session.show_config(config, values):
+    if show_config(config, values):
         return 0
     if config.distributed.coordinator:
         raise ConfigError(
@@ -82,7 +84,8 @@ def main(arguments: list[str]) -> int:
         raise ConfigError("train.monitor=last leaves no score to choose settings by: set it to val_loss")
     started = time.monotonic()
     name = config.run or f"runs/{config.name}_sweep"
-    base = session.prepared(config, values, name)
+    how = train_flags(values)
+    base = session.prepared(config, how, name)
     _require_choosable(base)
     groups = grouped(points, base.config)
     experiments = [_experiment(base, group, points) for group in groups]
@@ -95,8 +98,8 @@ def main(arguments: list[str]) -> int:
     if values.check:
         return 0
     settings = {**config.to_dict(), "sweep": asked, "random": values.random}
-    folder = session.open_folder(base, values, name, settings)
-    if folder is None:
+    folder = session.open_folder(base, how, name, settings)
+    if folder.is_complete:
         return 0
     folder.write_choices({"ladder": list(base.ladder.lengths)})
     fits = []
@@ -104,7 +107,7 @@ def main(arguments: list[str]) -> int:
         share_bags(base, experiment)
         fit = _train(folder, experiment, number, group, len(groups))
         if fit is None:
-            say(f"Stopped; the state is saved. Go on with --resume --config.run={folder.path}")
+            say(f"Stopped; the state is saved. Resume it with --resume --config.run={folder.path}")
             return STOPPED_BY_SIGTERM
         fits.append(fit)
     _report(folder, config, base, axes, points, list(zip(groups, experiments, fits)), time.monotonic() - started)

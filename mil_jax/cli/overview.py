@@ -11,7 +11,6 @@ import pandas as pd
 from ml_collections import ConfigDict
 
 from mil_jax.cli.console import console, frame_table, say
-from mil_jax.config import default_settings
 from mil_jax.data.splits.describe import describe
 from mil_jax.data.splits.folds import PART_NAMES
 from mil_jax.data.splits.splits import TEST, TRAIN
@@ -19,7 +18,6 @@ from mil_jax.experiment.experiment import Experiment, parameter_shapes
 from mil_jax.experiment.phases import BACKBONE, PROBE, TEACHER, stage_names
 from mil_jax.interop.feature_files import counted
 from mil_jax.reports.run.data_notes import notes_on_data
-from mil_jax.setting_sources import flat, sources
 from mil_jax.strategies.ibmil_settings import DICTIONARY
 from mil_jax.tasks.base import monitor_label
 
@@ -175,15 +173,3 @@ def _monitor(experiment: Experiment) -> str:
     asked, task = experiment.config.train.monitor, experiment.task
     why = f", not the {monitor_label(asked, '').strip()}: {task.few_cases}" if experiment.fallback else ""
     return f"the epoch is chosen by the validation {chosen_by}{why}"
-
-
-def source_lines(config: ConfigDict) -> list[str]:
-    """The settings that differ from their defaults, and where each value comes from, in columns."""
-    defaults, values = default_settings(config), flat(config)
-    rows = [("setting", "value", "default", "from")]
-    rows += [
-        (name, str(values[name]), str(defaults.get(name, "")), source)
-        for name, source in sources(config, defaults).items()
-    ]
-    widths = [max(map(len, column)) for column in zip(*rows)]
-    return ["  ".join(f"{cell:<{width}}" for cell, width in zip(row, widths)).rstrip() for row in rows]
