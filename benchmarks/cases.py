@@ -1,4 +1,4 @@
-"""What several benchmarks measure: the published aggregators on bags whose sizes are drawn, timed by `mil_jax.training.cost`."""
+"""What several benchmarks measure: the published aggregators on bags whose sizes are drawn, timed by `mil_jax.profiling.program_cost`."""
 
 from __future__ import annotations
 
@@ -9,9 +9,10 @@ from collections.abc import Sequence
 from typing import Any
 
 from mil_jax.config import ConfigDict, apply_demo, find_config, load_config, set_from_text
-from mil_jax.training.experiment import Experiment, prepare
-from mil_jax.training.forecast import open_bench, plan_epoch
-from mil_jax.training.plan import Plan, Replica
+from mil_jax.engine.plan import Plan, Replica
+from mil_jax.experiment.experiment import Experiment
+from mil_jax.experiment.prepare import prepare
+from mil_jax.profiling.forecast import open_bench, plan_epoch
 
 AGGREGATORS = ("abmil", "clam_sb", "clam_mb", "dsmil", "dtfd", "patch_gcn", "hipt", "transmil", "rrt")
 FOLDS = 5

@@ -20,7 +20,7 @@ from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
-from mil_jax.training.environment import describe_environment
+from mil_jax.run_folder.environment import describe_environment
 
 RESULTS = Path(__file__).parent / "results"
 HEADING = "## Results"

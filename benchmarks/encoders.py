@@ -50,10 +50,10 @@ def _steps(name: str, batch: int) -> list[Step]:
 
 
 def _jax_steps(pixels: np.ndarray) -> list[Step]:
-    from data_prep.encoding import Encoding
+    from data_prep.features.encoder import Encoding
     from mil_jax.encoders.registry import encoder_named
     from mil_jax.encoders.weights import load_weights
-    from mil_jax.training.devices import keep_freed_memory
+    from mil_jax.engine.runtime import keep_freed_memory
 
     keep_freed_memory()  # as the command does
     encoding = Encoding(*load_weights(encoder_named("resnet50_trunc"), "random"), len(pixels))

@@ -29,18 +29,19 @@ from jax.sharding import PartitionSpec as P
 from benchmarks.common import DEFAULT_MACHINE, median_ratio, write_result
 from mil_jax import aggregators
 from mil_jax.data.buckets import fit_ladder
-from mil_jax.data.residency import ResidentBags
+from mil_jax.data.loading.resident import ResidentBags
+from mil_jax.engine.early_stopping import Selection
+from mil_jax.engine.engine import fit
+from mil_jax.engine.mesh import replica_mesh
+from mil_jax.engine.plan import Plan, Replica
+from mil_jax.engine.programs import AXIS
+from mil_jax.engine.runtime import use_one_device_per_core
+from mil_jax.engine.types import EngineData, EngineSettings, Phase
+from mil_jax.strategies import optimizers
 from mil_jax.strategies.base import Batch, TrainState
+from mil_jax.strategies.lr_schedule import Schedule
 from mil_jax.strategies.supervised import Supervised
 from mil_jax.tasks.classification import Classification
-from mil_jax.training import optimizers
-from mil_jax.training.devices import replica_mesh, use_one_device_per_core
-from mil_jax.training.engine import fit
-from mil_jax.training.engine_types import EngineData, EngineSettings, Phase
-from mil_jax.training.plan import Plan, Replica
-from mil_jax.training.programs import AXIS
-from mil_jax.training.schedule import Schedule
-from mil_jax.training.stopping import Selection
 
 _MACHINE = flags.DEFINE_string("machine", DEFAULT_MACHINE, "Name of the machine, for the result's file.")
 _ROUNDS = flags.DEFINE_integer("rounds", 9, "Epochs of the engine; after each, one of each bare way.")

@@ -22,12 +22,12 @@ import pandas as pd
 
 from benchmarks.common import DEFAULT_MACHINE, RESULTS, paired, write_result
 from mil_jax.data.tables import read_columns
-from mil_jax.reports.predictions import TEST, predictions_table, probabilities_of, targets_of
 from mil_jax.reports.statistics import bootstrap_intervals, patient_counts
 from mil_jax.tasks.base import Task
 from mil_jax.tasks.classification import Classification
+from mil_jax.tasks.metrics.survival import Cases, concordance
+from mil_jax.tasks.predictions_table import TEST, predictions_table, probabilities_of, targets_of
 from mil_jax.tasks.survival import Survival
-from mil_jax.tasks.survival_metrics import Cases, concordance
 
 RUNS, SLIDES, PATIENTS = 25, 1_000, 700
 RESAMPLES, SURVIVAL_RESAMPLES = 1_000, 200

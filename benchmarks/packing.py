@@ -24,8 +24,9 @@ from absl import app, flags
 from benchmarks.common import DEFAULT_MACHINE, median_ratio, paired, write_result
 from mil_jax import aggregators
 from mil_jax.bags import Bag
+from mil_jax.engine.mesh import wait
+from mil_jax.engine.runtime import keep_freed_memory
 from mil_jax.strategies.base import map_bags
-from mil_jax.training.devices import keep_freed_memory, wait
 
 _MACHINE = flags.DEFINE_string("machine", DEFAULT_MACHINE, "Name of the machine, for the result's file.")
 _BAGS = flags.DEFINE_integer("bags", 8, "Bags of the batch.")

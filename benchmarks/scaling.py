@@ -29,7 +29,7 @@ import numpy as np
 
 from benchmarks.cases import AGGREGATORS, drawn_experiment, epoch_figures, machine_memory, step_figures, with_runs
 from benchmarks.common import DEFAULT_MACHINE, RESULTS, write_result
-from mil_jax.training.devices import keep_freed_memory
+from mil_jax.engine.runtime import keep_freed_memory
 
 MEMORY_SHARE = 0.7
 SHORTEST_SECONDS = 1.0  # of measuring a step
@@ -158,7 +158,7 @@ def _draw(part: str, curves: dict[str, list[dict[str, Any]]], lines: dict[str, d
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
-    from mil_jax.reports.curves import COLOURS
+    from mil_jax.reports.figures.curves import COLOURS
 
     figure = Figure(figsize=(9.6, 4.0), layout="constrained")
     seconds, memory = figure.subplots(1, 2)

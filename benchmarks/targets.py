@@ -22,16 +22,16 @@ from absl import app, flags
 from benchmarks.common import DEFAULT_MACHINE, write_result
 from mil_jax import aggregators
 from mil_jax.data.buckets import fit_ladder
-from mil_jax.data.residency import ResidentBags
+from mil_jax.data.loading.resident import ResidentBags
+from mil_jax.engine.early_stopping import Selection
+from mil_jax.engine.engine import fit
+from mil_jax.engine.plan import Plan, Replica
+from mil_jax.engine.runtime import use_one_device_per_core
+from mil_jax.engine.types import EngineData, EngineSettings, FitResult, Phase
+from mil_jax.strategies import optimizers
+from mil_jax.strategies.lr_schedule import Schedule
 from mil_jax.strategies.supervised import Supervised
 from mil_jax.tasks.classification import Classification
-from mil_jax.training import optimizers
-from mil_jax.training.devices import use_one_device_per_core
-from mil_jax.training.engine import fit
-from mil_jax.training.engine_types import EngineData, EngineSettings, FitResult, Phase
-from mil_jax.training.plan import Plan, Replica
-from mil_jax.training.schedule import Schedule
-from mil_jax.training.stopping import Selection
 
 _MACHINE = flags.DEFINE_string("machine", DEFAULT_MACHINE, "Name of the machine, for the result's file.")
 _TARGETS = flags.DEFINE_integer("targets", 200, "Label columns.")

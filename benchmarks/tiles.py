@@ -26,11 +26,11 @@ from absl import app, flags
 
 from benchmarks.common import DEFAULT_MACHINE, median_ratio, paired, write_result
 from data_prep.demo_slides import TRUTH_DOWNSAMPLE, draw_slide, write_slide
-from data_prep.segmentation import Segmentation, segment
-from data_prep.slides import scale_of
-from data_prep.tiff import write_pyramid
-from data_prep.tiles import read_tiles
-from data_prep.tiling import Tiling, by_mpp, grid
+from data_prep.slides.open_slide import scale_of
+from data_prep.slides.segmentation import Segmentation, segment
+from data_prep.slides.tiff import write_pyramid
+from data_prep.tiles.grid import Tiling, by_mpp, grid
+from data_prep.tiles.read import read_tiles
 
 _MACHINE = flags.DEFINE_string("machine", DEFAULT_MACHINE, "Name of the machine, for the result's file.")
 _SLIDES = flags.DEFINE_integer("slides", 20, "Number of drawn slides whose tissue is compared with what was drawn.")

@@ -89,7 +89,7 @@ def _steps(name: str, model: str, size: int, dropout: float) -> list[Step]:
 
 def _graph(size: int) -> np.ndarray:
     """The nearest tiles of `size` tiles on a square grid, row by row: [size, NEIGHBORS]."""
-    from mil_jax.data.graphs import nearest_neighbors
+    from mil_jax.data.features.graphs import nearest_neighbors
 
     side = math.ceil(math.sqrt(size))
     row, column = np.divmod(np.arange(size), side)
@@ -102,13 +102,13 @@ def _jax_step(model: str, features: np.ndarray, dropout: float) -> Step:
 
     from mil_jax import aggregators
     from mil_jax.bags import Bag
+    from mil_jax.engine.runtime import keep_freed_memory
+    from mil_jax.experiment.phases import strategy_class
+    from mil_jax.strategies import optimizers
     from mil_jax.strategies.base import Batch, TrainState
+    from mil_jax.strategies.lr_schedule import Schedule
     from mil_jax.tasks.classification import Classification
     from mil_jax.tasks.multilabel import MultiLabel
-    from mil_jax.training import optimizers
-    from mil_jax.training.devices import keep_freed_memory
-    from mil_jax.training.phases import strategy_class
-    from mil_jax.training.schedule import Schedule
 
     keep_freed_memory()  # as every command does
     if model in ("clam_sb", "dtfd"):

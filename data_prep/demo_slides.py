@@ -17,9 +17,9 @@ import cv2
 import numpy as np
 from absl import flags
 
-from data_prep.commands import parsed, progress
-from data_prep.tiff import write_pyramid
-from mil_jax.console import run_command, say
+from data_prep.cli import parsed, progress
+from data_prep.slides.tiff import write_pyramid
+from mil_jax.cli.console import run_command, say
 from mil_jax.files import write_text, written_whole
 from mil_jax.interop.feature_files import counted
 

@@ -11,18 +11,18 @@ from typing import Any
 
 from absl import flags
 
-from data_prep.commands import parsed, progress
-from data_prep.encoding import PRECISIONS
-from data_prep.feature_summary import summary_lines
-from data_prep.slide_features import COLUMNS, EncodeSettings, SlideEncoder, inputs_of, outputs, tiled_slides
-from data_prep.work import FAILED, FINAL, Records, Row, Slide, in_part, parse_part, remove_leftovers
-from mil_jax.console import run_command, say
+from data_prep.cli import parsed, progress
+from data_prep.features.encode_slide import COLUMNS, EncodeSettings, SlideEncoder, inputs_of, outputs, tiled_slides
+from data_prep.features.encoder import PRECISIONS
+from data_prep.features.summary import summary_lines
+from data_prep.jobs import FAILED, FINAL, Records, Row, Slide, in_part, parse_part, remove_leftovers
+from mil_jax.cli.console import run_command, say
 from mil_jax.encoders.registry import ARCHITECTURES, ENCODERS, INTERPOLATIONS, POOLS
 from mil_jax.encoders.weights import RANDOM, identity
+from mil_jax.engine.runtime import keep_freed_memory
 from mil_jax.errors import ConfigError
 from mil_jax.interop.feature_files import counted
 from mil_jax.machine import usable_cores
-from mil_jax.training.devices import keep_freed_memory
 
 ABOUT = f"""Encodes the tiles that data_prep.tile has found.
 
@@ -193,7 +193,7 @@ def _rows(
     waiting: Sequence[Slide], records: Records, settings: EncodeSettings, values: flags.FlagValues
 ) -> Iterator[Row]:
     if values.engine == "ray":
-        from data_prep.ray_engine import run_on_ray
+        from data_prep.features.ray_backend import run_on_ray
 
         address: Any = values["ray-address"].value
         yield from run_on_ray(waiting, records, settings, values.workers, address)

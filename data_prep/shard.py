@@ -10,17 +10,17 @@ from pathlib import Path
 from absl import flags
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-from data_prep.commands import parsed
-from mil_jax.console import console, run_command, say
-from mil_jax.data import conversion
-from mil_jax.data.conversion import convert, storage_ladder
-from mil_jax.data.feature_checks import NONFINITE
-from mil_jax.data.joined_scales import joined
-from mil_jax.data.shard_adding import additions
-from mil_jax.data.shard_checks import check_shards
-from mil_jax.data.shard_index import INDEX_FILE
-from mil_jax.data.shard_writer import ShardWriteReport
-from mil_jax.data.shards import Shards
+from data_prep.cli import parsed
+from mil_jax.cli.console import console, run_command, say
+from mil_jax.data.features.checks import NONFINITE
+from mil_jax.data.features.multi_scale import joined
+from mil_jax.data.shards.append import additions
+from mil_jax.data.shards.convert import Progress as ConversionProgress
+from mil_jax.data.shards.convert import convert, storage_ladder
+from mil_jax.data.shards.index import INDEX_FILE
+from mil_jax.data.shards.reader import Shards
+from mil_jax.data.shards.verify import check_shards
+from mil_jax.data.shards.writer import ShardWriteReport
 from mil_jax.data.tables import listed
 from mil_jax.errors import ConfigError, ShardError
 from mil_jax.interop.feature_files import Layout, counted
@@ -171,7 +171,7 @@ def _convert(values: flags.FlagValues, layout: Layout, add_to: Shards | None = N
 
 
 @contextmanager
-def _bar(what: str, total: int) -> Iterator[conversion.Progress]:
+def _bar(what: str, total: int) -> Iterator[ConversionProgress]:
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
     with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as bar:
         task = bar.add_task(what, total=total)

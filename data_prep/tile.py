@@ -17,14 +17,8 @@ from typing import Any
 import cv2
 from absl import flags
 
-from data_prep.annotations import annotation_files
-from data_prep.commands import parsed, progress
-from data_prep.coordinates import COORDS
-from data_prep.quality import MEASURES
-from data_prep.segmentation import CONTOUR_FNS, PRESETS, Segmentation, checked, preset
-from data_prep.slide_tiles import COLUMNS, QC, SlideInputs, TileSettings, tile_slide
-from data_prep.slides import PLAUSIBLE_MAGNIFICATION, PLAUSIBLE_MPP, read_overrides
-from data_prep.work import (
+from data_prep.cli import parsed, progress
+from data_prep.jobs import (
     EMPTY,
     FAILED,
     OK,
@@ -37,7 +31,13 @@ from data_prep.work import (
     remove_leftovers,
     run_all,
 )
-from mil_jax.console import run_command, say
+from data_prep.slides.annotations import annotation_files
+from data_prep.slides.open_slide import PLAUSIBLE_MAGNIFICATION, PLAUSIBLE_MPP, read_overrides
+from data_prep.slides.segmentation import CONTOUR_FNS, PRESETS, Segmentation, checked, preset
+from data_prep.tiles.coordinates import COORDS
+from data_prep.tiles.quality import MEASURES
+from data_prep.tiles.tile_slide import COLUMNS, QC, SlideInputs, TileSettings, tile_slide
+from mil_jax.cli.console import run_command, say
 from mil_jax.data.tables import listed
 from mil_jax.errors import ConfigError, DataError
 from mil_jax.interop.feature_files import counted

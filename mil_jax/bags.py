@@ -24,7 +24,7 @@ class Bag(flax.struct.PyTreeNode):
     slide_index: [N] int32, which of the bag's slides an instance comes from (graphs and regions never cross slides), or None.
     part_mask: [N, T] bool, real parts of each instance (tiles of a region), or None.
     neighbors: [N, K] int32, instance numbers of each instance's neighbours, -1 for none, or None.
-    covariates: [V], what the label table says of the bag as a whole (`data/covariates.py`), or None.
+    covariates: [V], what the label table says of the bag as a whole (`data/cohort/covariates.py`), or None.
     """
 
     features: Array

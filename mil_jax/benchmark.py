@@ -12,16 +12,17 @@ from pathlib import Path
 import pandas as pd
 from absl import flags
 
-from mil_jax import session, train
-from mil_jax.benchmark_plan import Benchmark, Run, chosen_of, chosen_tasks, find_tasks, runs
+from mil_jax import train
+from mil_jax.cli import session
+from mil_jax.cli.benchmark_plan import Benchmark, Run, chosen_of, chosen_tasks, find_tasks, runs
+from mil_jax.cli.console import console, frame_table, run_command, say
 from mil_jax.config import find_config, help_text, parse, run_file, split_off_config
-from mil_jax.console import console, frame_table, run_command, say
 from mil_jax.data.tables import listed
 from mil_jax.errors import ConfigError, UserError
+from mil_jax.experiment.experiment import Experiment
 from mil_jax.interop.feature_files import counted
 from mil_jax.reports.benchmark import MethodOnTask, console_report, write_benchmark
-from mil_jax.training.experiment import Experiment
-from mil_jax.training.run_folder import RunFolder, is_run_folder
+from mil_jax.run_folder.folder import RunFolder, is_run_folder
 
 ABOUT = """Trains methods x tasks x folds, resumes what was stopped, and ends in one table.
 

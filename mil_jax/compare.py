@@ -9,11 +9,11 @@ from pathlib import Path
 
 from absl import flags
 
-from mil_jax.console import console, run_command, say
-from mil_jax.data.whole_folder import new_folder
+from mil_jax.cli.console import console, run_command, say
 from mil_jax.errors import ConfigError
-from mil_jax.reports.compared import Method, compare_methods, read_method
-from mil_jax.reports.comparison_files import MARKER, console_report, write_comparison
+from mil_jax.files import new_folder
+from mil_jax.reports.comparison.load import Method, compare_methods, read_method
+from mil_jax.reports.comparison.write import MARKER, console_report, write_comparison
 
 ABOUT = """Compares runs on the same slides and patients: the first run with each of the others.
 

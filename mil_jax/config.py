@@ -24,7 +24,7 @@ from mil_jax import aggregators
 from mil_jax.aggregators import reembedding
 from mil_jax.errors import ConfigError, UserError
 from mil_jax.settings import SETTINGS, check_value
-from mil_jax.strategies import chosen
+from mil_jax.strategies import registry
 
 _NAMED_GROUPS = ("reembed", "strategy")  # whose other settings come with their name
 _FREE_GROUPS = ("aggregator.", "demo.")  # the method's own settings, which its aggregator knows
@@ -100,7 +100,7 @@ def _method_settings(config: ConfigDict) -> dict[str, Any]:
     if "reembed" in config and config.reembed.name:
         groups["reembed"] = reembedding.default_fields(config.reembed.name)
     if "strategy" in config and config.strategy.name:
-        groups["strategy"] = chosen.default_fields(config.strategy.name)
+        groups["strategy"] = registry.default_fields(config.strategy.name)
     return {f"{group}.{field}": default for group, fields in groups.items() for field, default in fields.items()}
 
 

@@ -12,22 +12,24 @@ import pandas as pd
 from absl import flags
 from ml_collections import ConfigDict
 
-from mil_jax.console import console, run_command, say
+from mil_jax.cli.console import console, run_command, say
+from mil_jax.cli.evaluate_arguments import split_arguments
+from mil_jax.cli.progress import conversion_progress
+from mil_jax.cli.session import set_up
 from mil_jax.data.tables import listed
-from mil_jax.data.whole_folder import new_folder
 from mil_jax.errors import ConfigError
-from mil_jax.external import in_one_process, prepare, score, score_instances, split_arguments
-from mil_jax.progress import conversion_progress
-from mil_jax.reports.calibration import CALIBRATED
-from mil_jax.reports.evaluation import HELD_OUT, Scored, averaged, result
-from mil_jax.reports.evaluation_files import MARKER, console_report, write_evaluation
-from mil_jax.reports.instances import instance_statements
+from mil_jax.experiment.final_model import is_final
+from mil_jax.files import new_folder
+from mil_jax.inference.external_cohort import in_one_process, prepare, score, score_instances
+from mil_jax.inference.scored import HELD_OUT, Scored
+from mil_jax.inference.trained_run import TrainedRun
+from mil_jax.reports.evaluation.calibration import CALIBRATED
+from mil_jax.reports.evaluation.instances import instance_statements
+from mil_jax.reports.evaluation.metrics import averaged, result
+from mil_jax.reports.evaluation.write import MARKER, console_report, write_evaluation
 from mil_jax.reports.statistics import RESAMPLES
-from mil_jax.session import set_up
-from mil_jax.training.features_file import DIFFERENCES
-from mil_jax.training.final_model import is_final
-from mil_jax.training.run_folder import RunFolder
-from mil_jax.training.trained import TrainedRun
+from mil_jax.run_folder.features_json import DIFFERENCES
+from mil_jax.run_folder.folder import RunFolder
 
 ABOUT = """Scores slides with the models of a trained run: external cohorts, with labels or without, or the run's own test parts again.
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -35,3 +36,56 @@ def write_text(path: str | os.PathLike[str], text: str) -> None:
     """Writes a whole text file or none."""
     with written_whole(path) as temporary:
         temporary.write_text(text, encoding="utf-8")
+
+
+@contextmanager
+def new_folder(target: Path, marker: str, overwrite: bool, kind: str = "shards") -> Iterator[Path]:
+    """Yields an empty folder beside `target`; on success it takes the target's place, on failure it is removed.
+
+    marker: a file that shows an existing folder to be of the same kind, which `overwrite` may then replace. kind: what it is of.
+
+    Raises UserError where the target exists and may not be replaced, or when the disk is full.
+    """
+    target = target.absolute()
+    _check_target(target, marker, overwrite, kind)
+    temporary = target.with_name(f".{target.name}.{os.getpid()}.tmp")
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        shutil.rmtree(temporary, ignore_errors=True)
+        temporary.mkdir()
+        yield temporary
+        _check_target(target, marker, overwrite, kind)
+        _put_in_place(temporary, target)
+    except OSError as error:
+        if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+            raise UserError(f"{target}: the disk is full; free some space and run the command again") from error
+        if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR):
+            raise UserError(f"{target}: cannot be written ({error.strerror}); choose another folder") from error
+        raise
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+
+
+def _check_target(target: Path, marker: str, overwrite: bool, kind: str) -> None:
+    if not target.exists() or (target.is_dir() and not any(target.iterdir())):
+        return
+    if not target.is_dir() or not (target / marker).exists():
+        raise UserError(f"{target}: exists and is not a folder of {kind}, so it is left alone; choose another folder")
+    if not overwrite:
+        raise UserError(f"{target}: exists; choose another folder, or replace it with --overwrite")
+
+
+def _put_in_place(temporary: Path, target: Path) -> None:
+    if not target.exists() or not any(target.iterdir()):
+        temporary.replace(target)
+        return
+    # A folder that is not empty cannot be replaced in one step: the old one steps aside, and comes back if the next
+    # step fails.
+    aside = target.with_name(f".{target.name}.{os.getpid()}.old")
+    target.replace(aside)
+    try:
+        temporary.replace(target)
+    except OSError:
+        aside.replace(target)
+        raise
+    shutil.rmtree(aside)

@@ -16,23 +16,20 @@ import numpy as np
 import pandas as pd
 from absl import flags
 
+from mil_jax.cli.console import console, frame_table, run_command, say
+from mil_jax.cli.overview import describe_experiment
+from mil_jax.cli.progress import conversion_progress
+from mil_jax.cli.session import set_up
 from mil_jax.config import help_text, parse
-from mil_jax.console import console, frame_table, run_command, say
-from mil_jax.data.reading import reading_rate
-from mil_jax.data.room import STREAMED
+from mil_jax.data.loading.residency import STREAMED
 from mil_jax.errors import DataError
+from mil_jax.experiment.experiment import Experiment
+from mil_jax.experiment.phases import stage_names
+from mil_jax.experiment.prepare import prepare
 from mil_jax.files import write_text
 from mil_jax.machine import memory_bytes
-from mil_jax.overview import describe_experiment
-from mil_jax.progress import conversion_progress
-from mil_jax.reports import profile as report
-from mil_jax.reports.profile import duration
-from mil_jax.session import set_up
-from mil_jax.training.ceilings import Ceilings, measure_ceilings
-from mil_jax.training.cost import Bench, ProgramCost
-from mil_jax.training.environment import describe_environment
-from mil_jax.training.experiment import Experiment, prepare
-from mil_jax.training.forecast import (
+from mil_jax.profiling import report as report
+from mil_jax.profiling.forecast import (
     BucketFigures,
     EpochPlan,
     Forecast,
@@ -42,7 +39,11 @@ from mil_jax.training.forecast import (
     time_dispatch,
     time_host,
 )
-from mil_jax.training.phases import stage_names
+from mil_jax.profiling.machine_peaks import Ceilings, measure_ceilings
+from mil_jax.profiling.program_cost import Bench, ProgramCost
+from mil_jax.profiling.read_speed import reading_rate
+from mil_jax.profiling.report import duration
+from mil_jax.run_folder.environment import describe_environment
 
 ABOUT = """Says what an experiment costs before it is trained: plan, compilation, steps, memory, where the time will go, and why.
 

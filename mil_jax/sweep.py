@@ -16,21 +16,25 @@ import numpy as np
 import pandas as pd
 from absl import flags
 
-from mil_jax import results, session
+from mil_jax.cli import session
+from mil_jax.cli.console import STOPPED_BY_SIGTERM, console, run_command, say
+from mil_jax.cli.overview import describe_experiment
+from mil_jax.cli.sweep_grid import Axis, Group, Point, draw_points, grouped, read_axes, shown, with_point
 from mil_jax.config import ConfigDict, help_text, parse, source_of
-from mil_jax.console import STOPPED_BY_SIGTERM, console, run_command, say
-from mil_jax.data.splits import TEST
+from mil_jax.data.splits.splits import TEST
+from mil_jax.engine.engine import Stopped
+from mil_jax.engine.nan_debugging import NotFinite
+from mil_jax.engine.types import FitResult
 from mil_jax.errors import ConfigError
+from mil_jax.experiment.experiment import Experiment, strategy
+from mil_jax.experiment.prepare import derived, share_bags
+from mil_jax.experiment.run import FREE_ON_RESUME, train_in
 from mil_jax.interop.feature_files import counted
-from mil_jax.overview import describe_experiment, notes_on_data
 from mil_jax.reports import sweep as report
-from mil_jax.sweep_points import Axis, Group, Point, draw_points, grouped, read_axes, shown, with_point
+from mil_jax.reports.run import collect
+from mil_jax.reports.run.data_notes import notes_on_data
+from mil_jax.run_folder.folder import RunFolder
 from mil_jax.tasks.base import monitor_label
-from mil_jax.training.engine import Stopped
-from mil_jax.training.engine_types import FitResult
-from mil_jax.training.experiment import FREE_ON_RESUME, Experiment, derived, share_bags, strategy, train_in
-from mil_jax.training.nonfinite import NotFinite
-from mil_jax.training.run_folder import RunFolder
 
 ABOUT = """Tries settings, chooses by validation (each fold for itself), and tests the chosen ones.
 
@@ -155,7 +159,7 @@ def _report(
     seconds: float,
 ) -> None:
     """Chooses, writes what was found, and shows it."""
-    target, fold_names = base.targets[0], results.fold_names(base.targets[0])
+    target, fold_names = base.targets[0], collect.fold_names(base.targets[0])
     scores = pd.concat([_scores(*one) for one in trained], ignore_index=True)
     choice = report.choose(scores, trained[0][1].selection.select, fold_names)
     config = with_point(config, points[choice.best])
@@ -176,9 +180,9 @@ def _report(
             [{axis.name: point[axis.name] for axis in axes} for point in points],
             scores,
             choice,
-            constants=results.constant_answers(target),
-            conduct=results.conduct(trained[0][1]),
-            title=f"{results.title(base)}, sweep",
+            constants=collect.constant_answers(target),
+            conduct=collect.conduct(trained[0][1]),
+            title=f"{collect.title(base)}, sweep",
             fold_names=fold_names,
             notes=notes_on_data(base),
             facts={
@@ -216,7 +220,7 @@ def _chosen_predictions(
     chosen = [r for r, (replica, number) in enumerate(pairs) if choice.of_fold[replica.fold] == number]
     if not chosen:
         return None
-    rows = results.predictions(experiment, fit, chosen)
+    rows = collect.predictions(experiment, fit, chosen)
     return rows.assign(setting=[shown(points[choice.of_fold[fold]]) for fold in rows["fold"]])
 
 

@@ -10,21 +10,22 @@ import time
 from collections.abc import Sequence
 from typing import Any
 
-from mil_jax import results
+from mil_jax.cli.console import STOPPED_BY_SIGTERM, console, run_command, say
+from mil_jax.cli.overview import describe_experiment
+from mil_jax.cli.session import define_flags, open_folder, prepared, progress_of, training_error
 from mil_jax.config import help_text, parse
-from mil_jax.console import STOPPED_BY_SIGTERM, console, run_command, say
-from mil_jax.overview import describe_experiment, notes_on_data
-from mil_jax.reports import tables, targets
-from mil_jax.reports.final_summary import write_final_summary
-from mil_jax.reports.summary import write_summary
-from mil_jax.session import define_flags, open_folder, prepared, progress_of, training_error
-from mil_jax.training import processes
-from mil_jax.training.engine import Stopped
-from mil_jax.training.engine_types import FitResult
-from mil_jax.training.experiment import Experiment, train
-from mil_jax.training.final_model import final_settings, is_final, leave_validation
-from mil_jax.training.nonfinite import NotFinite
-from mil_jax.training.run_folder import RunFolder
+from mil_jax.engine import distributed
+from mil_jax.engine.engine import Stopped
+from mil_jax.engine.nan_debugging import NotFinite
+from mil_jax.engine.types import FitResult
+from mil_jax.experiment.experiment import Experiment
+from mil_jax.experiment.final_model import final_settings, is_final, leave_validation
+from mil_jax.experiment.run import train
+from mil_jax.reports import tables
+from mil_jax.reports.run import collect, multi_target
+from mil_jax.reports.run.data_notes import notes_on_data
+from mil_jax.reports.run.summary import write_final_summary, write_summary
+from mil_jax.run_folder.folder import RunFolder
 
 ABOUT = """Trains and cross-validates an aggregator; everything that comes of it is in one run folder.
 
@@ -61,8 +62,8 @@ def main(arguments: list[str]) -> int:
             return STOPPED_BY_SIGTERM
         except NotFinite as found:
             raise training_error(experiment, found) from found
-    with processes.first_before_others():
-        if processes.is_first():
+    with distributed.first_before_others():
+        if distributed.is_first():
             seconds = time.monotonic() - started
             if is_final(config):
                 _report_final(experiment, folder, result, final_settings(config).notes, seconds)
@@ -80,27 +81,27 @@ def main(arguments: list[str]) -> int:
 def _report(experiment: Experiment, folder: RunFolder, result: FitResult, seconds: float) -> None:
     """Writes predictions, summary and figures, and shows the result."""
     history = folder.read_metrics()
-    facts = results.facts(experiment, folder, history, result, seconds)
+    facts = collect.facts(experiment, folder, history, result, seconds)
     history = [row for row in history if row["phase"] == history[-1]["phase"]]  # the curves are of the last stage
-    common: dict[str, Any] = {"title": results.title(experiment), "notes": notes_on_data(experiment), "facts": facts}
+    common: dict[str, Any] = {"title": collect.title(experiment), "notes": notes_on_data(experiment), "facts": facts}
     with console.status("looking at the features: what they are, and whether the parts share any"):
-        shared = results.leave_for_evaluation(experiment, folder)
-    said = [*results.failures(experiment, result), *results.probe_notes(experiment, result)]
-    conduct = results.conduct(experiment, said, shared)
-    predictions = results.predictions(experiment, result)
+        shared = collect.leave_for_evaluation(experiment, folder)
+    said = [*collect.failures(experiment, result), *collect.probe_notes(experiment, result)]
+    conduct = collect.conduct(experiment, said, shared)
+    predictions = collect.predictions(experiment, result)
     with console.status("predictions, intervals and figures"):
         if experiment.several:
             reports = [
-                targets.TargetReport(
+                multi_target.TargetReport(
                     target.name,
                     target.task,
                     target.class_counts,
-                    results.constant_answers(target),
-                    results.fold_names(target),
+                    collect.constant_answers(target),
+                    collect.fold_names(target),
                 )
                 for target in experiment.targets
             ]
-            summary = targets.write_target_summaries(
+            summary = multi_target.write_target_summaries(
                 folder, reports, predictions, history, conduct, experiment.left_out, **common
             )
         else:
@@ -110,12 +111,12 @@ def _report(experiment: Experiment, folder: RunFolder, result: FitResult, second
                 task=target.task,
                 predictions=predictions,
                 history=history,
-                constants=results.constant_answers(target),
+                constants=collect.constant_answers(target),
                 conduct=conduct,
-                fold_names=results.fold_names(target),
+                fold_names=collect.fold_names(target),
                 **common,
             )
-    console.print((targets if experiment.several else tables).console_report(summary), soft_wrap=False)
+    console.print((multi_target if experiment.several else tables).console_report(summary), soft_wrap=False)
 
 
 def _report_final(
@@ -123,14 +124,14 @@ def _report_final(
 ) -> None:
     """Writes the summary of the final model, which has no part to be measured on."""
     history = folder.read_metrics()
-    facts = results.facts(experiment, folder, history, result, seconds)
-    shared = results.leave_for_evaluation(experiment, folder)
+    facts = collect.facts(experiment, folder, history, result, seconds)
+    shared = collect.leave_for_evaluation(experiment, folder)
     leave_validation(experiment.config, folder)
     summary = write_final_summary(
         folder,
         history=[row for row in history if row["phase"] == history[-1]["phase"]],
-        statements=[*notes, *results.conduct(experiment, results.failures(experiment, result), shared).notes],
-        title=results.title(experiment),
+        statements=[*notes, *collect.conduct(experiment, collect.failures(experiment, result), shared).notes],
+        title=collect.title(experiment),
         notes=notes_on_data(experiment),
         facts=facts,
     )

@@ -18,7 +18,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 from mil_jax import aggregators
 from mil_jax.aggregators import reembedding
 from mil_jax.settings import SETTINGS
-from mil_jax.strategies import chosen
+from mil_jax.strategies import registry
 
 ROOT = Path(__file__).resolve().parent.parent
 PAGE = ROOT / "docs" / "settings.md"
@@ -65,8 +65,8 @@ def page() -> str:
         rows = [[f"`reembed.{field}`", _shown(default)] for field, default in fields]
         parts.append(f"### {name}\n\n{_table(['setting', 'default'], rows)}\n")
     parts.append("## Strategies\n\nSettings that `strategy.name` brings with it (see `docs/methods/`):\n")
-    for name in chosen.SETTINGS:
-        rows = [[f"`strategy.{field}`", _shown(default)] for field, default in chosen.default_fields(name).items()]
+    for name in registry.SETTINGS:
+        rows = [[f"`strategy.{field}`", _shown(default)] for field, default in registry.default_fields(name).items()]
         parts.append(f"### {name}\n\n{_table(['setting', 'default'], rows)}\n")
     return "\n".join(parts)
 

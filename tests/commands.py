@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from mil_jax.console import run_command
+from mil_jax.cli.console import run_command
 
 SMALL = (
     "--config=configs/abmil.py",

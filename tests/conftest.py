@@ -9,7 +9,7 @@ from pathlib import Path
 import jax
 import pytest
 
-from mil_jax.training.devices import use_one_device_per_core
+from mil_jax.engine.runtime import use_one_device_per_core
 
 use_one_device_per_core()
 

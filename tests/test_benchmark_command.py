@@ -12,15 +12,15 @@ import pandas as pd
 import pytest
 
 from mil_jax import benchmark, train
-from mil_jax.benchmark_plan import Task, find_tasks, runs
+from mil_jax.cli.benchmark_plan import Task, find_tasks, runs
+from mil_jax.cli.progress import TrainingProgress
 from mil_jax.config import find_config, parse, run_file
-from mil_jax.progress import TrainingProgress
-from mil_jax.tasks.metrics import binary_auc
-from mil_jax.training.run_folder import RunFolder
+from mil_jax.run_folder.folder import RunFolder
+from mil_jax.tasks.metrics.classification import binary_auc
 from tests.commands import Ended, contents, run
 
 FILE = """
-from mil_jax.benchmark_plan import Benchmark, Method, Protocol, Table
+from mil_jax.cli.benchmark_plan import Benchmark, Method, Protocol, Table
 
 def get_benchmark():
     return Benchmark(

@@ -11,9 +11,9 @@ import pytest
 
 from mil_jax import compare
 from mil_jax.config import base_config
+from mil_jax.run_folder.folder import RunFolder
+from mil_jax.run_folder.tasks_json import described
 from mil_jax.tasks import Classification
-from mil_jax.training.run_folder import RunFolder
-from mil_jax.training.task_file import described
 from tests.commands import contents, run
 
 

@@ -12,12 +12,12 @@ import pandas as pd
 import pytest
 from sklearn.metrics import roc_auc_score
 
-from mil_jax import evaluate, external, train
-from mil_jax.reports.calibration import choose_temperature
-from mil_jax.reports.instances import instance_result
+from mil_jax import evaluate, train
+from mil_jax.inference import external_cohort
+from mil_jax.reports.evaluation.calibration import choose_temperature
+from mil_jax.run_folder.folder import RunFolder
 from mil_jax.tasks.classification import Classification
-from mil_jax.tasks.instance_metrics import LabelledSlide
-from mil_jax.training.run_folder import RunFolder
+from mil_jax.tasks.metrics.instances import LabelledSlide, instance_result
 from tests.commands import SMALL, Ended, contents, run
 from tests.invented import Invented, invent, write_clam, write_labels, write_trident
 
@@ -131,7 +131,9 @@ def test_several_cohorts_make_one_table_and_need_no_labels(home, tmp_path):
 
 def test_labels_of_single_instances_give_their_auc_and_the_froc(home, capsys, tmp_path, monkeypatch):
     seen: list[list[LabelledSlide]] = []
-    monkeypatch.setattr(external, "instance_result", lambda slides: seen.append(slides) or instance_result(slides))
+    monkeypatch.setattr(
+        external_cohort, "instance_result", lambda slides: seen.append(slides) or instance_result(slides)
+    )
     cohort = elsewhere()
     (tmp_path / "tiles").mkdir()
     positive = cohort.table.loc[cohort.table["subtype"] == "LUSC", "slide_id"]

@@ -18,8 +18,13 @@ PACKAGE = ROOT / "mil_jax"
 # A part may import what stands after it, never what stands before it; modules that are not listed (entry points, the settings,
 # the console) may import everything, and nothing that is listed may import them.
 LAYERS = (
+    "cli",
     "reports",
-    "training",
+    "inference",
+    "experiment",
+    "profiling",
+    "run_folder",
+    "engine",
     "strategies",
     "tasks",
     "aggregators",
@@ -43,7 +48,7 @@ PARTS = {name.split(".")[1] for name in MODULES}
 
 
 def part_of(name: str) -> str:
-    """`mil_jax.data.shards.Shards` -> `data`; `mil_jax` and `mil_jax.__version__` -> `__init__`."""
+    """`mil_jax.data.shards.reader.Shards` -> `data`; `mil_jax` and `mil_jax.__version__` -> `__init__`."""
     part = f"{name}.".split(".")[1]
     return part if part in PARTS else "__init__"
 

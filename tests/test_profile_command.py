@@ -9,11 +9,12 @@ import pytest
 
 from mil_jax import profile, train
 from mil_jax.config import parse
-from mil_jax.data.splits import TRAIN
-from mil_jax.reports.profile import PART_NAMES, Roofline, verdict
-from mil_jax.training.cost import Measured, ProgramCost
-from mil_jax.training.experiment import Experiment, prepare
-from mil_jax.training.forecast import BucketFigures, Forecast, plan_epoch
+from mil_jax.data.splits.splits import TRAIN
+from mil_jax.experiment.experiment import Experiment
+from mil_jax.experiment.prepare import prepare
+from mil_jax.profiling.forecast import BucketFigures, Forecast, plan_epoch
+from mil_jax.profiling.program_cost import Measured, ProgramCost
+from mil_jax.profiling.report import PART_NAMES, Roofline, verdict
 from tests.commands import SMALL, run
 from tests.invented import invent, write_labels, write_plain
 

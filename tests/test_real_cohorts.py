@@ -12,10 +12,10 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from mil_jax.data.ids import base_name
-from mil_jax.tasks.metrics import binary_auc
+from mil_jax.data.cohort.ids import base_name
+from mil_jax.tasks.metrics.classification import binary_auc
+from mil_jax.tasks.metrics.survival import Cases, concordance
 from mil_jax.tasks.survival import bin_edges, bin_of
-from mil_jax.tasks.survival_metrics import Cases, concordance
 from mil_jax.train import main
 
 MEANINGLESS = 5  # features

@@ -12,9 +12,9 @@ import pandas as pd
 import pytest
 
 from mil_jax import aggregators, compare, evaluate, sweep, train
+from mil_jax.engine.checkpoints import read_final
 from mil_jax.interop.torch_checkpoints import export_state_dict
-from mil_jax.training.checkpoints import read_final
-from mil_jax.training.run_folder import RunFolder
+from mil_jax.run_folder.folder import RunFolder
 from tests.commands import SMALL, run
 from tests.invented import invent, write_labels, write_plain
 

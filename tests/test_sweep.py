@@ -12,9 +12,9 @@ import pandas as pd
 import pytest
 
 from mil_jax import sweep, train
+from mil_jax.cli.progress import TrainingProgress
 from mil_jax.config import load_config, parse
-from mil_jax.progress import TrainingProgress
-from mil_jax.training.run_folder import RunFolder
+from mil_jax.run_folder.folder import RunFolder
 from tests.commands import SMALL, contents, run
 from tests.invented import invent, write_labels, write_plain
 

@@ -14,10 +14,10 @@ import pandas as pd
 import pytest
 
 from mil_jax import train
+from mil_jax.cli.progress import TrainingProgress
 from mil_jax.config import parse
-from mil_jax.progress import TrainingProgress
-from mil_jax.training.experiment import prepare
-from mil_jax.training.run_folder import RunFolder
+from mil_jax.experiment.prepare import prepare
+from mil_jax.run_folder.folder import RunFolder
 from tests.commands import SMALL, contents, run
 from tests.invented import invent, write_clam, write_labels
 

@@ -9,7 +9,7 @@ the test fold chooses the epoch, as in the scripts (panliangrui/NIPS2025). What 
 The owners of the data set ask that it not be used; this is for those who may, and for tables of the same layout.
 """
 
-from mil_jax.benchmark_plan import Benchmark, Method, Protocol, Table
+from mil_jax.cli.benchmark_plan import Benchmark, Method, Protocol, Table
 
 SCRIPT = {"optimizer.name": "adam", "optimizer.lr": 1e-4, "optimizer.weight_decay": 1e-4}
 SCRIPT |= {"optimizer.b1": 0.5, "optimizer.b2": 0.9, "optimizer.schedule.min_lr": 5e-6}  # train_dsmil_abmil

@@ -5,7 +5,7 @@ all. To choose other methods take a copy of this file, or --methods. Methods tha
 the shards, and are left out here.
 """
 
-from mil_jax.benchmark_plan import Benchmark, Method, Protocol
+from mil_jax.cli.benchmark_plan import Benchmark, Method, Protocol
 
 
 def get_benchmark() -> Benchmark:

@@ -1,4 +1,4 @@
-"""A linear classifier of the mean feature: everyone's first baseline, and what a linear probe fits (`training/probes.py`).
+"""A linear classifier of the mean feature: everyone's first baseline, and what a linear probe fits (`experiment/linear_probe.py`).
 
 x [N, D] -> mean over instances -> Linear. A slide-level embedding is a bag of one instance. No published form.
 """

@@ -15,10 +15,10 @@ from rich.text import Text
 import mil_jax
 from mil_jax.data.tables import listed
 from mil_jax.reports import tables
-from mil_jax.reports.targets import common_sentences
+from mil_jax.reports.run.multi_target import common_sentences
+from mil_jax.run_folder import tasks_json
+from mil_jax.run_folder.folder import RunFolder
 from mil_jax.tasks.base import METRIC_LABELS
-from mil_jax.training import task_file
-from mil_jax.training.run_folder import RunFolder
 
 _STATISTICS = ("mean", "sd_folds", "worst", "pooled", "low", "high", "sd_seeds", "undefined_folds")
 _CONSOLE_METHODS = 4
@@ -43,7 +43,7 @@ def write_benchmark(out: Path, name: str, protocol: str, runs: Sequence[MethodOn
         folder = RunFolder.require_complete(run.folder)
         summary = folder.read_json("summary.json")
         said[f"{run.method} on {run.task}" if run.task else run.method] = summary["statements"][:1]
-        columns = summary.get("targets") or {next(iter(task_file.read(folder))): summary}
+        columns = summary.get("targets") or {next(iter(tasks_json.read(folder))): summary}
         for column, one in columns.items():
             headline = [one["main_metric"], *(metric for metric in one["headline"] if metric != one["main_metric"])]
             title = " ".join(filter(None, (run.task, column if len(columns) > 1 or not run.task else "")))

@@ -13,8 +13,8 @@ from typing import NamedTuple
 import numpy as np
 import pandas as pd
 
-from mil_jax.reports.predictions import per_patient, probabilities_of, targets_of
 from mil_jax.tasks.base import LOWER_IS_BETTER, Task
+from mil_jax.tasks.predictions_table import per_patient, probabilities_of, targets_of
 
 RESAMPLES = 1000
 _CHUNK = 2_000_000

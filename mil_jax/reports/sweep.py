@@ -17,12 +17,13 @@ from rich.padding import Padding
 from rich.text import Text
 
 from mil_jax.errors import ConfigError
-from mil_jax.reports import curves, figures, tables
-from mil_jax.reports.predictions import TEST
-from mil_jax.reports.statements import Conduct
-from mil_jax.reports.summary import summarize
+from mil_jax.reports import tables
+from mil_jax.reports.figures import curves, style
+from mil_jax.reports.run.statements import Conduct
+from mil_jax.reports.run.summary import summarize
+from mil_jax.run_folder.folder import RunFolder
 from mil_jax.tasks.base import METRIC_LABELS, Task, higher_is_better, monitor_label
-from mil_jax.training.run_folder import RunFolder
+from mil_jax.tasks.predictions_table import TEST
 
 _MOST_CONSOLE_SETTINGS = 15
 _LOG_FROM = 8.0  # values whose largest is so many times their least are drawn on a logarithmic axis
@@ -223,7 +224,7 @@ def _draw_effects(points: Sequence[Mapping[str, Any]], scores: pd.DataFrame, cho
         few = len(kinds) <= max(8, len(points) // 2)
         at = column.astype(float) if numeric and not few else column.map({kind: kinds.index(kind) for kind in kinds})
         shown = means.reindex(range(len(points)))
-        axes.scatter(at, shown, s=18, color=figures.COLOURS[0], alpha=0.55, linewidth=0)
+        axes.scatter(at, shown, s=18, color=style.COLOURS[0], alpha=0.55, linewidth=0)
         if few:
             line = shown.groupby(at.to_numpy()).mean()
             axes.plot(line.index, line, color="black", linewidth=1.6)
@@ -232,11 +233,11 @@ def _draw_effects(points: Sequence[Mapping[str, Any]], scores: pd.DataFrame, cho
         elif min(kinds) > 0 and max(kinds) / min(kinds) >= _LOG_FROM:
             axes.set_xscale("log")
         best = choice.best
-        axes.scatter(at[best], means[best], s=70, facecolor="none", edgecolor=figures.COLOURS[1], linewidth=1.6)
+        axes.scatter(at[best], means[best], s=70, facecolor="none", edgecolor=style.COLOURS[1], linewidth=1.6)
         axes.set(xlabel=name)
         if place == 0:
             axes.set_ylabel(f"{monitor_label(choice.select)}, mean of folds")
-        figures.tidy(axes)
+        style.tidy(axes)
     dot = "each dot a setting, the best one ringed; line: mean of the settings with a value"
     figure.suptitle(f"Effect of each setting on the {monitor_label(choice.select)} ({dot})", fontsize=9)
-    figures.save(figure, path)
+    style.save(figure, path)

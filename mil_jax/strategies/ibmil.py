@@ -18,9 +18,9 @@ from mil_jax.bags import Bag, Prediction
 from mil_jax.errors import ConfigError
 from mil_jax.layers.deconfounding import Deconfounding
 from mil_jax.strategies.base import Finding, TrainingBags, TrainState
-from mil_jax.strategies.clustering import clusters
-from mil_jax.strategies.confounders import DICTIONARY, Confounders
 from mil_jax.strategies.dtfd import TwoTiers
+from mil_jax.strategies.ibmil_clusters import clusters
+from mil_jax.strategies.ibmil_settings import DICTIONARY, Confounders
 from mil_jax.strategies.supervised import COVARIATES, Supervised
 
 Array = jax.Array

@@ -24,7 +24,7 @@ from mil_jax.layers.instance_masks import MaskCounts
 from mil_jax.layers.losses import feature_consistency, mean_over_bags
 from mil_jax.layers.moving_average import followed
 from mil_jax.strategies.base import Batch, Steps, TrainState, map_bags
-from mil_jax.strategies.masking import Masking
+from mil_jax.strategies.mhim_settings import Masking
 from mil_jax.strategies.supervised import Inputs, Supervised
 
 Array = jax.Array

@@ -22,7 +22,7 @@ import optax
 
 from mil_jax.aggregators.reembedding import Reembedded
 from mil_jax.bags import Bag, Prediction
-from mil_jax.data import covariates
+from mil_jax.data.cohort import covariates
 from mil_jax.errors import ConfigError
 from mil_jax.layers.topk import random_subset
 from mil_jax.strategies.base import Batch, LearningRate, Steps, TrainingBags, TrainState, map_bags

@@ -10,7 +10,7 @@ from typing import Any
 
 import pandas as pd
 
-from mil_jax.data.labels import CohortSettings
+from mil_jax.data.cohort.settings import CohortSettings
 from mil_jax.data.tables import suggestion
 from mil_jax.errors import ConfigError
 from mil_jax.tasks.base import Task

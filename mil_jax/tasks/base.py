@@ -20,7 +20,7 @@ import numpy as np
 import pandas as pd
 
 from mil_jax.bags import Prediction
-from mil_jax.data.labels import CohortSettings
+from mil_jax.data.cohort.settings import CohortSettings
 from mil_jax.errors import ConfigError
 
 METRIC_LABELS = {

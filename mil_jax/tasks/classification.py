@@ -2,7 +2,8 @@
 
 Losses: cross entropy; binary cross entropy with logits, the mean over classes on one-hot targets (PathGene); the clamped Bernoulli
 likelihood of Ilse et al. 2018 on one output; focal loss on the softmax (Lin et al. 2017), for rare classes. Every loss is the mean over
-the bags of a batch, as in the reference loops, which use one bag a step. Numbers for people (AUC, F1, ...) are in `tasks/metrics.py`.
+the bags of a batch, as in the reference loops, which use one bag a step. Numbers for people (AUC, F1, ...) are in
+`tasks/metrics/classification.py`.
 """
 
 from __future__ import annotations
@@ -18,12 +19,13 @@ import pandas as pd
 from scipy.special import expit, softmax
 
 from mil_jax.bags import Prediction
-from mil_jax.data.labels import CohortSettings, resolve_classes
+from mil_jax.data.cohort.label_table import resolve_classes
+from mil_jax.data.cohort.settings import CohortSettings
 from mil_jax.errors import ConfigError, DataError
-from mil_jax.tasks import metrics as measures
 from mil_jax.tasks.base import Task
 from mil_jax.tasks.losses import binary_cross_entropy, mean_over_present
-from mil_jax.tasks.weighted_metrics import of_one_label
+from mil_jax.tasks.metrics import classification as measures
+from mil_jax.tasks.metrics.resampled import of_one_label
 
 MIN_CASES_PER_CLASS = 10
 _BERNOULLI_CLAMP = 1e-5
@@ -177,7 +179,7 @@ class Classification(Task):
     def metrics(
         self, probabilities: np.ndarray, targets: np.ndarray, groups: np.ndarray | None = None
     ) -> dict[str, float]:
-        """`tasks/metrics.py` defines each; `groups` does not matter: probabilities of different models are compared."""
+        """`tasks/metrics/classification.py` defines each; `groups` does not matter: probabilities of different models are compared."""
         del groups
         return measures.single_label(probabilities, self.class_index(targets))
 

@@ -16,12 +16,13 @@ import numpy as np
 import pandas as pd
 
 from mil_jax.bags import Prediction
-from mil_jax.data.labels import CohortSettings, resolve_classes
+from mil_jax.data.cohort.label_table import resolve_classes
+from mil_jax.data.cohort.settings import CohortSettings
 from mil_jax.errors import ConfigError, DataError
-from mil_jax.tasks import metrics as measures
 from mil_jax.tasks.base import Task
 from mil_jax.tasks.classification import Classification
 from mil_jax.tasks.losses import mean_over_present
+from mil_jax.tasks.metrics import classification as measures
 
 
 @dataclasses.dataclass(frozen=True)

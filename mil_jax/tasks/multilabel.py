@@ -17,13 +17,14 @@ import pandas as pd
 from scipy.special import expit
 
 from mil_jax.bags import Prediction
-from mil_jax.data.labels import CohortSettings, resolve_classes
+from mil_jax.data.cohort.label_table import resolve_classes
+from mil_jax.data.cohort.settings import CohortSettings
 from mil_jax.errors import ConfigError, DataError
-from mil_jax.tasks import metrics as measures
 from mil_jax.tasks.base import Task, fields_of
 from mil_jax.tasks.classification import MIN_CASES_PER_CLASS, label_text
 from mil_jax.tasks.losses import binary_asymmetric, binary_cross_entropy, binary_focal, mean_over_present
-from mil_jax.tasks.weighted_metrics import of_one_label
+from mil_jax.tasks.metrics import classification as measures
+from mil_jax.tasks.metrics.resampled import of_one_label
 
 _TRUE, _FALSE = {"1", "true", "yes"}, {"0", "false", "no"}
 

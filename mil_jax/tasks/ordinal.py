@@ -17,9 +17,9 @@ from scipy.special import expit
 
 from mil_jax.bags import Prediction
 from mil_jax.errors import ConfigError
-from mil_jax.tasks import metrics as measures
 from mil_jax.tasks.classification import Classification
 from mil_jax.tasks.losses import binary_cross_entropy, mean_over_present
+from mil_jax.tasks.metrics import classification as measures
 
 
 @dataclasses.dataclass(frozen=True)

@@ -14,7 +14,7 @@ from typing import ClassVar
 import numpy as np
 
 from mil_jax.tasks.classification import Classification
-from mil_jax.tasks.pathgene_metrics import pathgene_metrics
+from mil_jax.tasks.metrics.pathgene import pathgene_metrics
 
 
 @dataclasses.dataclass(frozen=True)

@@ -18,7 +18,7 @@ import pandas as pd
 from scipy.stats import rankdata
 
 from mil_jax.bags import Prediction
-from mil_jax.data.labels import CohortSettings
+from mil_jax.data.cohort.settings import CohortSettings
 from mil_jax.errors import ConfigError, DataError
 from mil_jax.tasks.base import Task, fields_of
 from mil_jax.tasks.losses import mean_over_present

@@ -2,7 +2,7 @@
 
 Bins are quantiles of the times at which patients of the run's own training part died. Cox's likelihood couples the bags of a step, so it
 needs `train.batch_size` above 1; its survival curves come from Breslow's baseline hazard, fitted to the predictions for the training part
-after training. Risk groups are divided at the median predicted risk of the training part. Metrics: `tasks/survival_metrics.py`.
+after training. Risk groups are divided at the median predicted risk of the training part. Metrics: `tasks/metrics/survival.py`.
 """
 
 from __future__ import annotations
@@ -18,12 +18,12 @@ import pandas as pd
 from scipy.special import log_expit, logsumexp
 
 from mil_jax.bags import Prediction
-from mil_jax.data.labels import CohortSettings
+from mil_jax.data.cohort.settings import CohortSettings
 from mil_jax.errors import ConfigError, DataError
-from mil_jax.tasks import survival_metrics as measures
 from mil_jax.tasks.base import Task, fields_of
 from mil_jax.tasks.losses import at_least_float32, mean_over_present
-from mil_jax.tasks.survival_curves import kaplan_meier
+from mil_jax.tasks.metrics import survival as measures
+from mil_jax.tasks.metrics.kaplan_meier import kaplan_meier
 from mil_jax.tasks.survival_losses import cox, discrete_ce, discrete_nll
 
 MIN_EVENTS = 10

@@ -17,11 +17,11 @@ from mil_jax.bags import Bag
 from mil_jax.errors import ConfigError
 from mil_jax.interop.torch_checkpoints import export_state_dict, import_state_dict
 from mil_jax.layers.topk import random_ranks
+from mil_jax.strategies import optimizers
 from mil_jax.strategies.base import Batch
 from mil_jax.strategies.dtfd import TwoTiers
+from mil_jax.strategies.lr_schedule import Schedule
 from mil_jax.tasks.classification import Classification
-from mil_jax.training import optimizers
-from mil_jax.training.schedule import Schedule
 
 TASK = Classification(("a", "b", "c"))
 BAG = Bag(jnp.asarray(np.random.default_rng(0).standard_normal((12, 6)), jnp.float32), jnp.arange(12) < 10)

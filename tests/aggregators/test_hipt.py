@@ -15,11 +15,11 @@ from mil_jax.bags import Bag
 from mil_jax.encoders.vit import VisionTransformer
 from mil_jax.errors import ConfigError, DataError
 from mil_jax.interop.torch_checkpoints import export_state_dict, import_state_dict, load_state_dict
+from mil_jax.strategies import optimizers
 from mil_jax.strategies.base import Batch
+from mil_jax.strategies.lr_schedule import Schedule
 from mil_jax.strategies.supervised import Supervised
 from mil_jax.tasks.classification import Classification
-from mil_jax.training import optimizers
-from mil_jax.training.schedule import Schedule
 
 TASK = Classification(("a", "b"))
 TILES, WIDTH = 4, 5

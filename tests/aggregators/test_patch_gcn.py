@@ -10,11 +10,11 @@ import pytest
 from mil_jax import aggregators
 from mil_jax.bags import Bag
 from mil_jax.config import base_config
-from mil_jax.data.graphs import nearest_neighbors
-from mil_jax.data.shards import SlideBag, write_shards
+from mil_jax.data.features.graphs import nearest_neighbors
+from mil_jax.data.shards.reader import SlideBag, write_shards
 from mil_jax.errors import ConfigError, DataError
+from mil_jax.experiment.data_sources import open_shards
 from mil_jax.interop.torch_checkpoints import export_state_dict, import_state_dict
-from mil_jax.training.sources import open_shards
 
 
 def test_a_bag_without_a_graph_is_an_error():

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks import evaluation, h200, scaling, ways
+from benchmarks import evaluation, h200, scaling, strategies
 
 REPRESENTATIVE = "steps-abmil"
 
@@ -66,9 +66,9 @@ def test_bags_of_regions_are_as_long_as_their_tiles(tmp_path):
 
 @pytest.mark.full
 def test_ways_of_training_are_measured_against_a_plain_step(tmp_path):
-    ways.main(["--machine=test", "--rounds=1", "--instances=16", "--dim=4", f"--results={tmp_path}"])
-    assert set(result(tmp_path)["figures"]) == set(ways.WAYS)
-    assert len(result(tmp_path)["table"]) == len(ways.WAYS) - 1
+    strategies.main(["--machine=test", "--rounds=1", "--instances=16", "--dim=4", f"--results={tmp_path}"])
+    assert set(result(tmp_path)["figures"]) == set(strategies.WAYS)
+    assert len(result(tmp_path)["table"]) == len(strategies.WAYS) - 1
 
 
 @pytest.mark.full

@@ -19,11 +19,11 @@ import pytest
 from PIL import Image
 
 from data_prep import encode, tile
-from data_prep.coordinates import read_coordinates
 from data_prep.demo_slides import draw_slide, write_slide
-from data_prep.encoding import batched, prepared
-from data_prep.reading_ahead import ReadAhead
-from data_prep.work import Slide
+from data_prep.features.encoder import batched, prepared
+from data_prep.features.prefetch import ReadAhead
+from data_prep.jobs import Slide
+from data_prep.tiles.coordinates import read_coordinates
 from mil_jax.bags import Bag
 from mil_jax.encoders.registry import IMAGENET_MEAN, IMAGENET_STD, Preprocessing, bare_encoder
 from mil_jax.encoders.weights import load_weights

@@ -9,7 +9,7 @@ import textwrap
 import numpy as np
 import pytest
 
-from mil_jax.data.shards import Shards
+from mil_jax.data.shards.reader import Shards
 
 
 def run(*arguments: object) -> subprocess.CompletedProcess[str]:

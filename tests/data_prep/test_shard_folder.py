@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from data_prep import inspect, shard
-from mil_jax.data.shards import Shards
+from mil_jax.data.shards.reader import Shards
 from tests.commands import contents, run
 
 WIDTH = 4

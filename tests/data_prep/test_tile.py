@@ -23,14 +23,14 @@ import pytest
 from PIL import Image
 
 from data_prep import tile
-from data_prep.coordinates import read_coordinates
 from data_prep.demo_slides import draw_slide, write_slide
-from data_prep.segmentation import PRESETS, Segmentation, preset, segment_picture
-from data_prep.slides import SlideScale, overview, rgb, scale_of
-from data_prep.tiff import write_pyramid
-from data_prep.tiles import read_tile, read_tiles
-from data_prep.tiling import Tiling, by_mpp
-from data_prep.work import SlideError
+from data_prep.jobs import SlideError
+from data_prep.slides.open_slide import SlideScale, overview, rgb, scale_of
+from data_prep.slides.segmentation import PRESETS, Segmentation, preset, segment_picture
+from data_prep.slides.tiff import write_pyramid
+from data_prep.tiles.coordinates import read_coordinates
+from data_prep.tiles.grid import Tiling, by_mpp
+from data_prep.tiles.read import read_tile, read_tiles
 from mil_jax.errors import ConfigError
 from mil_jax.interop.feature_files import read_coords
 from mil_jax.interop.trident import tile_size_level0

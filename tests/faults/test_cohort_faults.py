@@ -7,11 +7,11 @@ import sys
 import numpy as np
 import pytest
 
-from mil_jax.data.cohort import CohortSettings, build_cohort, resolve_classes
-from mil_jax.data.split_checks import require_patients_whole
-from mil_jax.data.splits import SplitSettings, make_splits, splits_from_folds
+from mil_jax.data.cohort.cohort import CohortSettings, build_cohort, resolve_classes
+from mil_jax.data.splits.checks import require_patients_whole
+from mil_jax.data.splits.splits import SplitSettings, make_splits, splits_from_folds
 from mil_jax.errors import ConfigError, DataError
-from tests.data.test_splits import cohort_of
+from tests.data.splits.test_splits import cohort_of
 
 CLAM = "case_id,slide_id,label\np1,s1,A\np1,s2,A\np2,s3,B\n"
 SLIDES = ["s1", "s2", "s3"]

@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 
 from mil_jax.errors import RunFolderError, UserError
-from mil_jax.training import run_folder as module
-from mil_jax.training.run_folder import RunFolder
+from mil_jax.run_folder import folder as module
+from mil_jax.run_folder.folder import RunFolder
 
 CONFIG = {"optimizer": {"lr": 2e-4}, "aggregator": {"name": "abmil"}}
 DATA = {"features": "a1", "labels": "b2"}

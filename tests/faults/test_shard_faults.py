@@ -13,7 +13,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from mil_jax.data.shards import Shards, SlideBag, write_shards
+from mil_jax.data.shards.reader import Shards, SlideBag, write_shards
 from mil_jax.errors import ConfigError, DataError, ShardError
 
 NAMES_RECORD_1 = r"bags-slides\.tfrecord-00000-of-00001, record 1 \(slide b\)"
@@ -168,7 +168,7 @@ def test_a_full_disk_leaves_nothing_behind(tmp_path):
         """
         import resource, sys
         import numpy as np
-        from mil_jax.data.shards import SlideBag, write_shards
+        from mil_jax.data.shards.reader import SlideBag, write_shards
         from mil_jax.errors import UserError
         resource.setrlimit(resource.RLIMIT_FSIZE, (200_000, 200_000))
         bags = (SlideBag(f"s{k}", np.ones((100, 64), np.float32)) for k in range(20))
@@ -191,7 +191,7 @@ def test_a_full_disk_keeps_the_folder_that_was_there(folder, monkeypatch):
     def no_space(*_):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("mil_jax.data.tfrecord.os.writev", no_space)
+    monkeypatch.setattr("mil_jax.data.shards.tfrecord.os.writev", no_space)
     with pytest.raises(Exception, match="disk is full"):
         write_shards([bag("d")], folder, overwrite=True)
     assert Shards.open(folder).slide_ids == ["a", "b", "c"]

@@ -15,7 +15,7 @@ import pandas as pd
 import pytest
 
 from mil_jax import train
-from mil_jax.training import checkpoints
+from mil_jax.engine import checkpoints
 from tests.commands import SMALL, contents, run
 from tests.invented import Invented, invent, write_labels, write_plain
 

@@ -12,12 +12,12 @@ import pytest
 
 from mil_jax import aggregators
 from mil_jax.bags import Bag
+from mil_jax.strategies import optimizers
 from mil_jax.strategies.base import Batch, TrainState
-from mil_jax.strategies.confounders import DICTIONARY, Confounders
 from mil_jax.strategies.ibmil import BRANCH, IBMIL, TwoTierIBMIL
+from mil_jax.strategies.ibmil_settings import DICTIONARY, Confounders
+from mil_jax.strategies.lr_schedule import Schedule
 from mil_jax.tasks.classification import Classification
-from mil_jax.training import optimizers
-from mil_jax.training.schedule import Schedule
 from tests.laws import law
 
 TASK = Classification(("a", "b"))

@@ -10,11 +10,11 @@ import numpy as np
 import pytest
 
 from mil_jax import aggregators
+from mil_jax.strategies import optimizers
 from mil_jax.strategies.base import Batch
+from mil_jax.strategies.lr_schedule import Schedule
 from mil_jax.strategies.supervised import Supervised
 from mil_jax.tasks.classification import Classification
-from mil_jax.training import optimizers
-from mil_jax.training.schedule import Schedule
 from tests.laws import law
 
 TASK = Classification(("a", "b"))

@@ -13,15 +13,15 @@ import pytest
 
 from mil_jax import aggregators
 from mil_jax.bags import Bag
-from mil_jax.data.labels import CohortSettings
+from mil_jax.data.cohort.settings import CohortSettings
+from mil_jax.strategies import optimizers
 from mil_jax.strategies.base import Batch, TrainState
+from mil_jax.strategies.lr_schedule import Schedule
 from mil_jax.strategies.supervised import Supervised
 from mil_jax.tasks.survival import Survival
 from mil_jax.tasks.survival_losses import cox
-from mil_jax.training import optimizers
-from mil_jax.training.schedule import Schedule
+from tests.engine.cohorts import strategy
 from tests.laws import law
-from tests.training.cohorts import strategy
 
 FEATURES = (6,)
 # Adam would turn the rounding noise in the gradient of the last attention bias, which is truly zero, into steps of size lr.

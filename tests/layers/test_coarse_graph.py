@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from mil_jax.data.graphs import nearest_neighbors
+from mil_jax.data.features.graphs import nearest_neighbors
 from mil_jax.layers.coarse_graph import cell_means, make_cells, to_tiles
 from mil_jax.layers.graph_conv import make_graph
 

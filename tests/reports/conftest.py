@@ -6,8 +6,8 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from mil_jax.reports.predictions import predictions_table
 from mil_jax.tasks import Classification, MultiLabel
+from mil_jax.tasks.predictions_table import predictions_table
 
 
 def invented_predictions(

@@ -12,7 +12,7 @@ from rich.console import Console
 
 from mil_jax.errors import RunFolderError
 from mil_jax.reports.benchmark import MethodOnTask, console_report, write_benchmark
-from mil_jax.training.run_folder import RunFolder
+from mil_jax.run_folder.folder import RunFolder
 
 
 def summary(auc: float, *, undefined: int = 0, on_test: bool = False, leaks: bool = False) -> dict[str, Any]:

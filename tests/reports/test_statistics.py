@@ -8,11 +8,10 @@ import pytest
 from sklearn import metrics as sk
 
 from mil_jax.reports import statistics
-from mil_jax.reports.predictions import per_patient, probabilities_of, targets_of
 from mil_jax.tasks import Classification, MultiLabel
-from mil_jax.tasks.metrics import NAMES
-
-from .conftest import invented_predictions
+from mil_jax.tasks.metrics.classification import NAMES
+from mil_jax.tasks.predictions_table import per_patient, probabilities_of, targets_of
+from tests.reports.conftest import invented_predictions
 
 TASKS = {
     "two classes": Classification(("a", "b")),

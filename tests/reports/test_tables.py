@@ -9,13 +9,12 @@ import pandas as pd
 import pytest
 from rich.console import Console
 
-from mil_jax.reports.statements import Conduct
-from mil_jax.reports.summary import summarize, write_summary
+from mil_jax.reports.run.statements import Conduct
+from mil_jax.reports.run.summary import summarize, write_summary
 from mil_jax.reports.tables import console_report, markdown
+from mil_jax.run_folder.folder import RunFolder
 from mil_jax.tasks import MultiLabel
-from mil_jax.training.run_folder import RunFolder
-
-from .conftest import invented_predictions
+from tests.reports.conftest import invented_predictions
 
 FREQUENCIES = {fold: np.array([0.5, 0.5]) for fold in range(5)}
 
@@ -173,7 +172,7 @@ def test_the_run_is_complete_only_once_everything_is_written(tmp_path, binary, b
         "facts": {"programs compiled": 7},
     }
     with monkeypatch.context() as patch:
-        patch.setattr("mil_jax.reports.summary.markdown", lambda summary: 1 / 0)
+        patch.setattr("mil_jax.reports.run.summary.markdown", lambda summary: 1 / 0)
         with pytest.raises(ZeroDivisionError):
             write_summary(folder, **settings)
     assert not folder.is_complete

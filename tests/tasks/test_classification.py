@@ -16,7 +16,7 @@ from mil_jax import tasks
 from mil_jax.bags import Prediction
 from mil_jax.errors import ConfigError, DataError
 from mil_jax.tasks import Classification, MultiLabel
-from mil_jax.tasks.metrics import calibration_error, youden_threshold
+from mil_jax.tasks.metrics.classification import calibration_error, youden_threshold
 
 ABC = ("a", "b", "c")
 

@@ -11,10 +11,10 @@ import pandas as pd
 import pytest
 
 from mil_jax.bags import Prediction
-from mil_jax.data.labels import CohortSettings
+from mil_jax.data.cohort.settings import CohortSettings
 from mil_jax.errors import ConfigError, DataError
+from mil_jax.run_folder.tasks_json import described, restored
 from mil_jax.tasks import Classification, MultiClass
-from mil_jax.training.task_file import described, restored
 
 COLUMNS, CLASSES = ("gene", "stage"), (("mut", "wt"), ("I", "II", "III"))
 

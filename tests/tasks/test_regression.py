@@ -11,7 +11,7 @@ from scipy import stats
 from sklearn import metrics as sk
 
 from mil_jax.bags import Prediction
-from mil_jax.data.labels import CohortSettings
+from mil_jax.data.cohort.settings import CohortSettings
 from mil_jax.errors import DataError
 from mil_jax.tasks import Ordinal, Regression
 from mil_jax.tasks.base import with_learnt

@@ -14,14 +14,14 @@ import pandas as pd
 import pytest
 
 from mil_jax.bags import Prediction
-from mil_jax.data.labels import CohortSettings
+from mil_jax.data.cohort.settings import CohortSettings
 from mil_jax.errors import ConfigError, DataError
+from mil_jax.run_folder.tasks_json import described, restored
 from mil_jax.tasks.base import with_learnt
+from mil_jax.tasks.metrics.kaplan_meier import censoring, kaplan_meier, log_rank
+from mil_jax.tasks.metrics.survival import Cases, brier, concordance, dynamic_auc, integrated
 from mil_jax.tasks.survival import Survival, bin_edges
-from mil_jax.tasks.survival_curves import censoring, kaplan_meier, log_rank
 from mil_jax.tasks.survival_losses import cox
-from mil_jax.tasks.survival_metrics import Cases, brier, concordance, dynamic_auc, integrated
-from mil_jax.training.task_file import described, restored
 
 COHORT = CohortSettings("labels.csv", ("months", "died"), numbers=("months",), events=("died",))
 

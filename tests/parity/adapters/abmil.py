@@ -12,10 +12,10 @@ import numpy as np
 import optax
 
 from mil_jax import aggregators
-from mil_jax.aggregators import abmil, meanmax
+from mil_jax.aggregators import abmil, pooling
 from mil_jax.interop.torch_checkpoints import export_state_dict, import_state_dict
+from mil_jax.strategies.optimizers import OptimizerSettings, make
 from mil_jax.tasks.classification import Classification
-from mil_jax.training.optimizers import OptimizerSettings, make
 from tests.parity.adapters.base import (
     Answer,
     class_targets,
@@ -155,5 +155,5 @@ def _class_outputs(task: Classification, logits: np.ndarray) -> dict[str, Any]:
 
 
 ADAPTERS = {
-    ("abmil", variant): BagAdapter() for variant in (*abmil.VARIANTS, *meanmax.MEAN_VARIANTS, *meanmax.MAX_VARIANTS)
+    ("abmil", variant): BagAdapter() for variant in (*abmil.VARIANTS, *pooling.MEAN_VARIANTS, *pooling.MAX_VARIANTS)
 }

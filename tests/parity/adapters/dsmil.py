@@ -17,10 +17,10 @@ from mil_jax import aggregators
 from mil_jax.aggregators import dsmil
 from mil_jax.interop.torch_checkpoints import export_state_dict, import_state_dict
 from mil_jax.strategies.base import Steps
-from mil_jax.tasks import metrics
+from mil_jax.strategies.lr_schedule import Schedule
+from mil_jax.strategies.optimizers import OptimizerSettings, make
 from mil_jax.tasks.classification import Classification
-from mil_jax.training.optimizers import OptimizerSettings, make
-from mil_jax.training.schedule import Schedule
+from mil_jax.tasks.metrics import classification
 from tests.parity import fill
 from tests.parity.adapters.base import (
     Answer,
@@ -155,9 +155,9 @@ class ThresholdSelection:
         label = case.input("labels").astype(np.float64) > 0
         score = np.round(1 / (1 + np.exp(-(case.input("scores").astype(np.float64) + label))), 2)
         classes = range(label.shape[1])
-        auc = np.array([metrics.binary_auc(score[:, c], label[:, c]) for c in classes])
+        auc = np.array([classification.binary_auc(score[:, c], label[:, c]) for c in classes])
         threshold = np.array(
-            [metrics.youden_threshold(score[:, c], label[:, c], allow_none_positive=True) for c in classes]
+            [classification.youden_threshold(score[:, c], label[:, c], allow_none_positive=True) for c in classes]
         )
         prediction = score >= threshold
         accuracy = np.mean(np.all(prediction == label, axis=1))

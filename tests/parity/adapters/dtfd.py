@@ -14,10 +14,10 @@ from mil_jax import aggregators
 from mil_jax.aggregators.dtfd import DTFD, group_numbers
 from mil_jax.bags import Bag
 from mil_jax.interop.torch_checkpoints import export_state_dict, import_state_dict
+from mil_jax.strategies import optimizers
 from mil_jax.strategies.base import Batch, Steps
 from mil_jax.strategies.dtfd import TwoTiers, tier_losses
-from mil_jax.training import optimizers
-from mil_jax.training.schedule import Schedule
+from mil_jax.strategies.lr_schedule import Schedule
 from tests.parity.adapters.base import Answer, classification_task, gradient_entries
 from tests.parity.case import Case
 

@@ -15,13 +15,13 @@ from mil_jax.interop.torch_checkpoints import export_state_dict, import_state_di
 from mil_jax.layers import masked
 from mil_jax.layers.deconfounding import Deconfounding
 from mil_jax.strategies.base import Batch
-from mil_jax.strategies.clustering import clusters
-from mil_jax.strategies.confounders import DICTIONARY, Confounders
 from mil_jax.strategies.ibmil import BRANCH, IBMIL
-from mil_jax.strategies.layouts import export_params, import_params
+from mil_jax.strategies.ibmil_clusters import clusters
+from mil_jax.strategies.ibmil_settings import DICTIONARY, Confounders
+from mil_jax.strategies.lr_schedule import Schedule
+from mil_jax.strategies.published_checkpoints import export_params, import_params
 from mil_jax.strategies.supervised import Supervised
 from mil_jax.tasks.classification import Classification
-from mil_jax.training.schedule import Schedule
 from tests.parity.adapters.base import Answer, bag_features, classification_task, gradient_entries, stack_bags
 from tests.parity.adapters.mhim import recording, state_of
 from tests.parity.case import Case

@@ -19,9 +19,9 @@ from mil_jax.layers.instance_masks import MaskCounts
 from mil_jax.layers.losses import feature_consistency
 from mil_jax.layers.moving_average import followed
 from mil_jax.strategies.base import Batch, Steps, TrainState
-from mil_jax.strategies.masking import Masking
+from mil_jax.strategies.lr_schedule import Schedule
 from mil_jax.strategies.mhim import MHIM
-from mil_jax.training.schedule import Schedule
+from mil_jax.strategies.mhim_settings import Masking
 from tests.parity.adapters.base import Answer, classification_task, gradient_entries, named_as_stored, stack_bags
 from tests.parity.case import Case
 

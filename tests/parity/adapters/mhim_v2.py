@@ -12,9 +12,9 @@ import numpy as np
 from mil_jax.layers.instance_masks import MaskCounts
 from mil_jax.layers.query_merging import QueryMerging
 from mil_jax.strategies.base import Steps
-from mil_jax.strategies.layouts import export_params, import_params
 from mil_jax.strategies.mhim import MHIM
 from mil_jax.strategies.mhim_merging import MERGING, MergingMHIM
+from mil_jax.strategies.published_checkpoints import export_params, import_params
 from tests.parity.adapters.base import Answer, gradient_entries
 from tests.parity.adapters.mhim import Choice, batch_of, build, counts_of, make_strategy, masking_of, state_of, streams
 from tests.parity.case import Case

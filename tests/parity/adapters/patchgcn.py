@@ -10,7 +10,7 @@ import numpy as np
 
 from mil_jax import aggregators
 from mil_jax.bags import Bag
-from mil_jax.data.graphs import nearest_neighbors
+from mil_jax.data.features.graphs import nearest_neighbors
 from mil_jax.interop.torch_checkpoints import export_state_dict, import_state_dict
 from mil_jax.layers.graph_conv import GENConv, make_graph
 from tests.parity.adapters.base import Answer, class_targets, classification_task, gradient_entries

@@ -8,9 +8,9 @@ import numpy as np
 import optax
 from sklearn import metrics as sklearn_metrics
 
-from mil_jax.tasks.metrics import single_label
-from mil_jax.tasks.pathgene_metrics import decisions, pathgene_metrics
-from mil_jax.training.optimizers import OptimizerSettings, make
+from mil_jax.strategies.optimizers import OptimizerSettings, make
+from mil_jax.tasks.metrics.classification import single_label
+from mil_jax.tasks.metrics.pathgene import decisions, pathgene_metrics
 from tests.parity.adapters.base import Answer
 from tests.parity.case import Case
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from data_prep.stain import (
+from data_prep.slides.stain import (
     concentrations,
     fit_macenko,
     normalize_macenko,

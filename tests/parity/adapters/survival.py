@@ -9,9 +9,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from mil_jax.tasks import survival_metrics as measures
+from mil_jax.tasks.metrics import survival as measures
+from mil_jax.tasks.metrics.kaplan_meier import censoring, curve, kaplan_meier, log_rank
 from mil_jax.tasks.survival import bin_edges, bin_of
-from mil_jax.tasks.survival_curves import censoring, curve, kaplan_meier, log_rank
 from mil_jax.tasks.survival_losses import cox, discrete_ce, discrete_nll
 from tests.parity.adapters.base import Answer
 from tests.parity.case import Case

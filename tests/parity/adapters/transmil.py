@@ -23,7 +23,7 @@ from mil_jax.layers.nystrom import (
 )
 from mil_jax.layers.ppeg import position_encoding
 from mil_jax.layers.pseudo_inverse import apply_pseudo_inverse
-from mil_jax.training.optimizers import OptimizerSettings, make
+from mil_jax.strategies.optimizers import OptimizerSettings, make
 from tests.parity import fill
 from tests.parity.adapters.base import Answer, class_targets, classification_task, gradient_entries, stack_bags
 from tests.parity.case import Case

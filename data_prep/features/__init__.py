@@ -1,0 +1,1 @@
+"""Features of tiles: encoding a slide, prefetching, many hosts."""

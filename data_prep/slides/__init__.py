@@ -1,0 +1,1 @@
+"""Slides: opening them, tissue, stain, annotations."""

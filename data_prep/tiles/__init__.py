@@ -1,0 +1,1 @@
+"""Tiles: where they lie, their pixels and quality."""

@@ -1,0 +1,1 @@
+"""What the commands share: the console, progress, the session around a run, the overview before it."""

@@ -1,0 +1,137 @@
+"""What the training commands share around their runs: flags, preparation, and the run folder that they write into."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import jax
+from absl import flags
+
+from mil_jax.cli.console import console, say
+from mil_jax.cli.loggers import require_packages
+from mil_jax.cli.progress import StopOnSignal, TrainingProgress, conversion_progress
+from mil_jax.config import ConfigDict
+from mil_jax.data.loading.resident import UnreadBags
+from mil_jax.engine import distributed
+from mil_jax.engine.device_memory import smallest
+from mil_jax.engine.nan_debugging import NotFinite
+from mil_jax.engine.runtime import use_compilation_cache, use_one_device_per_core
+from mil_jax.errors import ConfigError, TrainingError
+from mil_jax.experiment.data_sources import cache_folder
+from mil_jax.experiment.experiment import Experiment
+from mil_jax.experiment.final_model import final_settings
+from mil_jax.experiment.phases import PROBE
+from mil_jax.experiment.prepare import prepare
+from mil_jax.experiment.run import FREE_ON_RESUME
+from mil_jax.experiment.targets import splits_table
+from mil_jax.run_folder.folder import RunFolder, is_run_folder, require_usable
+
+
+def define_flags(values: flags.FlagValues) -> None:
+    """The flags that are no settings; settings are `--config.*`."""
+    flags.DEFINE_bool(
+        "check",
+        False,
+        "stop before training: show what matched, what was excluded, leaks, the plan",
+        flag_values=values,
+    )
+    flags.DEFINE_bool("resume", False, "go on with the run that is in the run folder", flag_values=values)
+    flags.DEFINE_bool("overwrite", False, "move the run that is in the run folder aside (PATH.old)", flag_values=values)
+    flags.DEFINE_bool("strict", False, "make every exclusion of a slide or label an error", flag_values=values)
+
+
+def set_up(config: ConfigDict) -> None:
+    """Processes, devices and precision, before JAX is first used."""
+    distributed.start(**config.distributed)
+    use_one_device_per_core()
+    use_compilation_cache(cache_folder(config))
+    console.quiet = not distributed.is_first()
+    smallest()  # while all processes are here: later the first goes ahead of the others
+    if config.train.matmul_precision != "default":
+        jax.config.update("jax_default_matmul_precision", config.train.matmul_precision)
+
+
+def prepared(config: ConfigDict, values: flags.FlagValues, name: str) -> Experiment:
+    """The experiment, checked; `name`: the run folder to be, which nothing touches yet."""
+    if values.check and (values.resume or values.overwrite):
+        say("--check trains nothing: --resume and --overwrite have no effect")
+    if config.data.synthetic.bags:
+        raise ConfigError(
+            "data.synthetic.bags draws sizes only, so there is nothing to train on: name data, or use python -m mil_jax.profile"
+        )
+    require_packages(tensorboard=config.train.tensorboard, wandb=config.train.wandb)
+    set_up(config)
+    with distributed.first_before_others(), conversion_progress() as progress:
+        if not values.check:
+            require_usable(name, resume=values.resume, overwrite=values.overwrite)
+        choices = RunFolder.open(name).choices if _resuming(values, name) else None
+        return prepare(final_settings(config).config, strict=values.strict, choices=choices, progress=progress)
+
+
+def open_folder(
+    experiment: Experiment, values: flags.FlagValues, name: str, settings: Mapping[str, Any], *, compiling: bool = False
+) -> RunFolder | None:
+    """The run folder, with splits.csv and excluded.csv in it; None when its run has ended. Bags to be held in memory are read before.
+
+    settings: what config.json holds, and a resumed run must equal. compiling: of the experiment's programs, beside reading.
+    """
+    if not _resuming(values, name):  # a damaged shard is found before there is a run folder
+        with console.status(f"reading {len(experiment.cohort.bags)} bags"):
+            read(experiment, compiling=compiling)
+    folder = RunFolder(Path(name))
+    with distributed.first_before_others():
+        if distributed.is_first():
+            folder = RunFolder.create(
+                name,
+                settings,
+                experiment.fingerprints,
+                resume=values.resume,
+                overwrite=values.overwrite,
+                free=FREE_ON_RESUME,
+            )
+    if folder.moved:
+        say(f"The run that was in {folder.path} is now in {folder.moved}.")
+    if folder.is_complete:
+        say(f"The run in {folder.path} has ended; nothing is left to do. Its results: {folder.path / 'summary.md'}")
+        return None
+    if distributed.is_first():
+        folder.write_table("splits.csv", splits_table(experiment.targets, experiment.cohort))
+        folder.write_table("excluded.csv", experiment.excluded)
+    if _resuming(values, name):
+        say(f"Going on with the run in {folder.path}.")
+    return folder
+
+
+def read(experiment: Experiment, *, compiling: bool = False) -> None:
+    """Reads the bags that are to be held in memory; compiling: beside it, the programs that are to train them are compiled.
+
+    Raises ShardError for a torn or altered record.
+    """
+    if experiment.config.strategy.name == PROBE:
+        return  # it reads each bag once
+    bags = experiment.data.bags
+    if isinstance(bags, UnreadBags):
+        with contextlib.ExitStack() as given_up:
+            if compiling:
+                given_up.callback(experiment.engine.exits.close)
+                experiment.engine.compile_ahead(experiment.phases[0])
+            _ = bags.read
+            given_up.pop_all()
+
+
+def progress_of(experiment: Experiment, folder: RunFolder, title: str = "") -> StopOnSignal:
+    """What listens to a training; of several processes the first alone shows progress and writes it down."""
+    return TrainingProgress(experiment, folder, title) if distributed.is_first() else StopOnSignal()
+
+
+def training_error(experiment: Experiment, found: NotFinite) -> TrainingError:
+    """What the user reads where train.debug_nans stopped a run."""
+    run = experiment.run_name(experiment.plan.replicas[found.replica])
+    return TrainingError(found.sentence(run, experiment.cohort.bags["bag_id"].to_numpy()))
+
+
+def _resuming(values: flags.FlagValues, name: str) -> bool:
+    return values.resume and not values.check and is_run_folder(name)

@@ -1,0 +1,1 @@
+"""Data that comes with the library: the digits cohort, synthetic bags for forecasts."""

@@ -1,0 +1,132 @@
+"""Whether a cohort is held in memory, by each device or by all together, or streamed: chosen by its bytes against the memory there is."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+import numpy as np
+from jax.sharding import Mesh
+
+from mil_jax.data.loading.resident import Put, ResidentBags, ResidentFeed, UnreadBags
+from mil_jax.data.loading.sharded import SpreadBags, SpreadFeed, fullest
+from mil_jax.data.loading.streamed import WINDOWS, Order, StreamedBags, StreamedFeed
+from mil_jax.data.shards.reader import Shards
+from mil_jax.errors import DataError
+
+AUTO, RESIDENT, STREAMED = "auto", "resident", "streamed"
+MOST_SHARE = 0.7  # of the memory, for the cohort; models, activations and the system take from the rest
+_MOST_ROWS = np.iinfo(np.int32).max  # offsets are int32 on the device, JAX's default integer width
+
+
+@dataclass(frozen=True)
+class Memory:
+    """What there is: bytes of a host, through which every cohort is read, and of one device; the least of all processes.
+
+    own: whether a device has memory of its own; those of a CPU use the host's, all of them the same arrays. devices: of all processes.
+    """
+
+    host: int
+    device: int
+    own: bool
+    devices: int
+
+    @property
+    def least(self) -> tuple[int, str]:
+        """Bytes that one array, whole on every device, has to share, and whose they are."""
+        return (self.device, "device") if self.own and self.device < self.host else (self.host, "host")
+
+
+@dataclass(frozen=True)
+class Residency:
+    """kind: "resident" or "streamed". note: which, why and the bytes, in a sentence. spread: resident, each bag on one device only."""
+
+    kind: str
+    note: str
+    spread: bool = False
+
+
+def choose_residency(
+    asked: str, sizes: np.ndarray, longest: int, row_bytes: int, stream_gib: float, memory: Memory
+) -> Residency:
+    """asked: "auto", "resident" or "streamed". sizes: [num_bags], instances of each bag. longest: the last bucket's length. row_bytes: of
+    an instance. stream_gib: memory for windows.
+
+    Raises DataError for "resident" where the cohort does not fit.
+    """
+    rows = int(sizes.sum()) + longest
+    needed, (there, kind) = rows * row_bytes, memory.least
+    size = f"the cohort's features take {_shown(needed)}"
+    windows = f"at most {stream_gib:,.3g} GiB together"
+    if rows > _MOST_ROWS:
+        obstacle = f"more than {_MOST_ROWS:,} instances cannot be held as one array"
+    elif needed > MOST_SHARE * there:
+        obstacle = f"that is more than {MOST_SHARE:.0%} of this machine's {_shown(there)} of {kind} memory"
+    else:
+        obstacle = ""
+    if asked != STREAMED and obstacle and memory.own and memory.devices > 1:
+        held = fullest(sizes, memory.devices) * row_bytes
+        if held + stream_gib * 2**30 <= MOST_SHARE * memory.device and held <= MOST_SHARE * memory.host:
+            why = f"{'as asked; ' * (asked == RESIDENT)}{obstacle}"
+            shares = (
+                f"at most {_shown(held)} of bags and {WINDOWS} windows, {windows}, on each of {memory.devices} devices"
+            )
+            return Residency(RESIDENT, f"{size}; held by all devices together ({why}): {shares}", spread=True)
+        obstacle += f", and {_shown(held)} on each of {memory.devices} devices, with windows of {windows}, are too much"
+    if asked == RESIDENT and obstacle:
+        raise DataError(f"{size}, and {obstacle}: set data.residency=streamed, or leave slides out with data.filter")
+    if asked == STREAMED or obstacle:
+        why = obstacle if asked == AUTO else "as asked"
+        return Residency(
+            STREAMED, f"{size}; streamed ({why}): {WINDOWS} windows of host memory, {windows}, are read ahead"
+        )
+    why = f"{'as asked; ' * (asked == RESIDENT)}there are {_shown(there)} of {kind} memory"
+    return Residency(RESIDENT, f"{size}; held in memory ({why})")
+
+
+def open_bags(
+    residency: Residency,
+    shards: Shards,
+    slides: Sequence[np.ndarray],
+    longest: int,
+    stream_gib: float,
+    num_neighbors: int = 0,
+) -> UnreadBags | StreamedBags:
+    """The bags, to be read. `slides[b]`: numbers of the slides of bag b. longest: the last bucket's length. num_neighbors: of
+    each instance; 0 = no graph.
+    """
+    if residency.kind == RESIDENT and not residency.spread:
+        return UnreadBags(shards, slides, longest, num_neighbors)
+    kind = SpreadBags if residency.spread else StreamedBags
+    return kind(shards, slides, int(stream_gib * 2**30), num_neighbors)
+
+
+class Devices(Protocol):
+    """How host arrays come to the devices of a mesh: `shared`, whole on each, or `split`, the second axis in parts over the devices
+    that share a bag, None where none do.
+    """
+
+    mesh: Mesh
+    split: Put | None
+
+    def shared(self, tree: object) -> object:
+        """See the class."""
+
+
+def open_feed(
+    bags: ResidentBags | UnreadBags | StreamedBags,
+    lengths: tuple[int, ...],
+    devices: Devices,
+    first: Callable[[], Order],
+) -> ResidentFeed | SpreadFeed | StreamedFeed:
+    """What brings the bags to the devices; the kinds are used alike. first: gives the order of the first epoch."""
+    if isinstance(bags, SpreadBags):
+        return SpreadFeed(bags, lengths, devices.shared, devices.mesh, first())
+    if isinstance(bags, StreamedBags):
+        return StreamedFeed(bags, lengths, devices.shared, first(), devices.split)
+    return ResidentFeed(bags, devices.shared)
+
+
+def _shown(num_bytes: int) -> str:
+    return f"{num_bytes / 2**30:,.3g} GiB" if num_bytes >= 2**30 else f"{num_bytes / 2**20:,.3g} MiB"

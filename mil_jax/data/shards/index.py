@@ -1,0 +1,193 @@
+"""The index beside the shards makes access random: `index.json` (the folder) and `records.csv` (one row per slide).
+
+`records.csv` gives each record's shard, offsets of its message, features and coordinates in bytes, and the checksum
+that stands in the shard. Both files are readable without this library. Opening compares the index with the shards:
+sizes always, and, where a shard has changed since the index was written, every record's header and checksum; so a
+copied folder opens and an exchanged shard does not.
+"""
+
+from __future__ import annotations
+
+
+
+import hashlib
+import json
+import os
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import google_crc32c
+import numpy as np
+import pandas as pd
+
+from mil_jax.data.shards import tfrecord
+from mil_jax.errors import ShardError
+
+INDEX_FILE, RECORDS_FILE = "index.json", "records.csv"
+FORMAT, VERSION = "mil_jax.shards", 1
+REWRITE = "write the shards again with python -m data_prep.shard"
+
+_TEXT = ("slide_id", "coordinate_unit", "encoder", "tile_order", "source")
+_WHOLE = (
+    *("shard", "record", "offset", "message_bytes", "features_offset", "coords_offset"),
+    *("length", "num_instances", "checksum", "dropped_rows"),
+)
+_GRAPH, _PARTS = "neighbors_offset", "part_mask_offset"
+_REAL = ("tile_size_level0", "mpp_level0", "source_mtime")
+
+
+@dataclass(frozen=True)
+class ShardFile:
+    """One shard: its name in the folder, size, modification time when written, and number of records."""
+
+    file: str
+    num_bytes: int
+    mtime_ns: int
+    num_records: int
+
+
+@dataclass(frozen=True)
+class ShardIndex:
+    """All that is known about a shard folder without reading the shards.
+
+    records: one row per slide in the order of the records. excluded: (slide, reason). notes: sentences for people,
+    written at conversion. largest_relative_error: of a cast to a narrower type, None without a cast. num_neighbors: the length
+    of each tile's list of neighbours, 0 without such lists; with them `records` has the column `neighbors_offset`. num_parts: tiles
+    of a region, 0 where instances are no regions; with them there is the column `part_mask_offset`.
+    """
+
+    feature_shape: tuple[int, ...]
+    dtype: np.dtype
+    shards: tuple[ShardFile, ...]
+    records: pd.DataFrame
+    excluded: tuple[tuple[str, str], ...] = ()
+    notes: tuple[str, ...] = ()
+    largest_relative_error: float | None = None
+    num_neighbors: int = 0
+    num_parts: int = 0
+
+    def fingerprint(self) -> str:
+        """Stable identity of the stored data: slides, order, shapes and checksums; not paths and times."""
+        parts = [list(self.feature_shape), self.dtype.str, self.records["slide_id"].tolist()]
+        parts.append(self.records["checksum"].tolist())
+        return hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:32]
+
+
+def write_index(folder: Path, index: ShardIndex) -> None:
+    """Writes both files into a folder that is not yet in its place."""
+    optional = [name for name, count in ((_GRAPH, index.num_neighbors), (_PARTS, index.num_parts)) if count]
+    table = index.records[[*_TEXT, *_WHOLE, *_REAL, *optional]].to_csv(index=False, na_rep="nan").encode()
+    (folder / RECORDS_FILE).write_bytes(table)
+    content = {
+        "format": FORMAT,
+        "version": VERSION,
+        "feature_shape": list(index.feature_shape),
+        "dtype": index.dtype.name,
+        "num_slides": len(index.records),
+        "fingerprint": index.fingerprint(),
+        "records_crc32c": google_crc32c.value(table),
+        "largest_relative_error": index.largest_relative_error,
+        "num_neighbors": index.num_neighbors,
+        "num_parts": index.num_parts,
+        "notes": index.notes,
+        "excluded": index.excluded,
+        "shards": [asdict(shard) for shard in index.shards],
+    }
+    (folder / INDEX_FILE).write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
+
+
+def read_index(folder: Path) -> ShardIndex:
+    """Reads the index and compares it with the shards. Raises ShardError naming what does not fit."""
+    path = folder / INDEX_FILE
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+        table = (folder / RECORDS_FILE).read_bytes()
+    except FileNotFoundError as error:
+        raise ShardError(
+            f"{folder}: not a folder of shards ({Path(error.filename).name} is missing); {REWRITE}"
+        ) from error
+    except (OSError, ValueError) as error:
+        raise ShardError(f"{path}: cannot be read ({error}); {REWRITE}") from error
+    if not isinstance(content, dict) or content.get("format") != FORMAT or content.get("version") != VERSION:
+        raise ShardError(f"{path}: not an index of version {VERSION} of this library; {REWRITE}")
+    if google_crc32c.value(table) != content.get("records_crc32c"):
+        raise ShardError(f"{folder / RECORDS_FILE}: does not belong to {INDEX_FILE} beside it; {REWRITE}")
+    try:
+        index = _parsed(content, folder / RECORDS_FILE)
+    except (KeyError, TypeError, ValueError) as error:
+        raise ShardError(f"{path}: damaged ({error!r}); {REWRITE}") from error
+    for number, shard in enumerate(index.shards):
+        _compare(folder, index, number, shard)
+    return index
+
+
+def _parsed(content: dict[str, Any], records: Path) -> ShardIndex:
+    types = (
+        dict.fromkeys(_TEXT, str)
+        | dict.fromkeys(_WHOLE, np.int64)
+        | dict.fromkeys(_REAL, np.float64)
+        | {_GRAPH: np.int64, _PARTS: np.int64}
+    )
+    missing = {column: ["nan"] for column in _REAL}
+    table = pd.read_csv(records, dtype=types, keep_default_na=False, na_values=missing)
+    # Absent from shards that were written before there were graphs and regions.
+    num_neighbors, num_parts = content.get("num_neighbors", 0), content.get("num_parts", 0)
+    for column, count in ((_GRAPH, num_neighbors), (_PARTS, num_parts)):
+        if count and column not in table:
+            raise ValueError(f"no column {column}")
+    if len(table) != content["num_slides"]:
+        raise ValueError(f"{len(table)} records instead of {content['num_slides']}")
+    return ShardIndex(
+        feature_shape=tuple(content["feature_shape"]),
+        dtype=np.dtype(content["dtype"]).newbyteorder("<"),
+        shards=tuple(ShardFile(**shard) for shard in content["shards"]),
+        records=table,
+        excluded=tuple((slide, reason) for slide, reason in content["excluded"]),
+        notes=tuple(content["notes"]),
+        largest_relative_error=content["largest_relative_error"],
+        num_neighbors=num_neighbors,
+        num_parts=num_parts,
+    )
+
+
+def _compare(folder: Path, index: ShardIndex, number: int, shard: ShardFile) -> None:
+    path = folder / shard.file
+    try:
+        status = path.stat()
+    except OSError as error:
+        raise ShardError(f"{path}: the shard is missing or cannot be read; {REWRITE}") from error
+    if status.st_size == shard.num_bytes and status.st_mtime_ns == shard.mtime_ns:
+        return
+    rows = index.records[index.records["shard"] == number]
+    if status.st_size < shard.num_bytes:
+        ends = rows["offset"] + tfrecord.HEADER_BYTES + rows["message_bytes"] + tfrecord.FOOTER_BYTES
+        lost = rows[ends > status.st_size].iloc[0]
+        raise ShardError(f"{where(path, lost)}: the shard ends before this record does, it was cut short; {REWRITE}")
+    if status.st_size > shard.num_bytes:
+        raise ShardError(f"{path}: larger than its index says, so the index is older than the shard; {REWRITE}")
+    _compare_frames(path, rows)
+
+
+def _compare_frames(path: Path, rows: pd.DataFrame) -> None:
+    """Compares the frame of every record with the index: cheap, and it notices a shard written anew."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        head, foot = np.empty(tfrecord.HEADER_BYTES, np.uint8), np.empty(tfrecord.FOOTER_BYTES, np.uint8)
+        columns = (rows[name].tolist() for name in ("offset", "message_bytes", "checksum"))
+        for number, (start, message_bytes, checksum) in enumerate(zip(*columns)):
+            tfrecord.read_fully(descriptor, start, [head])
+            tfrecord.read_fully(descriptor, start + tfrecord.HEADER_BYTES + message_bytes, [foot])
+            same = head.tobytes() == tfrecord.header(message_bytes) and foot.tobytes() == tfrecord.footer(checksum)
+            if not same:
+                row = rows.iloc[number]
+                raise ShardError(
+                    f"{where(path, row)}: the index is older than the shard or belongs to another one; {REWRITE}"
+                )
+    finally:
+        os.close(descriptor)
+
+
+def where(path: Path, row: Any) -> str:
+    """`shards/bags-slides.tfrecord-00000-of-00001, record 17 (slide TCGA-AB-1234)`."""
+    return f"{path}, record {row['record']} (slide {row['slide_id']})"

@@ -1,0 +1,1 @@
+"""Which bags train, validate and test: folds, published splits, leaks."""

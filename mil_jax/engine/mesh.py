@@ -1,0 +1,138 @@
+"""Devices: how many there are, the mesh over those of all processes, and how the engine's arrays come to it and back."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import numpy as np
+from jax.sharding import AxisType, Mesh, NamedSharding
+from jax.sharding import PartitionSpec as P
+
+from mil_jax.engine.programs import AXIS, DATA_AXIS, INSTANCE_AXIS, replica_sharding, shared_sharding
+from mil_jax.errors import ConfigError
+
+PyTree = Any
+
+# Of glibc's malloc.h: parameters of mallopt.
+_TRIM_THRESHOLD, _MMAP_THRESHOLD, _ARENA_MAX = -1, -3, -8
+
+
+def wait(tree: PyTree) -> PyTree:
+    """The same arrays, computed: for clocks. Nothing comes to the host."""
+    return jax.block_until_ready(tree)
+
+
+def replica_mesh(batch_devices: int = 1, bag_devices: int = 1) -> Mesh:
+    """A mesh of all devices of all processes, also when there are fewer replicas: XLA compiles a program for one device otherwise
+    than for several, and a replica alone would then not be bit-identical to the same replica in company.
+
+    batch_devices: how many devices share a batch. bag_devices: how many share each bag of it. Their product divides the devices.
+    """
+    devices = jax.devices()
+    axes = {AXIS: len(devices) // (batch_devices * bag_devices)}
+    axes |= {name: count for name, count in ((DATA_AXIS, batch_devices), (INSTANCE_AXIS, bag_devices)) if count > 1}
+    return jax.make_mesh(tuple(axes.values()), tuple(axes), axis_types=(AxisType.Auto,) * len(axes), devices=devices)
+
+
+def sharing(at_most: int, *wholes: int) -> int:
+    """How many devices share something: the most, up to `at_most`, that divide all of `wholes`, such as devices and batch size."""
+    return max(count for count in range(1, max(at_most, 1) + 1) if not any(whole % count for whole in wholes))
+
+
+def put(array: np.ndarray, sharding: NamedSharding) -> jax.Array:
+    """A host array, which every process has whole, on the devices."""
+    if jax.process_count() == 1:
+        return jax.device_put(array, sharding)
+    # Each process gives its own part; `device_put` would first compare the values of all processes.
+    return jax.make_array_from_callback(array.shape, sharding, lambda index: array[index])
+
+
+def require_devices(module: Any, batch_devices: int, bag_devices: int) -> None:
+    """Raises ConfigError where there are fewer devices than are to share a batch, and where devices cannot share a bag: `module` says
+    with `mixes_instances` that it computes each instance from others, all of which every device would need.
+    """
+    if batch_devices * bag_devices > jax.device_count():
+        raise ConfigError(
+            f"train.batch_devices={batch_devices} and train.bag_devices={bag_devices} ask for {batch_devices * bag_devices} devices for "
+            f"one batch, and there are {jax.device_count()}: lower one of them"
+        )
+    if bag_devices > 1 and getattr(module, "mixes_instances", False):
+        raise ConfigError(
+            f"train.bag_devices={bag_devices} would save no memory: {type(module).__name__} computes each instance from others, so every "
+            "device would need the whole bag; leave it at 1, and where bags are too large set train.sample_instances"
+        )
+
+
+class Placement:
+    """Where the arrays of R replicas lie: the leading axis in equal parts over the devices, filled up where R does not divide.
+
+    Arrays on the host are always those of all R replicas; devices have those of the `members`, all of them at first.
+    batch_devices, bag_devices: as many devices hold the same replicas, and share their batches and each bag. count: int32 [devices],
+    how many replicas each device (or each such group) really has.
+    """
+
+    def __init__(self, num_replicas: int, batch_devices: int = 1, bag_devices: int = 1) -> None:
+        self.num_replicas = num_replicas
+        self.mesh = replica_mesh(batch_devices, bag_devices)
+        self.places = self.mesh.shape[AXIS]
+        self.hold(np.arange(num_replicas))
+        self.split: Callable[[PyTree], PyTree] | None = self._split if INSTANCE_AXIS in self.mesh.axis_names else None
+        self.fetches = 0
+        self._gather = jax.jit(lambda tree: tree, out_shardings=shared_sharding(self.mesh))
+
+    def hold(self, members: np.ndarray) -> None:
+        """From here on the devices have these replicas, ascending; what they held before is not moved."""
+        self.members = members
+        self.per_device = -(-len(members) // self.places)
+        before = self.per_device * np.arange(self.places)
+        self.count = put(
+            np.clip(len(members) - before, 0, self.per_device).astype(np.int32), replica_sharding(self.mesh)
+        )
+
+    def spread(self, tree: PyTree) -> PyTree:
+        """Host arrays [R, ...] over the devices."""
+
+        def place(array: np.ndarray) -> jax.Array:
+            full = np.zeros((self.per_device * self.places, *array.shape[1:]), array.dtype)
+            full[: len(self.members)] = array[self.members]
+            return put(full, replica_sharding(self.mesh))
+
+        return jax.tree.map(lambda x: place(np.asarray(x)), tree)
+
+    def shared(self, tree: PyTree) -> PyTree:
+        """Host arrays, whole on every device."""
+        return jax.tree.map(lambda x: put(np.asarray(x), shared_sharding(self.mesh)), tree)
+
+    def _split(self, tree: PyTree) -> PyTree:
+        """Host arrays [places, L, ...], the second axis in equal parts over the devices that share a bag."""
+        in_parts = NamedSharding(self.mesh, P(None, INSTANCE_AXIS))
+        return jax.tree.map(lambda x: put(x, in_parts), tree)
+
+    def fetch(self, tree: PyTree) -> PyTree:
+        """The same tree of host arrays, with the replicas of all processes. Waits for what is being computed.
+
+        The engine's single way of bringing anything to the host; it counts how often: one fetch an epoch is a promise.
+        """
+        self.fetches += 1
+        if jax.process_count() > 1:
+            tree = self._gather(tree)
+        # A copy: on a CPU the host array would be the device's own buffer, which the next dispatch may be given to write into.
+        return jax.tree.map(np.array, jax.device_get(tree))
+
+    def unfilled(self, tree: PyTree, others: PyTree = None) -> PyTree:
+        """[R, ...] without what only fills the mesh. others: host arrays [R, ...] of the replicas that are no members; else zeros."""
+        if isinstance(jax.tree.leaves(tree)[0], jax.ShapeDtypeStruct):
+            return jax.tree.map(lambda x: jax.ShapeDtypeStruct((self.num_replicas, *x.shape[1:]), x.dtype), tree)
+        if len(self.members) == self.num_replicas:
+            return jax.tree.map(lambda x: x[: self.num_replicas], tree)
+
+        def whole(x: np.ndarray, other: np.ndarray) -> np.ndarray:
+            result = other.copy()
+            result[self.members] = x[: len(self.members)]
+            return result
+
+        if others is None:
+            others = jax.tree.map(lambda x: np.zeros((self.num_replicas, *x.shape[1:]), x.dtype), tree)
+        return jax.tree.map(whole, tree, others)

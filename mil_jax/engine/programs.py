@@ -1,0 +1,305 @@
+"""What the engine's programs compute: steps of training, predictions and initial states, each over all replicas.
+
+On a CPU replicas run one after another on each device (`map`), each making all its steps of a dispatch while its state is in the
+cache; on a GPU they run side by side (`vmap`), as many as the memory takes in that bucket, and a replica without a bag keeps its
+state by a select. The replica axis is spread over the mesh; replicas never communicate. Where devices share a bag, its instances are
+laid out over them, and XLA's partitioner does the reductions.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import flax.struct
+import jax
+import jax.numpy as jnp
+from jax.sharding import Mesh, NamedSharding
+from jax.sharding import PartitionSpec as P
+
+from mil_jax.bags import Bag
+from mil_jax.data.loading.resident import ResidentBags
+from mil_jax.strategies.base import Batch, Strategy, TrainState
+
+PyTree = Any
+Array = jax.Array
+AXIS = "replica"
+DATA_AXIS = "data"  # devices that share the bags of a batch; a mesh without it has one device for each batch
+INSTANCE_AXIS = "instance"  # devices that share the instances of a bag; a mesh without it has one device for each bag
+INIT_STREAM = (
+    2**32 - 1
+)  # folded into a replica's key for its initial state; updates fold in their number, which stays below
+
+
+class Cohort(flax.struct.PyTreeNode):
+    """What all replicas read: the bags and, for each target column, one target a bag: [num_targets, num_bags, ...]; covariates
+    [num_bags, V], or None.
+    """
+
+    bags: ResidentBags
+    targets: Any
+    covariates: Any = None
+
+
+class Who(flax.struct.PyTreeNode):
+    """What tells replicas apart: their key [R] and the number of their target column [R]."""
+
+    key: Array
+    target: Array
+
+
+class Epoch(flax.struct.PyTreeNode):
+    """One epoch's order: bags [R, T, B] (-1 for none) and the strategy's schedule, each [R, T]."""
+
+    bags: Any
+    extras: dict[str, Any]
+
+
+class Moving(flax.struct.PyTreeNode):
+    """What a step changes: the state, and the sums of the step metrics over the epoch. Every leaf has the leading axis [R]."""
+
+    state: TrainState
+    metrics: dict[str, Array]
+
+
+def replica_sharding(mesh: Mesh) -> NamedSharding:
+    """The leading axis spread over the devices."""
+    return NamedSharding(mesh, P(AXIS))
+
+
+def shared_sharding(mesh: Mesh) -> NamedSharding:
+    """The same array on every device."""
+    return NamedSharding(mesh, P())
+
+
+def read_bag(cohort: Cohort, number: Array, length: int) -> Bag:
+    """A bag, its instances laid out over the devices that share it."""
+    bag = cohort.bags.bag(number, length)
+    if INSTANCE_AXIS in jax.sharding.get_abstract_mesh().axis_names:
+        bag = jax.tree.map(lambda x: jax.lax.with_sharding_constraint(x, P(INSTANCE_AXIS)), bag)
+    return bag if cohort.covariates is None else bag.replace(covariates=cohort.covariates[number])
+
+
+def read_batch(cohort: Cohort, numbers: Array, target: Array, length: int, axis: str | None = None) -> Batch:
+    """The bags `numbers` [B], -1 for none, padded to `length`; a place without a bag holds bag 0 with weight 0.
+
+    axis: of the devices that share the batch; each reads its own part of the bags.
+    """
+    bags = _read_bags(cohort, numbers, length, axis)
+    return _batch(cohort, bags, numbers, numbers >= 0, target, axis)
+
+
+def _read_bags(cohort: Cohort, numbers: Array, length: int, axis: str | None) -> Bag:
+    """As in `read_batch`, with the leading axis [B], or this device's part of it."""
+    mine = jnp.maximum(numbers, 0)
+    if axis:
+        share = len(numbers) // jax.lax.axis_size(axis)
+        mine = jax.lax.dynamic_slice_in_dim(mine, jax.lax.axis_index(axis) * share, share)
+    if mine.shape[0] == 1:
+        return jax.tree.map(lambda x: x[None], read_bag(cohort, mine[0], length))
+    return jax.vmap(lambda number: read_bag(cohort, number, length))(mine)
+
+
+def _batch(cohort: Cohort, bags: Bag, numbers: Array, present: Array, target: Array, axis: str | None) -> Batch:
+    """The bags `numbers` [B] that were read, of which those count that are `present` [B]."""
+    targets = cohort.targets[target, jnp.maximum(numbers, 0)]
+    return Batch(bags=bags, targets=targets, weights=present.astype(jnp.float32), axis=axis)
+
+
+def _take(tree: PyTree, r: Array) -> PyTree:
+    return jax.tree.map(lambda x: jax.lax.dynamic_index_in_dim(x, r, keepdims=False), tree)
+
+
+def _put(tree: PyTree, one: PyTree, r: Array) -> PyTree:
+    return jax.tree.map(lambda x, y: jax.lax.dynamic_update_index_in_dim(x, y.astype(x.dtype), r, 0), tree, one)
+
+
+def _over_replicas(count: Array, body: Callable[[Array, PyTree], PyTree], carry: PyTree) -> PyTree:
+    """One replica after another. The number of replicas is an argument of the program: a loop of known length 1 would be
+    compiled differently, and a replica alone would then not be bit-identical to the same replica in company."""
+    return jax.lax.fori_loop(0, count[0], body, carry)
+
+
+def _one_step(strategy: Strategy, who: Who, moving: Moving, epoch: Epoch, at: Array, batch: Batch) -> Moving:
+    extras = {name: values[at] for name, values in epoch.extras.items()}
+    key = jax.random.fold_in(who.key, moving.state.step)
+    state, metrics = strategy.step(moving.state, batch, extras, key)
+    return Moving(state=state, metrics=jax.tree.map(jnp.add, moving.metrics, metrics))
+
+
+def train_in_turn(
+    strategy: Strategy,
+    length: int,
+    axis: str | None,
+    cohort: Cohort,
+    who: Who,
+    moving: Moving,
+    epoch: Epoch,
+    lo: Array,
+    hi: Array,
+    count: Array,
+) -> tuple[Moving, Array]:
+    """The steps lo..hi of each replica, one replica after another; and how many steps were made. axis: of a shared batch."""
+
+    def replica(r: Array, moving: Moving) -> Moving:
+        mine, my_who, order = _take(moving, r), _take(who, r), _take(epoch, r)
+
+        def step(at: Array, one: Moving) -> Moving:
+            batch = read_batch(cohort, order.bags[at], my_who.target, length, axis)
+            return _one_step(strategy, my_who, one, order, at, batch)
+
+        return _put(moving, jax.lax.fori_loop(lo[r], hi[r], step, mine), r)
+
+    return _over_replicas(count, replica, moving), jnp.sum(hi - lo)[None]
+
+
+def _in_chunks(chunk: int, body: Callable[..., PyTree], moving: PyTree, *rest: PyTree, lo: Array, hi: Array) -> PyTree:
+    """`body(moving, *rest, lo, hi) -> moving` on `chunk` replicas after the other."""
+    rows = lo.shape[0]
+    if chunk >= rows:
+        return body(moving, *rest, lo, hi)
+
+    def one(number: Array, moving: PyTree) -> PyTree:
+        # The last chunk begins earlier, so that it is whole; what another chunk has done is not done again.
+        start = jnp.minimum(number * chunk, rows - chunk)
+        mine, others, since, until = jax.tree.map(
+            lambda x: jax.lax.dynamic_slice_in_dim(x, start, chunk), (moving, rest, lo, hi)
+        )
+        until = jnp.where(start + jnp.arange(chunk) >= number * chunk, until, since)
+        moved = body(mine, *others, since, until)
+        return jax.tree.map(lambda x, y: jax.lax.dynamic_update_slice_in_dim(x, y, start, 0), moving, moved)
+
+    return jax.lax.fori_loop(0, -(-rows // chunk), one, moving)
+
+
+def train_side_by_side(
+    strategy: Strategy,
+    length: int,
+    axis: str | None,
+    chunk: int,
+    cohort: Cohort,
+    who: Who,
+    moving: Moving,
+    epoch: Epoch,
+    lo: Array,
+    hi: Array,
+    count: Array,
+) -> tuple[Moving, Array]:
+    """As `train_in_turn`, with `chunk` replicas at a time."""
+    del count  # replicas that only fill the mesh have no steps: lo = hi
+
+    def replica(mine: Moving, my_who: Who, order: Epoch, at: Array, busy: Array) -> Moving:
+        batch = read_batch(cohort, order.bags[at], my_who.target, length, axis)
+        moved = _one_step(strategy, my_who, mine, order, at, batch)
+        return jax.tree.map(lambda new, old: jnp.where(busy, new, old), moved, mine)
+
+    def steps(moving: Moving, who: Who, epoch: Epoch, lo: Array, hi: Array) -> Moving:
+        def step(t: Array, moving: Moving) -> Moving:
+            return jax.vmap(replica)(moving, who, epoch, jnp.clip(lo + t, 0, epoch.bags.shape[1] - 1), lo + t < hi)
+
+        return jax.lax.fori_loop(0, jnp.max(hi - lo), step, moving)
+
+    return _in_chunks(chunk, steps, moving, who, epoch, lo=lo, hi=hi), jnp.sum(hi - lo)[None]
+
+
+def train_together(
+    strategy: Strategy,
+    length: int,
+    axis: str | None,
+    chunk: int,
+    cohort: Cohort,
+    who: Who,
+    moving: Moving,
+    epoch: Epoch,
+    lo: Array,
+    hi: Array,
+    count: Array,
+) -> tuple[Moving, Array]:
+    """As `train_side_by_side`, for an order that all replicas share, laid out by slot: a slot's bags are read once, without a replica
+    axis, so that the first layer of all replicas is one product with their kernels side by side.
+    """
+    del count
+
+    def steps(moving: Moving, who: Who, epoch: Epoch, lo: Array, hi: Array) -> Moving:
+        def step(at: Array, moving: Moving) -> Moving:
+            numbers = jnp.max(epoch.bags[:, at], axis=0)  # [B]: replicas differ in what they hold out only, which is -1
+            bags = _read_bags(cohort, numbers, length, axis)
+
+            def replica(mine: Moving, my_who: Who, order: Epoch, busy: Array) -> Moving:
+                present = order.bags[at] >= 0
+                batch = _batch(cohort, bags, numbers, present, my_who.target, axis)
+                moved = _one_step(strategy, my_who, mine, order, at, batch)
+                return jax.tree.map(lambda new, old: jnp.where(busy & present.any(), new, old), moved, mine)
+
+            return jax.vmap(replica)(moving, who, epoch, (lo <= at) & (at < hi))
+
+        begin = jnp.min(jnp.where(lo < hi, lo, epoch.bags.shape[1]))
+        return jax.lax.fori_loop(begin, jnp.max(jnp.where(lo < hi, hi, 0)), step, moving)
+
+    return _in_chunks(chunk, steps, moving, who, epoch, lo=lo, hi=hi), jnp.sum(hi - lo)[None]
+
+
+def evaluate(
+    strategy: Strategy,
+    length: int,
+    chunk: int | None,
+    cohort: Cohort,
+    state: TrainState,
+    bags: Array,
+    logits: Array,
+    lo: Array,
+    hi: Array,
+    count: Array,
+) -> tuple[Array, Array]:
+    """Logits [R, V, C] with those of bags[r, lo[r]:hi[r]] filled in, and how many. chunk: replicas at a time; None: in turn."""
+    done = jnp.sum(hi - lo)[None]
+
+    def one(state: TrainState, numbers: Array, logits: Array, at: Array) -> Array:
+        bag = read_bag(cohort, jnp.maximum(numbers[at], 0), length)
+        return logits.at[at].set(strategy.predict(state, bag).logits)
+
+    if chunk is not None:
+
+        def steps(logits: Array, state: TrainState, bags: Array, lo: Array, hi: Array) -> Array:
+            def step(t: Array, logits: Array) -> Array:
+                moved = jax.vmap(one)(state, bags, logits, jnp.clip(lo + t, 0, bags.shape[1] - 1))
+                return jnp.where((lo + t < hi).reshape(-1, *(1,) * (logits.ndim - 1)), moved, logits)
+
+            return jax.lax.fori_loop(0, jnp.max(hi - lo), step, logits)
+
+        return _in_chunks(chunk, steps, logits, state, bags, lo=lo, hi=hi), done
+
+    def replica(r: Array, logits: Array) -> Array:
+        mine, numbers = _take(state, r), bags[r]
+        return _put(
+            logits, jax.lax.fori_loop(lo[r], hi[r], lambda at, out: one(mine, numbers, out, at), _take(logits, r)), r
+        )
+
+    return _over_replicas(count, replica, logits), done
+
+
+def initial(
+    strategy: Strategy, length: int, cohort: Cohort, who: Who, fitted: PyTree, previous: TrainState | None, count: Array
+) -> TrainState:
+    """The initial states; fitted: (hyper, constants) with the leading axis [R]. count [devices]: replicas on each."""
+    bag = read_bag(cohort, jnp.int32(0), length)
+
+    def fresh(r: Array) -> TrainState:
+        hyper, constants = _take(fitted, r)
+        key = jax.random.fold_in(who.key[r], INIT_STREAM)
+        before = None if previous is None else _take(previous, r)
+        return strategy.init(key, bag, hyper, constants, before)
+
+    shapes = jax.eval_shape(fresh, jnp.int32(0))
+    # Replicas that only fill the mesh keep these zeros and never step.
+    empty = jax.tree.map(lambda x: jnp.zeros((who.target.shape[0], *x.shape), x.dtype), shapes)
+    return _over_replicas(count, lambda r, states: _put(states, fresh(r), r), empty)
+
+
+def keep_improved(best: PyTree, now: PyTree, improved: jax.Array) -> PyTree:
+    """`now` where a replica improved, else `best`."""
+
+    def choose(old: jax.Array, new: jax.Array) -> jax.Array:
+        return jnp.where(improved.reshape(-1, *(1,) * (old.ndim - 1)), new, old)
+
+    return jax.tree.map(choose, best, now)

@@ -1,0 +1,135 @@
+"""What goes into the engine and what comes out."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import jax
+import numpy as np
+
+from mil_jax.data.loading.resident import ResidentBags, UnreadBags
+from mil_jax.data.loading.streamed import StreamedBags
+from mil_jax.engine.early_stopping import Progress, Selection
+from mil_jax.engine.plan import Replica
+from mil_jax.strategies.base import Strategy, Survey, TrainingBags
+
+PyTree = Any
+
+
+@dataclass(frozen=True)
+class EngineData:
+    """The cohort and its split, on the host; the features may stay in their shards.
+
+    targets: [num_targets, num_bags, ...]. training, selection, test: bool [rows, num_bags], a row for each fold of each target;
+    `selection` is what chooses epochs. first_row: of each target; its folds follow one another.
+    lengths: the bucket ladder, ascending; bucket: int [num_bags], the bucket each bag fits in.
+    sampling: weights to draw training bags by, float [rows, num_bags], or None for each bag once an epoch.
+    covariates: float32 [num_bags, V], NaN = not known, or None.
+    """
+
+    bags: ResidentBags | UnreadBags | StreamedBags
+    targets: np.ndarray
+    training: np.ndarray
+    selection: np.ndarray
+    test: np.ndarray
+    lengths: tuple[int, ...]
+    bucket: np.ndarray
+    sampling: np.ndarray | None = None
+    first_row: tuple[int, ...] = (0,)
+    covariates: np.ndarray | None = None
+
+    def training_bags(self, replica: Replica, moments: Callable[[], tuple[np.ndarray, np.ndarray]]) -> TrainingBags:
+        """What a run's strategy fits its constants to. moments: of its instances, when asked."""
+        mine = self.training[self.row(replica)]
+        return TrainingBags(
+            self.targets[replica.target][mine], moments, None if self.covariates is None else self.covariates[mine]
+        )
+
+    def row(self, replica: Replica) -> int:
+        """The row of a run's target and fold in `training`, `selection`, `test` and `sampling`."""
+        return self.first_row[replica.target] + replica.fold
+
+    def listed(
+        self, part: np.ndarray, rows: Sequence[int], places: int, active: np.ndarray | None = None
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """(bags [R, places], -1 for none, and how many [R]): of each of the `rows` [R] those in a part [rows, num_bags], in order of their
+        bucket. active [R]: the others have none.
+        """
+        bags = np.full((len(rows), places), -1, np.int32)
+        counts = np.zeros(len(rows), np.int64)
+        for r, row in enumerate(rows):
+            if active is not None and not active[r]:
+                continue
+            numbers = np.flatnonzero(part[row])
+            numbers = numbers[np.argsort(self.bucket[numbers], kind="stable")]
+            bags[r, : len(numbers)], counts[r] = numbers, len(numbers)
+        return bags, counts
+
+
+@dataclass(frozen=True)
+class Phase:
+    """One strategy and for how many epochs it runs. A boundary between phases is a barrier over all replicas."""
+
+    strategy: Strategy
+    epochs: int
+    selection: Selection
+
+
+@dataclass(frozen=True)
+class SurveyPhase:
+    """A phase between two others that trains nothing: what it makes of the training bags is what the next is given as parameters."""
+
+    strategy: Survey
+
+
+AnyPhase = Phase | SurveyPhase
+
+
+@dataclass(frozen=True)
+class EngineSettings:
+    """order: "independent" (each replica shuffles its bags) or "shared" (all see the same bag at a time).
+    replica_axis: "auto" (map on a CPU, vmap elsewhere), "map" or "vmap". batch_size: bags a step and replica.
+    batch_devices, bag_devices: at most so many devices share a batch, or a bag. slots_per_dispatch: at most so many steps are sent at once.
+    debug_nans: raises NotFinite with the step where a run stops being finite; keeps a copy of the state and fetches more.
+    memory_gib: what may be used of a device; 0: what it has. side_by_side: by phase and bucket length, how many replicas of
+    a device go side by side: what was chosen earlier. Others are decided on before training.
+    """
+
+    order: str = "independent"
+    batch_size: int = 1
+    batch_devices: int = 1
+    bag_devices: int = 1
+    data_seed: int = 0
+    slots_per_dispatch: int = 64
+    replica_axis: str = "auto"
+    debug_nans: bool = False
+    memory_gib: float = 0.0
+    side_by_side: dict[str, dict[int, int]] = field(default_factory=dict)
+
+    @property
+    def vectorised(self) -> bool:
+        """Whether the replicas of a device go side by side."""
+        return self.replica_axis == "vmap" or (self.replica_axis == "auto" and jax.default_backend() != "cpu")
+
+    @property
+    def by_slot(self) -> bool:
+        """Whether a bag is read once for all replicas of a device: where they share their order and go side by side."""
+        return self.order == "shared" and self.vectorised
+
+
+@dataclass
+class FitResult:
+    """logits: per replica {part: [bags of the part, C]}, with the bag numbers in `bags`. states: of each replica, its best epoch.
+    surveys: by the name of the phase what each survey found: see `training.surveys`.
+
+    compilations, fetches, overhead: what the engine did, for the summary.
+    """
+
+    logits: list[dict[str, np.ndarray]]
+    bags: list[dict[str, np.ndarray]]
+    state: PyTree
+    progress: Progress
+    facts: dict[str, Any] = field(default_factory=dict)
+    surveys: dict[str, PyTree] = field(default_factory=dict)

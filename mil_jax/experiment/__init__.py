@@ -1,0 +1,1 @@
+"""From a config to data, targets, phases and plan, and through the engine to a run."""

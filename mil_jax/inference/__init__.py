@@ -1,0 +1,1 @@
+"""Trained runs applied to other bags, and who may score whom."""

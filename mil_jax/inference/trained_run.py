@@ -1,0 +1,181 @@
+"""A run that has ended, opened to predict other bags: its settings, its models with fold and seed, and whom each of them has met."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import numpy as np
+import pandas as pd
+from ml_collections import ConfigDict
+
+from mil_jax.data.buckets import Ladder, fit_ladder
+from mil_jax.data.cohort.cohort import Cohort
+from mil_jax.data.cohort.covariates import FILE, Covariate, restored
+from mil_jax.data.loading.residency import choose_residency, open_bags
+from mil_jax.data.loading.resident import row_bytes
+from mil_jax.data.shards.reader import Shards
+from mil_jax.engine.checkpoints import read_final
+from mil_jax.engine.device_memory import there_is
+from mil_jax.engine.early_stopping import Progress, Selection
+from mil_jax.engine.engine import Engine
+from mil_jax.engine.plan import Plan, Replica
+from mil_jax.engine.types import EngineData
+from mil_jax.experiment.experiment import engine_settings
+from mil_jax.experiment.final_model import validation_rows
+from mil_jax.experiment.phases import make_strategy
+from mil_jax.run_folder import tasks_json
+from mil_jax.run_folder.folder import RunFolder
+from mil_jax.strategies.base import TrainState
+from mil_jax.tasks.base import Task
+
+PyTree = Any
+
+
+class ModelPredictions(NamedTuple):
+    """Of one model: label column and fold (their numbers), seed, its task, numbers of the bags, and their logits [n, num_outputs]."""
+
+    target: int
+    fold: int
+    seed: int
+    task: Task
+    bags: np.ndarray
+    logits: np.ndarray
+
+
+@dataclass(frozen=True)
+class TrainedRun:
+    """params, constants: of all models, on a leading axis. tasks: by label column ("" where the run does not name one). folds: of each, by
+    name. replicas, learnt: what each model is, and what its training part told its task.
+    """
+
+    folder: RunFolder
+    config: ConfigDict
+    params: PyTree
+    constants: PyTree
+    tasks: dict[str, Task]
+    folds: tuple[tuple[str, ...], ...]
+    replicas: tuple[Replica, ...]
+    learnt: tuple[dict[str, Any], ...]
+
+    @classmethod
+    def open(cls, path: str | os.PathLike[str]) -> TrainedRun:
+        """Raises RunFolderError where there is no run, or none that has ended."""
+        folder = RunFolder.require_complete(path)
+        config, tasks = ConfigDict(folder.config), tasks_json.read(folder)
+        config.train.precision = folder.choices.get("precision", config.train.precision)
+        params, constants, runs = read_final(folder.checkpoints)
+        names, learnt = list(tasks), tuple(run["learnt"] for run in runs)
+        folds: list[list[str]] = [[] for _ in names]
+        replicas = []
+        for run in runs:
+            target, fold = names.index(run.get("label_column", names[0])), str(run["fold"])
+            if fold not in folds[target]:
+                folds[target].append(fold)
+            replicas.append(Replica(folds[target].index(fold), run["seed"], target))
+        return cls(folder, config, params, constants, tasks, tuple(map(tuple, folds)), tuple(replicas), learnt)
+
+    @property
+    def targets(self) -> tuple[str, ...]:
+        """The label columns."""
+        return tuple(self.tasks)
+
+    @property
+    def covariates(self) -> tuple[Covariate, ...]:
+        """What the models read of the label table."""
+        return restored(self.folder.read_json(FILE)) if self.config.data.get("covariates") else ()
+
+    @property
+    def several(self) -> bool:
+        """Whether there is more than one label column."""
+        return len(self.targets) > 1
+
+    def splits(self, target: int) -> pd.DataFrame:
+        """The rows of splits.csv of a label column."""
+        table = self.folder.read_table("splits.csv")
+        return table[table["label_column"] == self.targets[target]] if self.several else table
+
+    def validation(self, target: int) -> pd.DataFrame:
+        """The validation predictions of a label column, of this run or of the one that the final model was made from."""
+        table = validation_rows(self.folder)
+        if self.several and len(table):
+            table = table[table["label_column"] == self.targets[target]].dropna(axis="columns", how="all")
+        return table
+
+
+def predict(
+    run: TrainedRun,
+    config: ConfigDict,
+    shards: Shards,
+    cohort: Cohort,
+    scored: Sequence[np.ndarray],
+    covariates: np.ndarray | None = None,
+) -> list[ModelPredictions]:
+    """scored: of each label column bool [folds, M], the bags that the models of each fold score. config: the run's, with where data lies.
+    covariates: [M, V], of a run that reads any.
+
+    Raises UserError where the model and the features differ, or a bag does not fit a device.
+    """
+    task = run.tasks[run.targets[0]]  # what a program needs of it is the same for all label columns
+    sizes = cohort.bags["num_instances"].to_numpy()
+    ladder = ladder_of(run, sizes)
+    instance = row_bytes(shards, config.data.neighbors)
+    residency = choose_residency(
+        config.data.residency,
+        sizes,
+        ladder.lengths[-1],
+        instance,
+        config.data.stream_gib,
+        there_is(config.train.memory_gib),
+    )
+    rows = np.concatenate(scored)
+    first_row = tuple(np.cumsum([0, *map(len, scored[:-1])]).tolist())
+    data = EngineData(
+        bags=open_bags(
+            residency, shards, cohort.slides, ladder.lengths[-1], config.data.stream_gib, config.data.neighbors
+        ),
+        targets=np.zeros((len(scored), len(sizes)), np.int32),  # nothing is judged on the device
+        # Windows of streamed bags are sized by it; a task that would have training bags predicted gets none.
+        training=np.zeros_like(rows) if task.reads_training else rows,
+        selection=np.zeros_like(rows),
+        test=rows,
+        lengths=ladder.lengths,
+        bucket=ladder.bucket(sizes),
+        first_row=first_row,
+        covariates=covariates,
+    )
+    plan = plan_of(run, config)
+    engine = Engine(data, task, plan, engine_settings(config))
+    with engine.exits:
+        engine.prepare(make_strategy(config, task, plan))
+        steps: Any = np.zeros(len(plan.replicas), np.int32)
+        hyper_of_all: Any = plan.stacked_hyper()
+        state = TrainState(steps, run.params, {}, hyper_of_all, run.constants)
+        result = engine.result(engine.spread(state), Progress.start(len(plan.replicas), Selection("last")))
+    return [
+        ModelPredictions(
+            replica.target,
+            replica.fold,
+            replica.seed,
+            tasks_json.of_run(run.tasks[run.targets[replica.target]], learnt),
+            bags["test"],
+            logits["test"],
+        )
+        for replica, learnt, bags, logits in zip(plan.replicas, run.learnt, result.bags, result.logits, strict=True)
+        if "test" in bags
+    ]
+
+
+def plan_of(run: TrainedRun, config: ConfigDict) -> Plan:
+    """The run's models. config: its settings."""
+    hyper = {name: float(config.optimizer[name.split(".")[1]]) for name in ("optimizer.lr", "optimizer.weight_decay")}
+    return Plan(run.replicas, hyper)
+
+
+def ladder_of(run: TrainedRun, sizes: np.ndarray) -> Ladder:
+    """The run's bucket lengths, and further ones for bags [M] that are longer than any that it met."""
+    lengths = tuple(run.folder.choices["ladder"])
+    longer = sizes[sizes > lengths[-1]]
+    return Ladder((*lengths, *(fit_ladder(longer).lengths if len(longer) else ())), 0.0)

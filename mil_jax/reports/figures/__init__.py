@@ -1,0 +1,1 @@
+"""Figures: training curves, ROC curves, risk groups, scatter plots."""

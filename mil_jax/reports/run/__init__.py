@@ -1,0 +1,1 @@
+"""The report of a run: its summary, statements, leak report."""

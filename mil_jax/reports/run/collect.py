@@ -1,0 +1,185 @@
+"""From what the engine returns to what the reports need: predictions, frequencies, notes and facts of an experiment."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from mil_jax.data.cohort import covariates
+from mil_jax.data.loading.feature_moments import bag_moments
+from mil_jax.data.splits.splits import TEST, TRAIN
+from mil_jax.data.tables import listed
+from mil_jax.engine.types import FitResult
+from mil_jax.experiment.chosen_checkpoint import run_task
+from mil_jax.experiment.experiment import Experiment
+from mil_jax.experiment.phases import PROBE
+from mil_jax.experiment.targets import Target
+from mil_jax.reports.run.leak_report import leak_report
+from mil_jax.reports.run.statements import Conduct
+from mil_jax.run_folder import features_json, tasks_json
+from mil_jax.run_folder.folder import RunFolder
+from mil_jax.tasks.base import METRIC_LABELS
+from mil_jax.tasks.predictions_table import predictions_table
+from mil_jax.tasks.survival import Survival
+
+
+def predictions(experiment: Experiment, result: FitResult, chosen: Iterable[int] | None = None) -> pd.DataFrame:
+    """One row per bag, run and part; of the runs with the numbers `chosen`, or of all."""
+    bags, tables = experiment.cohort.bags, []
+    # Where the test part chose the epochs, it is the selection part, too: its rows are given once.
+    parts = ("test",) if experiment.selection_part == TEST else ("val", "test")
+    for r in range(len(experiment.plan.replicas)) if chosen is None else chosen:
+        replica = experiment.plan.replicas[r]
+        target, task = experiment.targets[replica.target], run_task(experiment, r, result)
+        leaky = len(target.splits.leaks) > 0
+        for part in parts:
+            if part not in result.logits[r]:
+                continue
+            logits = result.logits[r][part]
+            numbers = result.bags[r][part]
+            order = np.argsort(numbers)
+            rows = numbers[order]
+            table = predictions_table(
+                task,
+                bag_ids=bags["bag_id"].to_numpy()[rows],
+                patient_ids=bags["patient_id"].to_numpy()[rows],
+                num_instances=bags["num_instances"].to_numpy()[rows],
+                fold=replica.fold,
+                seed=replica.seed,
+                part=part,
+                targets=target.values[rows],
+                probabilities=task.probabilities(logits[order]),
+                leaked=~target.splits.leak_free[replica.fold, rows] if leaky and part == "test" else None,
+            )
+            table.insert(table.columns.get_loc("fold") + 1, "fold_name", target.splits.names[replica.fold])
+            if experiment.several:
+                table.insert(0, "label_column", target.name)
+            tables.append(table)
+    return pd.concat(tables, ignore_index=True)
+
+
+def constant_answers(target: Target) -> dict[int, np.ndarray]:
+    """{fold: [outputs]} the best answer without looking at a bag, from the fold's training part."""
+    return {fold: target.task.constant(target.values[parts == TRAIN]) for fold, parts in enumerate(target.splits.parts)}
+
+
+def fold_names(target: Target) -> dict[int, str]:
+    """Of each fold, as tables show it."""
+    return {fold: f"fold {name}" for fold, name in enumerate(target.splits.names)}
+
+
+def title(experiment: Experiment) -> str:
+    """The recipe and what it predicts."""
+    return f"{experiment.config.name}: {'embedded digits' if experiment.embedded else experiment.config.data.target}"
+
+
+def failures(experiment: Experiment, result: FitResult) -> list[str]:
+    """A sentence for each run whose loss was no longer finite."""
+    failed, best = result.progress.failed.tolist(), result.progress.best_epoch.tolist()
+    sentences = []
+    for replica, epoch, best_epoch in zip(experiment.plan.replicas, failed, best):
+        if epoch >= 0:
+            kept = f"epoch {best_epoch + 1}, its best, counts" if best_epoch >= 0 else "it has no usable prediction"
+            sentences.append(
+                f"Run {experiment.run_name(replica)}: the loss was no longer finite in epoch {epoch + 1}; "
+                f"it was stopped there, and {kept}."
+            )
+    return sentences
+
+
+def leave_for_evaluation(experiment: Experiment, folder: RunFolder) -> list[str]:
+    """Writes tasks.json, features.json and, where there are any, covariates.json, and gives the sentences of the leak report."""
+    tasks_json.write(folder, experiment.targets)
+    bags = bag_moments(experiment.shards, experiment.cohort.slides)
+    training = (experiment.parts == TRAIN).any(axis=0)
+    moments = features_json.training_moments(bags, training)
+    kind = features_json.FeatureKind.of(experiment.shards, np.concatenate(experiment.cohort.slides))
+    features_json.write(folder, kind, moments)
+    if experiment.covariates:
+        folder.write_json(covariates.FILE, covariates.described(experiment.covariates.columns))
+    return leak_report(experiment, bags)
+
+
+def probe_notes(experiment: Experiment, result: FitResult) -> list[str]:
+    """Which penalty each linear probe chose."""
+    if experiment.config.strategy.name != PROBE:
+        return []
+    strengths = sorted(experiment.config.strategy.strengths, reverse=True)
+    chosen = [
+        f"{experiment.run_name(run)}: {strengths[place]:g}"
+        for run, place in zip(experiment.plan.replicas, result.progress.best_epoch)
+    ]
+    return [
+        "Linear probes on mean features: what curves call an epoch is a penalty, the strongest first; chosen: "
+        + listed(chosen, 10)
+        + "."
+    ]
+
+
+def conduct(experiment: Experiment, failed: Sequence[str] = (), shared: Sequence[str] = ()) -> Conduct:
+    """How the runs were carried out, with what does not follow from the predictions and has to stand under the result. shared: the leak
+    report.
+    """
+    config, notes = experiment.config, []
+    for target in experiment.targets:
+        leaks = [line for line in target.splits.report if line.startswith("leak")]
+        notes += [f"{target.name}: {line}" if experiment.several else line for line in leaks]
+    if config.train.permute_labels:
+        notes.append("A control: the labels were permuted among the bags; every metric should be at chance.")
+    if isinstance(experiment.task, Survival) and experiment.task.bins_leak:
+        notes.append(
+            "leak: the bins of survival times are quantiles of the deaths of the whole cohort, test patients included "
+            "(task.bins_from=cohort), as in published code."
+        )
+    if experiment.covariates:
+        notes.append(
+            f"Not from the slides alone: the classifier reads {listed(experiment.covariates.names, 12)} of the label table beside the "
+            "bag's embedding, numbers standardised by each run's training bags."
+        )
+    notes += [*shared, *failed]
+    if experiment.given:
+        notes.append(experiment.given.note)
+    if experiment.fallback:
+        notes.append(
+            f"The validation loss chose the epoch, not the {METRIC_LABELS[experiment.task.main_metric]}: {experiment.task.few_cases}."
+        )
+    if experiment.embedded:
+        notes.append(
+            "Embedded digits."
+            if experiment.config.strategy.name == PROBE
+            else "Embedded digits with the config's demo part (small widths, few epochs); name data to train in earnest."
+        )
+    return Conduct(
+        protocol=config.train.protocol,
+        select=experiment.selection.select,
+        selected_on_test=experiment.selection_part == TEST,
+        order=config.train.order,
+        notes=tuple(notes),
+    )
+
+
+def facts(
+    experiment: Experiment,
+    folder: RunFolder,
+    history: Sequence[Mapping[str, Any]],
+    result: FitResult,
+    seconds: float,
+) -> dict[str, Any]:
+    """What the runs cost, for the summary."""
+    bags = sum(row["steps"] for row in history) * experiment.config.train.batch_size
+    training_seconds = history[-1]["seconds"]
+    sessions = len(folder.read_json("environment.json")["sessions"])
+    return {
+        "runs": len(experiment.plan.replicas),
+        "bucket lengths": ", ".join(map(str, experiment.ladder.lengths)),
+        "padding": f"{experiment.ladder.waste:.1%}",
+        "features": f"{experiment.residency.kind}, {result.facts['feature_bytes'] / 2**30:.3g} GiB of host memory",
+        "compilations": result.facts["compilations"],
+        "sessions": sessions,
+        "seconds of training, compilation included": training_seconds,
+        "bags per second": bags / max(training_seconds, 1e-9),
+        "seconds in all" if sessions == 1 else "seconds of the last session": seconds,
+    }

@@ -1,0 +1,59 @@
+"""tasks.json of a run folder: what each label column's models predict, so that others can be made to predict the same later."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+from typing import Any, cast
+
+import numpy as np
+
+from mil_jax import tasks
+from mil_jax.experiment.targets import Target
+from mil_jax.run_folder.folder import RunFolder
+from mil_jax.tasks.base import Task
+
+FILE = "tasks.json"
+
+
+def write(folder: RunFolder, targets: Sequence[Target]) -> None:
+    """Writes the file: a row for each label column."""
+    folder.write_json(FILE, [{"label_column": target.name, **described(target.task)} for target in targets])
+
+
+def read(folder: RunFolder) -> dict[str, Task]:
+    """The task of each label column. Raises RunFolderError when the file is not there or damaged."""
+    return {row.pop("label_column"): restored(row) for row in folder.read_json(FILE)}
+
+
+def described(task: Task) -> dict[str, Any]:
+    """A task as JSON can hold it; what is not known yet is left out."""
+    changed: Any = task
+    fields = {field.name: getattr(task, field.name) for field in dataclasses.fields(changed)}
+    return {"name": task.name, "fields": {name: _plain(value) for name, value in fields.items() if _is_known(value)}}
+
+
+def restored(content: Mapping[str, Any]) -> Task:
+    """The inverse of `described`."""
+    kind: Any = tasks.kind(content["name"])
+    return cast(Task, kind(**_tuples(content["fields"])))
+
+
+def of_run(task: Task, learnt: Mapping[str, Any]) -> Task:
+    """The task of one run, with what its training part told, as its checkpoint holds it."""
+    changed: Any = task
+    return cast(Task, dataclasses.replace(changed, **_tuples(learnt)))
+
+
+def _tuples(fields: Mapping[str, Any]) -> dict[str, Any]:
+    return {name: tuple(value) if isinstance(value, list) else value for name, value in fields.items()}
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, tuple):
+        return [_plain(one) for one in value]
+    return value.tolist() if isinstance(value, np.ndarray | np.generic) else value
+
+
+def _is_known(value: Any) -> bool:
+    return value is not None and not (isinstance(value, float) and np.isnan(value))

@@ -1,0 +1,1 @@
+"""Metrics on the host, one file per kind of target."""
