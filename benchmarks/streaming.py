@@ -33,8 +33,8 @@ from mil_jax import aggregators
 from mil_jax.bags import Bag
 from mil_jax.data.buckets import fit_ladder
 from mil_jax.data.loading.resident import ResidentBags, aligned
-from mil_jax.data.loading.streamed import StreamedBags, StreamedFeed
-from mil_jax.data.loading.windows import Run
+from mil_jax.data.loading.streamed import StreamedBags, StreamingLoader
+from mil_jax.data.loading.windows import Dispatch
 from mil_jax.data.shards import tfrecord
 from mil_jax.data.shards.reader import Shards, SlideBag, write_shards
 
@@ -54,7 +54,7 @@ class _Order:
     """bags [1, T, 1], and a run for each."""
 
     bags: np.ndarray
-    runs: Sequence[Run]
+    runs: Sequence[Dispatch]
 
 
 class _Cohort:
@@ -121,29 +121,29 @@ class _Cohort:
 class _Steps:
     """A step on every bag: streamed, and on one bag of each length that is on the device already."""
 
-    def __init__(self, cohort: _Cohort, feed: StreamedFeed, step: Callable[[Bag], jax.Array]) -> None:
-        self.order, self.feed, lengths = cohort.order(), feed, cohort.ladder.lengths
+    def __init__(self, cohort: _Cohort, loader: StreamingLoader, step: Callable[[Bag], jax.Array]) -> None:
+        self.order, self.loader, lengths = cohort.order(), loader, cohort.ladder.lengths
         self.programs = [
             jax.jit(partial(lambda bags, number, length: step(bags.bag(number, length)), length=length))
             for length in lengths
         ]
         self.there: dict[int, tuple[ResidentBags, int]] = {}
-        for piece, number in zip(feed.pieces(self.order.bags, self.order.runs), cohort.numbers.tolist()):
-            if piece.bucket not in self.there:
-                copied = jax.tree.map(lambda x: jnp.array(x, copy=True), piece.bags)
-                self.there[piece.bucket] = jax.block_until_ready(copied), number
+        for window, number in zip(loader.windows(self.order.bags, self.order.dispatches), cohort.numbers.tolist()):
+            if window.bucket not in self.there:
+                copied = jax.tree.map(lambda x: jnp.array(x, copy=True), window.bags)
+                self.there[window.bucket] = jax.block_until_ready(copied), number
         for bucket, (bags, number) in self.there.items():
             jax.block_until_ready(self.programs[bucket](bags, number))
 
     def streamed(self) -> None:
         """Reading, transfer and computation."""
-        for (number,), piece in zip(self.order.bags[0], self.feed.pieces(self.order.bags, self.order.runs)):
-            piece.done = self.programs[piece.bucket](piece.bags, number)
-        jax.block_until_ready(piece.done)
+        for (number,), window in zip(self.order.bags[0], self.loader.windows(self.order.bags, self.order.dispatches)):
+            window.done = self.programs[window.bucket](window.bags, number)
+        jax.block_until_ready(window.done)
 
     def computed(self) -> None:
         """Computation alone."""
-        for bucket, _, _ in self.order.runs:
+        for bucket, _, _ in self.order.dispatches:
             bags, number = self.there[bucket]
             done = self.programs[bucket](bags, number)
         jax.block_until_ready(done)
@@ -156,29 +156,29 @@ def main(_: list[str]) -> None:
         before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
         bags = StreamedBags(cohort.shards, list(np.arange(len(cohort.sizes))[:, None]), int(_STREAM_GIB * 2**30))
         device = jax.sharding.SingleDeviceSharding(jax.devices()[0])
-        feed = StreamedFeed(bags, cohort.ladder.lengths, lambda tree: jax.device_put(tree, device), order)
+        loader = StreamingLoader(bags, cohort.ladder.lengths, lambda tree: jax.device_put(tree, device), order)
         try:
-            _stream(feed, order)
+            _stream(loader, order)
             growth = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before
-            steps = {name: _Steps(cohort, feed, step) for name, step in (("mean", _mean), ("ABMIL", _abmil()))}
-            seconds = _measure(cohort, feed, order, steps)
+            steps = {name: _Steps(cohort, loader, step) for name, step in (("mean", _mean), ("ABMIL", _abmil()))}
+            seconds = _measure(cohort, loader, order, steps)
         finally:
-            feed.close()
-        memory = {"windows_MB": feed.host_bytes / 1e6, "growth_of_the_process_MB": growth * 1024 / 1e6}
+            loader.close()
+        memory = {"windows_MB": loader.host_bytes / 1e6, "growth_of_the_process_MB": growth * 1024 / 1e6}
         _report(cohort, seconds, steps, memory)
 
 
 def _measure(
-    cohort: _Cohort, feed: StreamedFeed, order: _Order, steps: dict[str, _Steps]
+    cohort: _Cohort, loader: StreamingLoader, order: _Order, steps: dict[str, _Steps]
 ) -> dict[str, dict[str, list[float]]]:
     """Seconds of every way, warm and cold."""
     reading: dict[str, Callable[[], None]] = {
         "plain preadv": cohort.read_plainly,
-        "streamed": partial(_stream, feed, order),
+        "streamed": partial(_stream, loader, order),
         "torch.load per step": cohort.read_torch,
         "h5py per step": cohort.read_h5,
     }
-    ways: dict[str, Callable[[], None]] = reading | {"transfer": partial(_transfer, feed, order)}
+    ways: dict[str, Callable[[], None]] = reading | {"transfer": partial(_transfer, loader, order)}
     for name, step in steps.items():
         ways |= {f"{name} computed": step.computed, f"{name} streamed": step.streamed}
     cold: dict[str, list[float]] = {name: [] for name in reading}
@@ -191,16 +191,16 @@ def _measure(
     return {"warm": paired(ways, _ROUNDS.value), "cold": cold}
 
 
-def _stream(feed: StreamedFeed, order: _Order) -> None:
-    for piece in feed.pieces(order.bags, order.runs):
-        piece.done = piece.bags.features
+def _stream(loader: StreamingLoader, order: _Order) -> None:
+    for window in loader.windows(order.bags, order.dispatches):
+        window.done = window.bags.features
 
 
-def _transfer(feed: StreamedFeed, order: _Order) -> None:
+def _transfer(loader: StreamingLoader, order: _Order) -> None:
     """As many windows as an epoch has, from host memory that was written before."""
-    for bucket, _, _ in order.runs:
-        shape = feed.shapes(bucket).features.shape
-        placed = feed.put(feed._windows[0].rows.features[: shape[0]])
+    for bucket, _, _ in order.dispatches:
+        shape = loader.shapes(bucket).features.shape
+        placed = loader.put(loader._windows[0].rows.features[: shape[0]])
     jax.block_until_ready(placed)
 
 

@@ -20,7 +20,7 @@ from absl import flags
 from data_prep.cli import parsed, progress
 from data_prep.slides.tiff import write_pyramid
 from mil_jax.cli.console import run_command, say
-from mil_jax.files import write_text, written_whole
+from mil_jax.files import atomic_write, write_text
 from mil_jax.interop.feature_files import counted
 
 ABOUT = """Draws slides of invented tissue, to try data preparation, training and heat maps without data.
@@ -172,7 +172,7 @@ def write_slide(folder: Path, name: str, drawn: Drawn, mpp: float) -> None:
         for factor in LEVEL_DOWNSAMPLES
     ]
     write_pyramid(folder / f"{name}.tiff", levels, mpp)
-    with written_whole(folder / "truth" / f"{name}_tissue.png") as temporary:
+    with atomic_write(folder / "truth" / f"{name}_tissue.png") as temporary:
         temporary.write_bytes(cv2.imencode(".png", drawn.tissue.astype(np.uint8) * 255)[1].tobytes())
     write_text(folder / "truth" / f"{name}.geojson", json.dumps(lesion_geojson(drawn.lesion)) + "\n")
 

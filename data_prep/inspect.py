@@ -19,7 +19,7 @@ from mil_jax.data.buckets import Ladder, fit_ladder
 from mil_jax.data.shards.index import read_index
 from mil_jax.data.shards.reader import Shards
 from mil_jax.data.shards.writer import REPORT_FILE
-from mil_jax.files import written_whole
+from mil_jax.files import atomic_write
 from mil_jax.interop.feature_files import counted
 from mil_jax.reports.figures.curves import COLOURS
 
@@ -163,5 +163,5 @@ def draw(path: Path, shards: Shards, ladder: Ladder) -> None:
     figure.suptitle(
         f"{counted(len(shards), 'slide')}, {int(sizes.sum()):,} instances of {width} {shards.dtype.name}, encoder {encoders}"
     )
-    with written_whole(path) as temporary:
+    with atomic_write(path) as temporary:
         figure.savefig(temporary, format="png", dpi=120)

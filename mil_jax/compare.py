@@ -11,7 +11,7 @@ from absl import flags
 
 from mil_jax.cli.console import console, run_command, say
 from mil_jax.errors import ConfigError
-from mil_jax.files import new_folder
+from mil_jax.files import atomic_folder
 from mil_jax.reports.comparison.load import Method, compare_methods, read_method
 from mil_jax.reports.comparison.write import MARKER, console_report, write_comparison
 
@@ -54,7 +54,7 @@ def main(arguments: list[str]) -> int:
         raise ConfigError(f"unexpected argument {unparsed[0]!r}; runs are given as --run RUN --run RUN")
     methods = _methods(values.run)
     target = Path(values.out or Path(values.run[0].rpartition("=")[2]) / "comparison")
-    with new_folder(target, MARKER, values.overwrite, "a comparison") as folder:
+    with atomic_folder(target, MARKER, values.overwrite, "a comparison") as folder:
         with console.status("resampling patients"):
             comparison = compare_methods(methods)
         content = write_comparison(folder, comparison)

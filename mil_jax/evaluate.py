@@ -19,7 +19,7 @@ from mil_jax.cli.session import set_up
 from mil_jax.data.tables import listed
 from mil_jax.errors import ConfigError
 from mil_jax.experiment.final_model import is_final
-from mil_jax.files import new_folder
+from mil_jax.files import atomic_folder
 from mil_jax.inference.external_cohort import in_one_process, prepare, score, score_instances
 from mil_jax.inference.scored import HELD_OUT, Scored
 from mil_jax.inference.trained_run import TrainedRun
@@ -97,7 +97,7 @@ def main(arguments: list[str]) -> int:
     set_up(in_one_process(ConfigDict(RunFolder.require_complete(values.run).config)))
     run = TrainedRun.open(values.run)
     target = Path(values.out or run.folder.path / "evaluation")
-    with new_folder(target, MARKER, values.overwrite, "an evaluation") as folder:
+    with atomic_folder(target, MARKER, values.overwrite, "an evaluation") as folder:
         content = _evaluate(run, options, values, folder)
     console.print(console_report(content), soft_wrap=False)
     written = ", ".join(sorted(f"{path.name}/" if path.is_dir() else path.name for path in target.iterdir()))

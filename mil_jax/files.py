@@ -13,7 +13,7 @@ from mil_jax.errors import UserError
 
 
 @contextmanager
-def written_whole(path: str | os.PathLike[str]) -> Iterator[Path]:
+def atomic_write(path: str | os.PathLike[str]) -> Iterator[Path]:
     """Yields a temporary path beside `path`; on success it is renamed to `path`, on failure removed.
 
     Raises UserError when the disk is full.
@@ -34,12 +34,12 @@ def written_whole(path: str | os.PathLike[str]) -> Iterator[Path]:
 
 def write_text(path: str | os.PathLike[str], text: str) -> None:
     """Writes a whole text file or none."""
-    with written_whole(path) as temporary:
+    with atomic_write(path) as temporary:
         temporary.write_text(text, encoding="utf-8")
 
 
 @contextmanager
-def new_folder(target: Path, marker: str, overwrite: bool, kind: str = "shards") -> Iterator[Path]:
+def atomic_folder(target: Path, marker: str, overwrite: bool, kind: str = "shards") -> Iterator[Path]:
     """Yields an empty folder beside `target`; on success it takes the target's place, on failure it is removed.
 
     marker: a file that shows an existing folder to be of the same kind, which `overwrite` may then replace. kind: what it is of.

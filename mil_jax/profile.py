@@ -293,7 +293,7 @@ def _json(
             "padding_waste": experiment.ladder.waste,
             "side_by_side": bench.engine.vectorised,
             "devices": bench.engine.placement.places,
-            "dispatches_per_epoch": len(plan.order.runs),
+            "dispatches_per_epoch": len(plan.order.dispatches),
         },
         "buckets": [
             {

@@ -22,7 +22,7 @@ from mil_jax.cli.overview import describe_experiment
 from mil_jax.cli.sweep_grid import Axis, Group, Point, draw_points, grouped, read_axes, shown, with_point
 from mil_jax.config import ConfigDict, help_text, parse, source_of
 from mil_jax.data.splits.splits import TEST
-from mil_jax.engine.engine import Stopped
+from mil_jax.engine.engine import TrainingInterrupted
 from mil_jax.engine.nan_debugging import NotFinite
 from mil_jax.engine.types import FitResult
 from mil_jax.errors import ConfigError
@@ -143,7 +143,7 @@ def _train(folder: RunFolder, experiment: Experiment, number: int, group: Group,
     with session.progress_of(experiment, own, title) as listener:
         try:
             return dataclasses.replace(train_in(experiment, own, listener), state=None)  # no parameters are kept
-        except Stopped:
+        except TrainingInterrupted:
             return None
         except NotFinite as found:
             raise session.training_error(experiment, found) from found
@@ -181,7 +181,7 @@ def _report(
             scores,
             choice,
             constants=collect.constant_answers(target),
-            conduct=collect.conduct(trained[0][1]),
+            protocol=collect.run_protocol(trained[0][1]),
             title=f"{collect.title(base)}, sweep",
             fold_names=fold_names,
             notes=notes_on_data(base),

@@ -15,7 +15,7 @@ from mil_jax.cli.overview import describe_experiment
 from mil_jax.cli.session import define_flags, open_folder, prepared, progress_of, training_error
 from mil_jax.config import help_text, parse
 from mil_jax.engine import distributed
-from mil_jax.engine.engine import Stopped
+from mil_jax.engine.engine import TrainingInterrupted
 from mil_jax.engine.nan_debugging import NotFinite
 from mil_jax.engine.types import FitResult
 from mil_jax.experiment.experiment import Experiment
@@ -57,7 +57,7 @@ def main(arguments: list[str]) -> int:
     with progress_of(experiment, folder) as listener:
         try:
             result = train(experiment, folder, listener)
-        except Stopped:
+        except TrainingInterrupted:
             say(f"Stopped; the state is saved. Go on with --resume --config.run={folder.path}")
             return STOPPED_BY_SIGTERM
         except NotFinite as found:
@@ -85,9 +85,9 @@ def _report(experiment: Experiment, folder: RunFolder, result: FitResult, second
     history = [row for row in history if row["phase"] == history[-1]["phase"]]  # the curves are of the last stage
     common: dict[str, Any] = {"title": collect.title(experiment), "notes": notes_on_data(experiment), "facts": facts}
     with console.status("looking at the features: what they are, and whether the parts share any"):
-        shared = collect.leave_for_evaluation(experiment, folder)
+        shared = collect.write_evaluation_metadata(experiment, folder)
     said = [*collect.failures(experiment, result), *collect.probe_notes(experiment, result)]
-    conduct = collect.conduct(experiment, said, shared)
+    protocol = collect.run_protocol(experiment, said, shared)
     predictions = collect.predictions(experiment, result)
     with console.status("predictions, intervals and figures"):
         if experiment.several:
@@ -102,7 +102,7 @@ def _report(experiment: Experiment, folder: RunFolder, result: FitResult, second
                 for target in experiment.targets
             ]
             summary = multi_target.write_target_summaries(
-                folder, reports, predictions, history, conduct, experiment.left_out, **common
+                folder, reports, predictions, history, protocol, experiment.left_out, **common
             )
         else:
             target = experiment.targets[0]
@@ -112,7 +112,7 @@ def _report(experiment: Experiment, folder: RunFolder, result: FitResult, second
                 predictions=predictions,
                 history=history,
                 constants=collect.constant_answers(target),
-                conduct=conduct,
+                protocol=protocol,
                 fold_names=collect.fold_names(target),
                 **common,
             )
@@ -125,12 +125,12 @@ def _report_final(
     """Writes the summary of the final model, which has no part to be measured on."""
     history = folder.read_metrics()
     facts = collect.facts(experiment, folder, history, result, seconds)
-    shared = collect.leave_for_evaluation(experiment, folder)
+    shared = collect.write_evaluation_metadata(experiment, folder)
     leave_validation(experiment.config, folder)
     summary = write_final_summary(
         folder,
         history=[row for row in history if row["phase"] == history[-1]["phase"]],
-        statements=[*notes, *collect.conduct(experiment, collect.failures(experiment, result), shared).notes],
+        statements=[*notes, *collect.run_protocol(experiment, collect.failures(experiment, result), shared).notes],
         title=collect.title(experiment),
         notes=notes_on_data(experiment),
         facts=facts,

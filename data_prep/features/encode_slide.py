@@ -22,7 +22,7 @@ import h5py
 import numpy as np
 
 from data_prep.features.encoder import Batch, Encoding, batched, prepared
-from data_prep.features.prefetch import ReadAhead
+from data_prep.features.prefetch import Prefetcher
 from data_prep.jobs import EMPTY, OK, UNREADABLE, Records, Row, Slide, SlideError, find_slides
 from data_prep.slides.open_slide import opened
 from data_prep.tiles.coordinates import COORDS, Coordinates, coords_folder, read_coordinates
@@ -32,7 +32,7 @@ from mil_jax.data.features.report import FeatureReport
 from mil_jax.encoders.registry import BILINEAR, ENCODERS, Preprocessing, TileEncoder, bare_encoder, encoder_named
 from mil_jax.encoders.weights import load_weights
 from mil_jax.errors import DataError
-from mil_jax.files import written_whole
+from mil_jax.files import atomic_write
 
 REPLACED, NOT_FINITE = "replaced", "not finite"
 COLUMNS = (
@@ -145,7 +145,7 @@ class SlideEncoder:
 
     def run(self, slides: Sequence[Slide]) -> Iterator[Row]:
         """The rows of all slides; the next slide is read while one is encoded."""
-        with ReadAhead(slides, self._read) as ahead:
+        with Prefetcher(slides, self._read) as ahead:
             for slide in slides:
                 compute = functools.partial(self._compute, slide, ahead)
                 yield self.records.run(slide, compute, inputs_of(self.settings, slide))
@@ -169,7 +169,7 @@ class SlideEncoder:
             tiles = read_tiles(opened_slide, made.tiling, made.coords, self.settings.threads, change)
             yield from batched(tiles, self._encoding.batch_size)
 
-    def _compute(self, slide: Slide, ahead: ReadAhead) -> Row:
+    def _compute(self, slide: Slide, ahead: Prefetcher) -> Row:
         path = outputs(self.settings) / f"{slide.slide_id}.h5"
         path.unlink(missing_ok=True)  # of the slide as it was before
         made = self._coordinates(slide)
@@ -203,7 +203,7 @@ def write_features(path: Path, features: np.ndarray, made: Coordinates, source: 
         file.create_dataset(COORDS, data=made.coords).attrs.update(attributes)
         if made.parent is not None:
             file.create_dataset("parent", data=made.parent)
-    with written_whole(path) as temporary:
+    with atomic_write(path) as temporary:
         temporary.write_bytes(content.getbuffer())
 
 

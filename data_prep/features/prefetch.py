@@ -19,7 +19,7 @@ class _End:
     """Behind the last batch of a slide."""
 
 
-class ReadAhead:
+class Prefetcher:
     """The batches of slides, read in a thread of its own; a context that ends the thread.
 
     read: the batches of one slide; what it raises is raised to whoever takes this slide's batches, and the next slide is read.

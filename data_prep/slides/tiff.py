@@ -15,7 +15,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from mil_jax.files import written_whole
+from mil_jax.files import atomic_write
 
 TILE = 256
 _QUALITY = 85
@@ -25,7 +25,7 @@ _NUM_TAGS = 16
 
 def write_pyramid(path: Path, levels: Sequence[np.ndarray], mpp: float) -> None:
     """Writes the levels [h, w, 3] uint8, the largest first, with `mpp` micrometres per pixel of the first."""
-    with written_whole(path) as temporary, temporary.open("wb") as file:
+    with atomic_write(path) as temporary, temporary.open("wb") as file:
         file.write(b"II*\0" + struct.pack("<I", 0))
         pointer = 4  # where the place of the next directory is written
         for number, picture in enumerate(levels):

@@ -23,7 +23,7 @@ import numpy as np
 
 from data_prep.tiles.grid import Tiling
 from mil_jax.errors import DataError
-from mil_jax.files import written_whole
+from mil_jax.files import atomic_write
 
 COORDS = "coords"
 
@@ -69,7 +69,7 @@ def write_coordinates(path: Path, made: Coordinates) -> None:
         for group, columns in (("quality", made.quality), ("labels", made.labels)):
             for name, values in columns.items():
                 file.create_dataset(f"{group}/{name.replace('/', '_')}", data=values.astype(np.float32))
-    with written_whole(path) as temporary:
+    with atomic_write(path) as temporary:
         temporary.write_bytes(content.getbuffer())
 
 

@@ -9,7 +9,7 @@ import numpy as np
 
 from data_prep.slides.segmentation import Tissue
 from data_prep.tiles.grid import Tiling
-from mil_jax.files import written_whole
+from mil_jax.files import atomic_write
 
 _LONGEST_SIDE = 1600
 _TISSUE, _HOLE, _TILE, _DROPPED = (0, 160, 0), (0, 0, 220), (40, 40, 40), (230, 60, 0)
@@ -60,5 +60,5 @@ def write_montage(path: Path, tiles: list[np.ndarray], words: list[str]) -> None
 def write_jpeg(path: Path, picture: np.ndarray) -> None:
     """Writes a picture [h, w, 3] whole."""
     encoded = cv2.imencode(".jpg", cv2.cvtColor(picture, cv2.COLOR_RGB2BGR), [cv2.IMWRITE_JPEG_QUALITY, 88])[1]
-    with written_whole(path) as temporary:
+    with atomic_write(path) as temporary:
         temporary.write_bytes(encoded.tobytes())

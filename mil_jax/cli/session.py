@@ -14,9 +14,9 @@ from mil_jax.cli.console import console, say
 from mil_jax.cli.loggers import require_packages
 from mil_jax.cli.progress import StopOnSignal, TrainingProgress, conversion_progress
 from mil_jax.config import ConfigDict
-from mil_jax.data.loading.resident import UnreadBags
+from mil_jax.data.loading.resident import LazyBags
 from mil_jax.engine import distributed
-from mil_jax.engine.device_memory import smallest
+from mil_jax.engine.device_memory import min_memory
 from mil_jax.engine.nan_debugging import NotFinite
 from mil_jax.engine.runtime import use_compilation_cache, use_one_device_per_core
 from mil_jax.errors import ConfigError, TrainingError
@@ -49,7 +49,7 @@ def set_up(config: ConfigDict) -> None:
     use_one_device_per_core()
     use_compilation_cache(cache_folder(config))
     console.quiet = not distributed.is_first()
-    smallest()  # while all processes are here: later the first goes ahead of the others
+    min_memory()  # while all processes are here: later the first goes ahead of the others
     if config.train.matmul_precision != "default":
         jax.config.update("jax_default_matmul_precision", config.train.matmul_precision)
 
@@ -113,7 +113,7 @@ def read(experiment: Experiment, *, compiling: bool = False) -> None:
     if experiment.config.strategy.name == PROBE:
         return  # it reads each bag once
     bags = experiment.data.bags
-    if isinstance(bags, UnreadBags):
+    if isinstance(bags, LazyBags):
         with contextlib.ExitStack() as given_up:
             if compiling:
                 given_up.callback(experiment.engine.exits.close)

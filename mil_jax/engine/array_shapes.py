@@ -53,27 +53,27 @@ def moving_shapes(
     strategy: Strategy,
     plan: Plan,
     state: TrainState,
-    cohort: programs.Cohort,
+    cohort: programs.DeviceCohort,
     length: int,
     batch_size: int,
     placed: Sharding,
-) -> programs.Moving:
+) -> programs.StepCarry:
     """Of what a step changes; `state`: shapes of all replicas. placed: of the leading axis."""
     rows = state.step.shape[0]
     metrics = step_metrics(strategy, plan, state, cohort, length, batch_size)
     sums: Any = {name: jax.ShapeDtypeStruct((rows, *x.shape), x.dtype) for name, x in metrics.items()}
-    moving: programs.Moving = jax.tree.map(
-        lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=placed), programs.Moving(state, sums)
+    moving: programs.StepCarry = jax.tree.map(
+        lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=placed), programs.StepCarry(state, sums)
     )
     return moving
 
 
 def step_metrics(
-    strategy: Strategy, plan: Plan, state: TrainState, cohort: programs.Cohort, length: int, batch_size: int
+    strategy: Strategy, plan: Plan, state: TrainState, cohort: programs.DeviceCohort, length: int, batch_size: int
 ) -> dict[str, jax.ShapeDtypeStruct]:
     """The shapes of one replica's step metrics. state, cohort: arrays or shapes, of all replicas. length: of any bucket."""
 
-    def names(state: TrainState, cohort: programs.Cohort) -> dict[str, jax.Array]:
+    def names(state: TrainState, cohort: programs.DeviceCohort) -> dict[str, jax.Array]:
         one = jax.tree.map(lambda x: x[0], state)
         numbers = jnp.zeros(batch_size, jnp.int32)
         batch = programs.read_batch(cohort, numbers, jnp.int32(0), length)
@@ -88,14 +88,14 @@ def step_metrics(
 
 def epoch_shapes(
     strategy: Strategy, plan: Plan, rows: int, steps: int, batch_size: int, placed: Sharding
-) -> programs.Epoch:
+) -> programs.EpochInputs:
     """Of an epoch of so many steps. rows: of the leading axis on all devices, whose placement is `placed`."""
 
     def shape(axes: tuple[int, ...], dtype: Any) -> jax.ShapeDtypeStruct:
         return jax.ShapeDtypeStruct((rows, steps, *axes), dtype, sharding=placed)
 
     extras = {name: shape(x.shape[1:], x.dtype) for name, x in _one_step(strategy, plan, batch_size).items()}
-    return programs.Epoch(bags=shape((batch_size,), np.int32), extras=extras)
+    return programs.EpochInputs(bags=shape((batch_size,), np.int32), extras=extras)
 
 
 def _one_step(strategy: Strategy, plan: Plan, batch_size: int) -> dict[str, np.ndarray]:

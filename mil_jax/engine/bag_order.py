@@ -26,12 +26,12 @@ class EpochOrder:
 
     bags: int32 [R, T, B], numbers of bags in training order, -1 where a batch is not full; without idle slots, or, laid out by slot,
         with them: then row t is the same for all replicas, but for what they hold out.
-    runs: the dispatches: (bucket, lo [R], hi [R]): replica r makes its steps lo[r]..hi[r] in that bucket.
+    dispatches: (bucket, lo [R], hi [R]): replica r makes its steps lo[r]..hi[r] in that bucket.
     counts: int64 [R], the steps of each replica.
     """
 
     bags: np.ndarray
-    runs: tuple[tuple[int, np.ndarray, np.ndarray], ...]
+    dispatches: tuple[tuple[int, np.ndarray, np.ndarray], ...]
     counts: np.ndarray
 
     @cached_property
@@ -119,11 +119,11 @@ class BagOrder:
             bags[r, : len(steps)] = steps
         row = np.ones_like(busy) if self.by_slot else busy
         done = np.concatenate([np.zeros((len(replicas), 1), np.int64), np.cumsum(row, axis=1)], axis=1)
-        runs = []
-        for start, stop in _runs(slots, self.slots_per_dispatch):
+        dispatches = []
+        for start, stop in _stretches(slots, self.slots_per_dispatch):
             if busy[:, start:stop].any():
-                runs.append((int(slots[start]), done[:, start].astype(np.int32), done[:, stop].astype(np.int32)))
-        return EpochOrder(bags, tuple(runs), busy.sum(axis=1))
+                dispatches.append((int(slots[start]), done[:, start].astype(np.int32), done[:, stop].astype(np.int32)))
+        return EpochOrder(bags, tuple(dispatches), busy.sum(axis=1))
 
     def _fill(self, slots: np.ndarray, replica: Replica, epoch: int) -> np.ndarray:
         """[num_slots, B] bag numbers, -1 for none: one replica's bags, shuffled into the slots they fit."""
@@ -158,7 +158,7 @@ class BagOrder:
         return filled
 
 
-def _runs(slots: np.ndarray, longest: int) -> list[tuple[int, int]]:
+def _stretches(slots: np.ndarray, longest: int) -> list[tuple[int, int]]:
     """(start, stop) of the stretches of equal slots, none longer than `longest`."""
     edges = [0, *(np.flatnonzero(np.diff(slots)) + 1).tolist(), len(slots)]
     return [

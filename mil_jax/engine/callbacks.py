@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any, Protocol
 
 
-class Listener(Protocol):
+class Callback(Protocol):
     """What the engine tells while it runs, and asks."""
 
     def phase(self, name: str, epoch: int, epochs: int) -> None:
@@ -21,5 +21,5 @@ class Listener(Protocol):
         """Whether to save and stop at the next dispatch."""
 
 
-class Stopped(Exception):
+class TrainingInterrupted(Exception):
     """Training was asked to stop; its state is saved."""

@@ -17,7 +17,7 @@ from mil_jax.engine.mesh import Placement
 PyTree = Any
 
 
-class LeftOut:
+class InactiveReplicas:
     """Which replicas the devices of a placement hold, and the states of the others.
 
     idle_seconds: how long the devices have worked for replicas that had stopped since it was last decided who is held.
@@ -42,11 +42,11 @@ class LeftOut:
 
     def of_all(self, tree: PyTree) -> PyTree:
         """Host arrays of all replicas: from the devices, and of those that are left out as they were then."""
-        return self.placement.unfilled(self.placement.fetch(tree), self._elsewhere)
+        return self.placement.strip_padding(self.placement.fetch(tree), self._elsewhere)
 
-    def hold(self, members: np.ndarray, tree: PyTree) -> PyTree:
+    def keep_on_device(self, members: np.ndarray, tree: PyTree) -> PyTree:
         """The devices' arrays of these replicas, in place of those they hold now; always the same tree."""
         self._elsewhere = self.of_all(tree)
-        self.placement.hold(members)
+        self.placement.keep_on_device(members)
         self.idle_seconds = 0.0
-        return self.placement.spread(self._elsewhere)
+        return self.placement.shard(self._elsewhere)

@@ -24,16 +24,16 @@ from mil_jax.engine.programs import (
     DATA_AXIS,
     INSTANCE_AXIS,
     Array,
-    Cohort,
-    Epoch,
-    Moving,
+    DeviceCohort,
+    EpochInputs,
     PyTree,
-    Who,
+    ReplicaIds,
+    StepCarry,
     replica_sharding,
 )
 from mil_jax.errors import ConfigError
 from mil_jax.machine import usable_cores
-from mil_jax.strategies.base import Strategy, Survey, TrainState
+from mil_jax.strategies.base import Analysis, Strategy, TrainState
 
 
 class Built(NamedTuple):
@@ -53,7 +53,7 @@ class Programs:
 
     def __init__(
         self,
-        strategy: Strategy | Survey,
+        strategy: Strategy | Analysis,
         mesh: Mesh,
         lengths: tuple[int, ...],
         vectorised: bool,
@@ -61,7 +61,7 @@ class Programs:
         chunks: dict[int, int] | None = None,
         shared: bool = False,
     ) -> None:
-        self.strategy: Any = strategy  # of a survey predictions alone are compiled
+        self.strategy: Any = strategy  # of an analysis predictions alone are compiled
         self.mesh, self.lengths, self.vectorised, self.limit = mesh, lengths, vectorised, limit
         self.shared = shared
         self.chunks = {} if chunks is None else chunks
@@ -93,10 +93,10 @@ class Programs:
         self,
         train: Sequence[int],
         evaluate: Sequence[int],
-        cohorts: Sequence[Cohort],
-        who: Who,
-        moving: Moving,
-        epoch: Epoch,
+        cohorts: Sequence[DeviceCohort],
+        who: ReplicaIds,
+        moving: StepCarry,
+        epoch: EpochInputs,
         logits: tuple[int, ...],
         count: Array,
     ) -> None:
@@ -138,13 +138,23 @@ class Programs:
         """Compilations that have not begun are given up."""
         self._compiler.shutdown(wait=False, cancel_futures=True)
 
-    def init(self, cohort: Cohort, who: Who, fitted: PyTree, previous: TrainState | None, count: Array) -> TrainState:
+    def init(
+        self, cohort: DeviceCohort, who: ReplicaIds, fitted: PyTree, previous: TrainState | None, count: Array
+    ) -> TrainState:
         """The initial states; `fitted`: (hyper, constants) with the leading axis [R]. `count` [devices]: replicas on each."""
         return self._call("init", 0, cohort, who, fitted, previous, count)
 
     def train(
-        self, bucket: int, cohort: Cohort, who: Who, moving: Moving, epoch: Epoch, lo: Array, hi: Array, count: Array
-    ) -> tuple[Moving, Array]:
+        self,
+        bucket: int,
+        cohort: DeviceCohort,
+        who: ReplicaIds,
+        moving: StepCarry,
+        epoch: EpochInputs,
+        lo: Array,
+        hi: Array,
+        count: Array,
+    ) -> tuple[StepCarry, Array]:
         """The steps lo..hi of each replica, all in bucket number `bucket`. `moving` is donated. Also says how many steps were made.
 
         Raises ConfigError before the first step where the longest bucket does not fit.
@@ -156,7 +166,7 @@ class Programs:
     def evaluate(
         self,
         bucket: int,
-        cohort: Cohort,
+        cohort: DeviceCohort,
         state: TrainState,
         bags: Array,
         logits: Array,
@@ -193,9 +203,9 @@ class Programs:
         elif name == "evaluate":
             function, donate = partial(programs.evaluate, self.strategy, length, chunk), (3,)
         elif chunk is None:
-            function, donate = partial(programs.train_in_turn, self.strategy, length, self.axis), (2,)
+            function, donate = partial(programs.train_sequential, self.strategy, length, self.axis), (2,)
         else:
-            train = programs.train_together if self.shared else programs.train_side_by_side
+            train = programs.train_vmapped_shared_order if self.shared else programs.train_vmapped
             function, donate = partial(train, self.strategy, length, self.axis, chunk), (2,)
         specs = (P(), *(P(AXIS) for _ in arguments[1:]))
         # XLA itself divides the work among the devices that share a bag: that axis is left to it.

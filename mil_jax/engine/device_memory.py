@@ -15,7 +15,7 @@ from typing import Any
 import jax
 
 from mil_jax.data.loading.residency import Memory
-from mil_jax.engine.distributed import least
+from mil_jax.engine.distributed import global_min
 from mil_jax.machine import memory_bytes
 
 # Of a device's memory; the rest is for what lies beside a program: best parameters, outputs of an evaluation.
@@ -31,17 +31,17 @@ class DoesNotFit(Exception):
 
 
 @cache
-def smallest() -> Memory:
+def min_memory() -> Memory:
     """What there is, of all processes the least, so that they decide alike. Asked once, by all processes at the same time."""
     stats = [device.memory_stats() or {} for device in jax.local_devices()]  # None on a CPU
     host, own = memory_bytes(), all("bytes_limit" in one for one in stats)
     device = min(one["bytes_limit"] for one in stats) if own else host // len(stats)
-    return Memory(int(least(host)), int(least(device)), bool(least(own)), jax.device_count())
+    return Memory(int(global_min(host)), int(global_min(device)), bool(global_min(own)), jax.device_count())
 
 
-def there_is(gib: float) -> Memory:
-    """`smallest`, with `gib` of each device where it is not 0."""
-    return dataclasses.replace(smallest(), device=int(gib * 2**30), own=True) if gib else smallest()
+def available_memory(gib: float) -> Memory:
+    """`min_memory`, with `gib` of each device where it is not 0."""
+    return dataclasses.replace(min_memory(), device=int(gib * 2**30), own=True) if gib else min_memory()
 
 
 def device_limit(gib: float) -> int:
@@ -49,7 +49,7 @@ def device_limit(gib: float) -> int:
 
     Devices of a CPU share the host's memory.
     """
-    return int(gib * 2**30) if gib else int(SHARE * smallest().device)
+    return int(gib * 2**30) if gib else int(SHARE * min_memory().device)
 
 
 def needed(program: jax.stages.Compiled) -> int:

@@ -74,7 +74,7 @@ def start(coordinator: str, num_processes: int, process_id: int) -> None:
             "distributed.num_processes and distributed.process_id"
         ) from failed[0]
     # Devices connect at their first collective, and wait half a minute for it only: now, while all are here.
-    least(0.0)
+    global_min(0.0)
 
 
 def is_first() -> bool:
@@ -82,23 +82,23 @@ def is_first() -> bool:
     return jax.process_index() == 0
 
 
-def least(value: float) -> float:
+def global_min(value: float) -> float:
     """The smallest of what the processes say, as a float32; each must ask."""
     return value if jax.process_count() == 1 else -float(np.asarray(_vote(-value)))
 
 
-class Agreement:
+class Vote:
     """Votes of the processes: yes when one of them says yes. Each must ask the same questions in the same order."""
 
     def __init__(self) -> None:
         self.alone = jax.process_count() == 1
         self._waiting: collections.deque[jax.Array] = collections.deque()
 
-    def now(self, said: bool) -> bool:
+    def blocking(self, said: bool) -> bool:
         """The answer; waits for all processes."""
         return said if self.alone else bool(np.asarray(_vote(said)))
 
-    def soon(self, said: bool) -> bool:
+    def delayed(self, said: bool) -> bool:
         """The answer to the question asked VOTES_IN_FLIGHT questions ago, at once; of one process, the answer to this one."""
         if self.alone:
             return said
@@ -112,8 +112,8 @@ def first_before_others() -> Iterator[None]:
 
     Raises UserError in the others where the first failed.
     """
-    agreement = Agreement()
-    if not is_first() and agreement.now(False):
+    vote = Vote()
+    if not is_first() and vote.blocking(False):
         raise UserError(f"process {jax.process_index()} stopped because the first one did, whose error says why")
     failed = True
     try:
@@ -121,7 +121,7 @@ def first_before_others() -> Iterator[None]:
         failed = False
     finally:
         if is_first():
-            agreement.now(failed)
+            vote.blocking(failed)
 
 
 @cache

@@ -20,24 +20,24 @@ import jax.numpy as jnp
 import numpy as np
 
 from mil_jax.data.loading.feature_moments import moments
-from mil_jax.data.loading.residency import open_feed
-from mil_jax.data.loading.resident import Piece, ResidentBags
-from mil_jax.data.loading.windows import Run
-from mil_jax.engine import array_shapes, nan_debugging, survey_phase
+from mil_jax.data.loading.residency import make_loader
+from mil_jax.data.loading.resident import ResidentBags, Window
+from mil_jax.data.loading.windows import Dispatch
+from mil_jax.engine import analysis_phase, array_shapes, nan_debugging
 from mil_jax.engine import programs as compiled
 from mil_jax.engine.bag_order import BagOrder, EpochOrder
-from mil_jax.engine.callbacks import Listener, Stopped
+from mil_jax.engine.callbacks import Callback, TrainingInterrupted
 from mil_jax.engine.checkpoints import Checkpoints
-from mil_jax.engine.compaction import LeftOut
+from mil_jax.engine.compaction import InactiveReplicas
 from mil_jax.engine.compilation import Programs
 from mil_jax.engine.device_memory import device_limit
-from mil_jax.engine.distributed import Agreement
+from mil_jax.engine.distributed import Vote
 from mil_jax.engine.early_stopping import Progress
 from mil_jax.engine.mesh import Placement, sharing
 from mil_jax.engine.plan import Plan
-from mil_jax.engine.types import AnyPhase, EngineData, EngineSettings, FitResult, Phase, SurveyPhase
-from mil_jax.engine.validation import Judge
-from mil_jax.strategies.base import Strategy, Survey, TrainState
+from mil_jax.engine.types import AnalysisPhase, AnyPhase, EngineData, EngineSettings, FitResult, Phase
+from mil_jax.engine.validation import ValidationScorer
+from mil_jax.strategies.base import Analysis, Strategy, TrainState
 from mil_jax.tasks.base import Task
 
 PyTree = Any
@@ -49,14 +49,15 @@ def fit(
     task: Task,
     plan: Plan,
     settings: EngineSettings,
-    listener: Listener,
+    listener: Callback,
     open_checkpoints: Callable[[str], Checkpoints] | None = None,
     keep_choices: Callable[[Mapping[str, Any]], None] | None = None,
 ) -> FitResult:
     """Trains every replica of the plan through all phases and predicts its selection and test bags.
 
     open_checkpoints: gives the checkpoints of a phase by name; training goes on from the newest. keep_choices: is given what was
-    chosen automatically, before training begins. Raises Stopped when asked to stop, ConfigError when a run does not fit a device.
+    chosen automatically, before training begins. Raises TrainingInterrupted when asked to stop, ConfigError when a run does not fit a
+    device.
     """
     return Engine(data, task, plan, settings).fit(phases, listener, open_checkpoints, keep_choices)
 
@@ -66,14 +67,18 @@ class Engine:
 
     def __init__(self, data: EngineData, task: Task, plan: Plan, settings: EngineSettings) -> None:
         self.data, self.task, self.plan, self.settings = data, task, plan, settings
-        self.all_programs, self.surveys = list[Programs](), dict[str, PyTree]()
+        self.all_programs, self.analyses = list[Programs](), dict[str, PyTree]()
         self.side_by_side, self.kept = copy.deepcopy(settings.side_by_side), settings.side_by_side
         self.num_replicas = len(plan.replicas)
         bag_devices = sharing(settings.bag_devices, jax.device_count(), *data.lengths)
         batch_devices = sharing(settings.batch_devices, jax.device_count() // bag_devices, settings.batch_size)
         self.placement = Placement(self.num_replicas, batch_devices, bag_devices)
-        self.spread, self.fetch, self.unfilled = self.placement.spread, self.placement.fetch, self.placement.unfilled
-        self.agreement = Agreement()
+        self.shard, self.fetch, self.strip_padding = (
+            self.placement.shard,
+            self.placement.fetch,
+            self.placement.strip_padding,
+        )
+        self.vote = Vote()
         self.vectorised = settings.vectorised
         self.order = BagOrder(
             data.training,
@@ -89,9 +94,9 @@ class Engine:
         )
         everyone = np.ones(self.num_replicas, bool)
         first = functools.partial(self.order.epoch, plan.replicas, everyone, 0)
-        self.feed = open_feed(data.bags, data.lengths, self.placement, first)
+        self.loader = make_loader(data.bags, data.lengths, self.placement, first)
         self.exits = contextlib.ExitStack()  # what ends the work in the background
-        self.exits.callback(self.feed.close)
+        self.exits.callback(self.loader.close)
         self.targets = self.placement.shared(data.targets)
         self.covariates = None if data.covariates is None else self.placement.shared(data.covariates)
         self.rows = [data.row(replica) for replica in plan.replicas]
@@ -105,21 +110,21 @@ class Engine:
     def fit(
         self,
         phases: Sequence[AnyPhase],
-        listener: Listener,
+        listener: Callback,
         open_checkpoints: Callable[[str], Checkpoints] | None = None,
         keep_choices: Callable[[Mapping[str, Any]], None] | None = None,
         start: PyTree | None = None,
     ) -> FitResult:
         """As the function `fit`; once. start: parameters [R, ...] that the first phase gets as those of a phase before."""
         self.listener, self.keep_choices = listener, keep_choices or (lambda choices: None)
-        state: TrainState | None = start and self.spread(TrainState.ended_with(start, self.num_replicas))
+        state: TrainState | None = start and self.shard(TrainState.ended_with(start, self.num_replicas))
         with self.exits:
             for phase in phases:
                 checkpoints = open_checkpoints(phase.strategy.name) if open_checkpoints else None
                 try:
-                    if isinstance(phase, SurveyPhase):
-                        state, found = survey_phase.run(self, phase.strategy, state, checkpoints)
-                        self.surveys[phase.strategy.name] = found
+                    if isinstance(phase, AnalysisPhase):
+                        state, found = analysis_phase.run(self, phase.strategy, state, checkpoints)
+                        self.analyses[phase.strategy.name] = found
                     else:
                         state, progress = self.run(phase, state, checkpoints)
                 finally:
@@ -129,20 +134,20 @@ class Engine:
             return self.result(state, progress)
 
     @functools.cached_property
-    def judge(self) -> Judge:
+    def scorer(self) -> ValidationScorer:
         """What scores the epochs."""
-        return Judge(self.task, self.plan, self.data)
+        return ValidationScorer(self.task, self.plan, self.data)
 
-    def _who(self) -> compiled.Who:
+    def _who(self) -> compiled.ReplicaIds:
         target = np.array([replica.target for replica in self.plan.replicas], np.int32)
-        keys = jax.random.wrap_key_data(self.spread(np.asarray(jax.random.key_data(self.plan.keys()))))
-        return compiled.Who(key=keys, target=self.spread(target))
+        keys = jax.random.wrap_key_data(self.shard(np.asarray(jax.random.key_data(self.plan.keys()))))
+        return compiled.ReplicaIds(key=keys, target=self.shard(target))
 
-    def cohort(self, bags: ResidentBags) -> compiled.Cohort:
+    def cohort(self, bags: ResidentBags) -> compiled.DeviceCohort:
         """What the programs read, of these bags or their shapes."""
-        return compiled.Cohort(bags, self.targets, self.covariates)
+        return compiled.DeviceCohort(bags, self.targets, self.covariates)
 
-    def fitted(self, strategy: Strategy | Survey) -> PyTree:
+    def fitted(self, strategy: Strategy | Analysis) -> PyTree:
         """(hyper, constants) of every replica; what is fitted to a training part is computed once for all its replicas."""
         constants: dict[int, PyTree] = {}
         for row, replica in zip(self.rows, self.plan.replicas):
@@ -152,18 +157,18 @@ class Engine:
                 )
         per_replica = [constants[row] for row in self.rows]
         stacked = jax.tree.map(lambda *rows: np.stack(rows), *per_replica)
-        return self.spread((self.plan.stacked_hyper(), stacked))
+        return self.shard((self.plan.stacked_hyper(), stacked))
 
     @functools.cached_property
     def _moments(self) -> tuple[np.ndarray, np.ndarray]:
         """Of the training bags of every row of the split table, from one pass over them."""
         numbers = np.flatnonzero(self.data.training.any(axis=0))
-        return moments(self.feed.instances(numbers), self.data.training)
+        return moments(self.loader.instances(numbers), self.data.training)
 
     def _moments_of(self, row: int) -> tuple[np.ndarray, np.ndarray]:
         return self._moments[0][row], self._moments[1][row]
 
-    def prepare(self, strategy: Strategy | Survey) -> None:
+    def prepare(self, strategy: Strategy | Analysis) -> None:
         """From here on `programs` are those of this strategy."""
         if self.all_programs and self.all_programs[-1].strategy is strategy:
             return
@@ -173,13 +178,13 @@ class Engine:
 
     def compile_ahead(self, phase: AnyPhase, previous: TrainState | None = None) -> None:
         """Starts to compile the programs of a phase, unless that was done; no bag is read for it."""
-        if isinstance(phase, SurveyPhase):
+        if isinstance(phase, AnalysisPhase):
             return  # it needs what the phase before ended with
         strategy, plan, batch_size = phase.strategy, self.plan, self.settings.batch_size
         self.prepare(strategy)
         if self.programs.compilations:
             return
-        cohort = self.cohort(self.feed.shapes(0))
+        cohort = self.cohort(self.loader.shapes(0))
         tile = cohort.bags.features.shape[1 if cohort.bags.part_mask is None else 2 :]  # what moments are of
         fitted = array_shapes.fitted_shapes(strategy, plan, self.data, len(self.who.target), tile)
         first = functools.partial(compiled.initial, strategy, self.data.lengths[0])
@@ -191,19 +196,19 @@ class Engine:
         )
         self._compile(phase, np.flatnonzero(self.order.slot_counts).tolist(), moving, epoch)
 
-    def begin(self, strategy: Strategy, previous: TrainState | None) -> compiled.Moving:
+    def begin(self, strategy: Strategy, previous: TrainState | None) -> compiled.StepCarry:
         """The initial states, whose shapes are taken from bag 0."""
         self.prepare(strategy)
         run = int(self.data.bucket[0]), np.zeros(1, np.int32), np.ones(1, np.int32)
         fitted = self.fitted(strategy)
-        for piece in self.feed.pieces(np.zeros((1, 1, 1), np.int32), [run]):
-            cohort = self.cohort(piece.bags)
+        for window in self.loader.windows(np.zeros((1, 1, 1), np.int32), [run]):
+            cohort = self.cohort(window.bags)
             state = self.programs.init(cohort, self.who, fitted, previous, self.placement.count)
         shapes = array_shapes.step_metrics(
             strategy, self.plan, jax.block_until_ready(state), cohort, self.data.lengths[0], self.settings.batch_size
         )
         self.no_metrics = {name: np.zeros((self.num_replicas, *x.shape), x.dtype) for name, x in shapes.items()}
-        return compiled.Moving(state=state, metrics=self.spread(self.no_metrics))
+        return compiled.StepCarry(state=state, metrics=self.shard(self.no_metrics))
 
     def _use(self, programs: Programs) -> None:
         """From here on these, for the replicas that the devices hold; they are closed at the end."""
@@ -212,17 +217,17 @@ class Engine:
             self.all_programs.append(programs)
             self.exits.callback(programs.close)
 
-    def _leaves_stopped_out(self, left_out: LeftOut, active: np.ndarray) -> bool:
+    def _leaves_stopped_out(self, left_out: InactiveReplicas, active: np.ndarray) -> bool:
         """Whether those that are not active any more go from the devices now."""
         if not (self.vectorised and left_out.half_have_stopped(active)):
             return False
-        return self.agreement.now(left_out.idle_seconds >= self.programs.seconds)
+        return self.vote.blocking(left_out.idle_seconds >= self.programs.seconds)
 
-    def lay_out(self, phase: Phase, order: EpochOrder, epoch: int) -> compiled.Epoch:
+    def lay_out(self, phase: Phase, order: EpochOrder, epoch: int) -> compiled.EpochInputs:
         """The order of an epoch and its schedules, on the devices."""
         sizes = np.asarray(self.data.bags.sizes)
         extras = array_shapes.schedules(phase.strategy, self.plan, order, sizes, epoch, phase.epochs)
-        return self.spread(compiled.Epoch(bags=order.bags, extras=extras))
+        return self.shard(compiled.EpochInputs(bags=order.bags, extras=extras))
 
     def run(
         self, phase: Phase, previous: TrainState | None, checkpoints: Checkpoints | None
@@ -233,7 +238,7 @@ class Engine:
         keeps_best = phase.selection.select != "last"
         progress = Progress.start(self.num_replicas, phase.selection)
         epoch, dispatch = 0, 0
-        left_out, whole = LeftOut(self.placement), self.programs
+        left_out, whole = InactiveReplicas(self.placement), self.programs
         place = checkpoints.place(self.plan.described()) if checkpoints else None
         if place:
             epoch, dispatch = place["epoch"], place["dispatch"]
@@ -243,8 +248,8 @@ class Engine:
         moving = self.begin(strategy, previous)
         best = self._copy(moving.state.params) if keeps_best else None
         if checkpoints and place:
-            shapes = self.unfilled(jax.eval_shape(lambda: (moving, best)))
-            moving, best = self.spread(checkpoints.arrays(shapes))
+            shapes = self.strip_padding(jax.eval_shape(lambda: (moving, best)))
+            moving, best = self.shard(checkpoints.arrays(shapes))
         self.listener.phase(strategy.name, epoch, phase.epochs)
 
         def save(wait: bool) -> None:
@@ -261,60 +266,60 @@ class Engine:
         while epoch < phase.epochs and progress.active.any():
             if self._leaves_stopped_out(left_out, progress.active):
                 fewer = self.programs.for_fewer(left_out.rows(progress.active))
-                moving, best = left_out.hold(np.flatnonzero(progress.active), (moving, best))
+                moving, best = left_out.keep_on_device(np.flatnonzero(progress.active), (moving, best))
                 self._use(fewer)
             order = self.order.epoch(self.plan.replicas, progress.active, epoch)
             arrays = self.lay_out(phase, order, epoch)
-            self._compile(phase, [*dict.fromkeys(run[0] for run in order.runs)], moving, arrays)
+            self._compile(phase, [*dict.fromkeys(each[0] for each in order.dispatches)], moving, arrays)
             self._decide()
             begun = time.perf_counter()
-            runs = order.runs[dispatch:]
-            before = (self._copy(moving), runs) if self.settings.debug_nans else None
-            for piece in self.feed.pieces(order.bags, runs):
-                moving = self.dispatch(moving, arrays, piece)
-                dispatch += piece.ends_run
-                self.listener.steps(int(order.steps(piece.lo, piece.hi).sum()))
-                if piece.ends_run and checkpoints and self.agreement.soon(self.listener.stop_requested()):
+            dispatches = order.dispatches[dispatch:]
+            before = (self._copy(moving), dispatches) if self.settings.debug_nans else None
+            for window in self.loader.windows(order.bags, dispatches):
+                moving = self.dispatch(moving, arrays, window)
+                dispatch += window.ends_dispatch
+                self.listener.steps(int(order.steps(window.lo, window.hi).sum()))
+                if window.ends_dispatch and checkpoints and self.vote.delayed(self.listener.stop_requested()):
                     save(wait=True)
-                    raise Stopped
+                    raise TrainingInterrupted
             logits = self.evaluate(moving.state, self.data.selection, progress.active) if keeps_best else None
-            self.feed.verify_rest()
-            fetched, sums = self.unfilled(self.fetch((logits, moving.metrics)))
+            self.loader.verify_rest()
+            fetched, sums = self.strip_padding(self.fetch((logits, moving.metrics)))
             left_out.epoch(time.perf_counter() - begun, progress.active)
             if before:
                 self._require_finite(order, epoch, progress.active, moving, arrays, *before)
-            scores, rows = self.judge.epoch(
+            scores, rows = self.scorer.epoch(
                 phase, fetched, self._part(self.data.selection), sums, order.counts, progress.active, epoch
             )
             improved = progress.update(epoch, sums["loss"], scores, phase.selection)
             for row in rows:
                 row["improved"] = bool(improved[row["replica"]])
             if keeps_best and improved.any():
-                best = self._keep_improved(best, moving.state.params, self.spread(improved))
-            moving = moving.replace(metrics=self.spread(self.no_metrics))
+                best = self._keep_improved(best, moving.state.params, self.shard(improved))
+            moving = moving.replace(metrics=self.shard(self.no_metrics))
             self.listener.epoch(rows)
             epoch, dispatch = epoch + 1, 0
             ended = epoch == phase.epochs or not progress.active.any()
-            stop = self.agreement.now(self.listener.stop_requested())
-            if checkpoints and (stop or ended or self.agreement.now(checkpoints.due())):
+            stop = self.vote.blocking(self.listener.stop_requested())
+            if checkpoints and (stop or ended or self.vote.blocking(checkpoints.due())):
                 save(wait=stop)
             if checkpoints and stop:
-                raise Stopped
+                raise TrainingInterrupted
         if self.programs is not whole:
-            moving, best = left_out.hold(np.arange(self.num_replicas), (moving, best))
+            moving, best = left_out.keep_on_device(np.arange(self.num_replicas), (moving, best))
             self._use(whole)
         state = moving.state if best is None else moving.state.replace(params=best)
         return state, progress
 
-    def dispatch(self, moving: compiled.Moving, arrays: compiled.Epoch, piece: Piece) -> compiled.Moving:
-        """Sends the steps of a piece of the feed to the devices. `moving` is given away."""
-        lo, hi = self.spread((piece.lo, piece.hi))
-        moving, piece.done = self.programs.train(
-            piece.bucket, self.cohort(piece.bags), self.who, moving, arrays, lo, hi, self.placement.count
+    def dispatch(self, moving: compiled.StepCarry, arrays: compiled.EpochInputs, window: Window) -> compiled.StepCarry:
+        """Sends the steps of a window of the feed to the devices. `moving` is given away."""
+        lo, hi = self.shard((window.lo, window.hi))
+        moving, window.done = self.programs.train(
+            window.bucket, self.cohort(window.bags), self.who, moving, arrays, lo, hi, self.placement.count
         )
         return moving
 
-    def _compile(self, phase: Phase, train: list[int], moving: compiled.Moving, epoch: compiled.Epoch) -> None:
+    def _compile(self, phase: Phase, train: list[int], moving: compiled.StepCarry, epoch: compiled.EpochInputs) -> None:
         """Starts to compile what is not compiled yet: training programs of the buckets `train`, evaluation of all. moving, epoch: arrays
         or shapes.
         """
@@ -323,7 +328,7 @@ class Engine:
         seen = between | (np.any([part.any(axis=0) for part in self.parts.values()], axis=0) & whole)
         evaluate = np.unique(self.data.bucket[seen]).tolist()
         logits = self.longest_part, self.task.num_outputs
-        cohorts = [self.cohort(self.feed.shapes(bucket)) for bucket in range(len(self.data.lengths))]
+        cohorts = [self.cohort(self.loader.shapes(bucket)) for bucket in range(len(self.data.lengths))]
         self.programs.compile_ahead(train, evaluate, cohorts, self.who, moving, epoch, logits, self.placement.count)
 
     def _decide(self) -> None:
@@ -334,22 +339,22 @@ class Engine:
             self.kept = copy.deepcopy(self.side_by_side)
 
     def _require_finite(
-        self, order: EpochOrder, epoch: int, active: np.ndarray, moving: compiled.Moving, arrays: compiled.Epoch,
-        before: compiled.Moving, runs: Sequence[Run],
+        self, order: EpochOrder, epoch: int, active: np.ndarray, moving: compiled.StepCarry, arrays: compiled.EpochInputs,
+        before: compiled.StepCarry, dispatches: Sequence[Dispatch],
     ) -> None:  # fmt: skip
-        """Raises NotFinite where the epoch's `runs`, which began with `before`, left an active replica not finite."""
+        """Raises NotFinite where the epoch's `dispatches`, which began with `before`, left an active replica not finite."""
 
-        def again(moving: compiled.Moving, run: Run) -> compiled.Moving:
-            for piece in self.feed.pieces(order.bags, [run]):
-                moving = self.dispatch(moving, arrays, piece)
+        def again(moving: compiled.StepCarry, run: Dispatch) -> compiled.StepCarry:
+            for window in self.loader.windows(order.bags, [run]):
+                moving = self.dispatch(moving, arrays, window)
             return moving
 
         def fetch(tree: PyTree) -> PyTree:
-            return self.unfilled(self.fetch(tree))
+            return self.strip_padding(self.fetch(tree))
 
         suspects = active & ~fetch(nan_debugging.finite_replicas((moving.metrics, moving.state.params)))
         if suspects.any():
-            raise nan_debugging.find(suspects, order.bags, epoch, runs, before, again, fetch)
+            raise nan_debugging.find(suspects, order.bags, epoch, dispatches, before, again, fetch)
 
     def evaluate(self, state: TrainState, part: np.ndarray, active: np.ndarray | None = None) -> jax.Array:
         """Logits [R, V, C] of each replica's bags of the part, in the order of `_part`; of those that are `active` [R], or all."""
@@ -362,18 +367,18 @@ class Engine:
         self, state: TrainState, bags: np.ndarray, shape: tuple[int, ...], tell: Callable[[int], None] | None = None
     ) -> jax.Array:
         """Logits [R, V, *shape] of the bags [R, V], -1 for none, which are in order of their bucket. tell: how many more were sent."""
-        logits = self.spread(np.zeros((*bags.shape, *shape), np.float32))
-        spread_bags = self.spread(bags)
+        logits = self.shard(np.zeros((*bags.shape, *shape), np.float32))
+        spread_bags = self.shard(bags)
         buckets = np.where(bags >= 0, self.data.bucket[np.maximum(bags, 0)], len(self.data.lengths))
         edges = [(buckets < bucket).sum(axis=1).astype(np.int32) for bucket in range(len(self.data.lengths) + 1)]
-        runs = [(bucket, lo, hi) for bucket, (lo, hi) in enumerate(itertools.pairwise(edges)) if (hi > lo).any()]
-        for piece in self.feed.pieces(bags[..., None], runs):
-            lo, hi = self.spread((piece.lo, piece.hi))
-            logits, piece.done = self.programs.evaluate(
-                piece.bucket, self.cohort(piece.bags), state, spread_bags, logits, lo, hi, self.placement.count
+        dispatches = [(bucket, lo, hi) for bucket, (lo, hi) in enumerate(itertools.pairwise(edges)) if (hi > lo).any()]
+        for window in self.loader.windows(bags[..., None], dispatches):
+            lo, hi = self.shard((window.lo, window.hi))
+            logits, window.done = self.programs.evaluate(
+                window.bucket, self.cohort(window.bags), state, spread_bags, logits, lo, hi, self.placement.count
             )
             if tell:
-                tell(int((piece.hi - piece.lo).sum()))
+                tell(int((window.hi - window.lo).sum()))
         return logits
 
     def result(self, state: TrainState, progress: Progress) -> FitResult:
@@ -390,5 +395,5 @@ class Engine:
             numbers.append(mine_bags)
         compilations = sum(programs.compilations for programs in self.all_programs)
         facts = {"compilations": compilations, "fetches": self.placement.fetches}
-        facts["feature_bytes"] = self.feed.host_bytes
-        return FitResult(per_replica, numbers, self.unfilled(chosen), progress, facts, self.surveys)
+        facts["feature_bytes"] = self.loader.host_bytes
+        return FitResult(per_replica, numbers, self.strip_padding(chosen), progress, facts, self.analyses)

@@ -77,12 +77,12 @@ class Placement:
         self.num_replicas = num_replicas
         self.mesh = replica_mesh(batch_devices, bag_devices)
         self.places = self.mesh.shape[AXIS]
-        self.hold(np.arange(num_replicas))
+        self.keep_on_device(np.arange(num_replicas))
         self.split: Callable[[PyTree], PyTree] | None = self._split if INSTANCE_AXIS in self.mesh.axis_names else None
         self.fetches = 0
         self._gather = jax.jit(lambda tree: tree, out_shardings=shared_sharding(self.mesh))
 
-    def hold(self, members: np.ndarray) -> None:
+    def keep_on_device(self, members: np.ndarray) -> None:
         """From here on the devices have these replicas, ascending; what they held before is not moved."""
         self.members = members
         self.per_device = -(-len(members) // self.places)
@@ -91,7 +91,7 @@ class Placement:
             np.clip(len(members) - before, 0, self.per_device).astype(np.int32), replica_sharding(self.mesh)
         )
 
-    def spread(self, tree: PyTree) -> PyTree:
+    def shard(self, tree: PyTree) -> PyTree:
         """Host arrays [R, ...] over the devices."""
 
         def place(array: np.ndarray) -> jax.Array:
@@ -121,7 +121,7 @@ class Placement:
         # A copy: on a CPU the host array would be the device's own buffer, which the next dispatch may be given to write into.
         return jax.tree.map(np.array, jax.device_get(tree))
 
-    def unfilled(self, tree: PyTree, others: PyTree = None) -> PyTree:
+    def strip_padding(self, tree: PyTree, others: PyTree = None) -> PyTree:
         """[R, ...] without what only fills the mesh. others: host arrays [R, ...] of the replicas that are no members; else zeros."""
         if isinstance(jax.tree.leaves(tree)[0], jax.ShapeDtypeStruct):
             return jax.tree.map(lambda x: jax.ShapeDtypeStruct((self.num_replicas, *x.shape[1:]), x.dtype), tree)

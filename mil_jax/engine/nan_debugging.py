@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from mil_jax.data.loading.windows import Run
+from mil_jax.data.loading.windows import Dispatch
 
 PyTree = Any
 
@@ -53,29 +53,31 @@ def find(
     suspects: np.ndarray,
     bags: np.ndarray,
     epoch: int,
-    runs: Sequence[Run],
+    dispatches: Sequence[Dispatch],
     moving: PyTree,
-    train: Callable[[PyTree, Run], PyTree],
+    train: Callable[[PyTree, Dispatch], PyTree],
     fetch: Callable[[PyTree], Any],
 ) -> NotFinite:
     """The first step of the first of the `suspects` [R] to fail.
 
-    bags: [R, T, B], the order of the epoch. runs: its dispatches, from the one that `moving` stands before. train: sends a dispatch.
+    bags: [R, T, B], the order of the epoch. dispatches: those of the epoch, from the one that `moving` stands before. train: sends a
+    dispatch.
     """
-    for run in _single_steps(runs, suspects):
-        moving = train(moving, run)
+    for dispatch in _single_steps(dispatches, suspects):
+        _, lo, hi = dispatch
+        moving = train(moving, dispatch)
         losses, finite = fetch((moving.metrics["loss"], finite_replicas(moving.state.params)))
         for r in np.flatnonzero(suspects):
-            if run[2][r] > run[1][r] and not (np.isfinite(losses[r]) and finite[r]):
-                numbers = bags[r, run[1][r]]
-                step = int((bags[r, : run[1][r]] >= 0).any(axis=1).sum())  # rows in which it idles are no steps
+            if hi[r] > lo[r] and not (np.isfinite(losses[r]) and finite[r]):
+                numbers = bags[r, lo[r]]
+                step = int((bags[r, : lo[r]] >= 0).any(axis=1).sum())  # rows in which it idles are no steps
                 return NotFinite(int(r), epoch, step, numbers[numbers >= 0], not np.isfinite(losses[r]))
     return NotFinite(int(np.flatnonzero(suspects)[0]), epoch, None, bags[0, 0][:0], True)
 
 
-def _single_steps(runs: Sequence[Run], suspects: np.ndarray) -> Iterator[Run]:
+def _single_steps(dispatches: Sequence[Dispatch], suspects: np.ndarray) -> Iterator[Dispatch]:
     """The steps of the suspects, one in a dispatch; the others idle."""
-    for bucket, lo, hi in runs:
+    for bucket, lo, hi in dispatches:
         count = np.where(suspects, hi - lo, 0)
         for step in range(int(count.max())):
             yield bucket, lo + np.minimum(step, count), lo + np.minimum(step + 1, count)

@@ -31,7 +31,7 @@ INIT_STREAM = (
 )  # folded into a replica's key for its initial state; updates fold in their number, which stays below
 
 
-class Cohort(flax.struct.PyTreeNode):
+class DeviceCohort(flax.struct.PyTreeNode):
     """What all replicas read: the bags and, for each target column, one target a bag: [num_targets, num_bags, ...]; covariates
     [num_bags, V], or None.
     """
@@ -41,21 +41,21 @@ class Cohort(flax.struct.PyTreeNode):
     covariates: Any = None
 
 
-class Who(flax.struct.PyTreeNode):
+class ReplicaIds(flax.struct.PyTreeNode):
     """What tells replicas apart: their key [R] and the number of their target column [R]."""
 
     key: Array
     target: Array
 
 
-class Epoch(flax.struct.PyTreeNode):
+class EpochInputs(flax.struct.PyTreeNode):
     """One epoch's order: bags [R, T, B] (-1 for none) and the strategy's schedule, each [R, T]."""
 
     bags: Any
     extras: dict[str, Any]
 
 
-class Moving(flax.struct.PyTreeNode):
+class StepCarry(flax.struct.PyTreeNode):
     """What a step changes: the state, and the sums of the step metrics over the epoch. Every leaf has the leading axis [R]."""
 
     state: TrainState
@@ -72,7 +72,7 @@ def shared_sharding(mesh: Mesh) -> NamedSharding:
     return NamedSharding(mesh, P())
 
 
-def read_bag(cohort: Cohort, number: Array, length: int) -> Bag:
+def read_bag(cohort: DeviceCohort, number: Array, length: int) -> Bag:
     """A bag, its instances laid out over the devices that share it."""
     bag = cohort.bags.bag(number, length)
     if INSTANCE_AXIS in jax.sharding.get_abstract_mesh().axis_names:
@@ -80,7 +80,7 @@ def read_bag(cohort: Cohort, number: Array, length: int) -> Bag:
     return bag if cohort.covariates is None else bag.replace(covariates=cohort.covariates[number])
 
 
-def read_batch(cohort: Cohort, numbers: Array, target: Array, length: int, axis: str | None = None) -> Batch:
+def read_batch(cohort: DeviceCohort, numbers: Array, target: Array, length: int, axis: str | None = None) -> Batch:
     """The bags `numbers` [B], -1 for none, padded to `length`; a place without a bag holds bag 0 with weight 0.
 
     axis: of the devices that share the batch; each reads its own part of the bags.
@@ -89,7 +89,7 @@ def read_batch(cohort: Cohort, numbers: Array, target: Array, length: int, axis:
     return _batch(cohort, bags, numbers, numbers >= 0, target, axis)
 
 
-def _read_bags(cohort: Cohort, numbers: Array, length: int, axis: str | None) -> Bag:
+def _read_bags(cohort: DeviceCohort, numbers: Array, length: int, axis: str | None) -> Bag:
     """As in `read_batch`, with the leading axis [B], or this device's part of it."""
     mine = jnp.maximum(numbers, 0)
     if axis:
@@ -100,7 +100,7 @@ def _read_bags(cohort: Cohort, numbers: Array, length: int, axis: str | None) ->
     return jax.vmap(lambda number: read_bag(cohort, number, length))(mine)
 
 
-def _batch(cohort: Cohort, bags: Bag, numbers: Array, present: Array, target: Array, axis: str | None) -> Batch:
+def _batch(cohort: DeviceCohort, bags: Bag, numbers: Array, present: Array, target: Array, axis: str | None) -> Batch:
     """The bags `numbers` [B] that were read, of which those count that are `present` [B]."""
     targets = cohort.targets[target, jnp.maximum(numbers, 0)]
     return Batch(bags=bags, targets=targets, weights=present.astype(jnp.float32), axis=axis)
@@ -120,31 +120,33 @@ def _over_replicas(count: Array, body: Callable[[Array, PyTree], PyTree], carry:
     return jax.lax.fori_loop(0, count[0], body, carry)
 
 
-def _one_step(strategy: Strategy, who: Who, moving: Moving, epoch: Epoch, at: Array, batch: Batch) -> Moving:
+def _one_step(
+    strategy: Strategy, who: ReplicaIds, moving: StepCarry, epoch: EpochInputs, at: Array, batch: Batch
+) -> StepCarry:
     extras = {name: values[at] for name, values in epoch.extras.items()}
     key = jax.random.fold_in(who.key, moving.state.step)
     state, metrics = strategy.step(moving.state, batch, extras, key)
-    return Moving(state=state, metrics=jax.tree.map(jnp.add, moving.metrics, metrics))
+    return StepCarry(state=state, metrics=jax.tree.map(jnp.add, moving.metrics, metrics))
 
 
-def train_in_turn(
+def train_sequential(
     strategy: Strategy,
     length: int,
     axis: str | None,
-    cohort: Cohort,
-    who: Who,
-    moving: Moving,
-    epoch: Epoch,
+    cohort: DeviceCohort,
+    who: ReplicaIds,
+    moving: StepCarry,
+    epoch: EpochInputs,
     lo: Array,
     hi: Array,
     count: Array,
-) -> tuple[Moving, Array]:
+) -> tuple[StepCarry, Array]:
     """The steps lo..hi of each replica, one replica after another; and how many steps were made. axis: of a shared batch."""
 
-    def replica(r: Array, moving: Moving) -> Moving:
+    def replica(r: Array, moving: StepCarry) -> StepCarry:
         mine, my_who, order = _take(moving, r), _take(who, r), _take(epoch, r)
 
-        def step(at: Array, one: Moving) -> Moving:
+        def step(at: Array, one: StepCarry) -> StepCarry:
             batch = read_batch(cohort, order.bags[at], my_who.target, length, axis)
             return _one_step(strategy, my_who, one, order, at, batch)
 
@@ -172,29 +174,29 @@ def _in_chunks(chunk: int, body: Callable[..., PyTree], moving: PyTree, *rest: P
     return jax.lax.fori_loop(0, -(-rows // chunk), one, moving)
 
 
-def train_side_by_side(
+def train_vmapped(
     strategy: Strategy,
     length: int,
     axis: str | None,
     chunk: int,
-    cohort: Cohort,
-    who: Who,
-    moving: Moving,
-    epoch: Epoch,
+    cohort: DeviceCohort,
+    who: ReplicaIds,
+    moving: StepCarry,
+    epoch: EpochInputs,
     lo: Array,
     hi: Array,
     count: Array,
-) -> tuple[Moving, Array]:
-    """As `train_in_turn`, with `chunk` replicas at a time."""
+) -> tuple[StepCarry, Array]:
+    """As `train_sequential`, with `chunk` replicas at a time."""
     del count  # replicas that only fill the mesh have no steps: lo = hi
 
-    def replica(mine: Moving, my_who: Who, order: Epoch, at: Array, busy: Array) -> Moving:
+    def replica(mine: StepCarry, my_who: ReplicaIds, order: EpochInputs, at: Array, busy: Array) -> StepCarry:
         batch = read_batch(cohort, order.bags[at], my_who.target, length, axis)
         moved = _one_step(strategy, my_who, mine, order, at, batch)
         return jax.tree.map(lambda new, old: jnp.where(busy, new, old), moved, mine)
 
-    def steps(moving: Moving, who: Who, epoch: Epoch, lo: Array, hi: Array) -> Moving:
-        def step(t: Array, moving: Moving) -> Moving:
+    def steps(moving: StepCarry, who: ReplicaIds, epoch: EpochInputs, lo: Array, hi: Array) -> StepCarry:
+        def step(t: Array, moving: StepCarry) -> StepCarry:
             return jax.vmap(replica)(moving, who, epoch, jnp.clip(lo + t, 0, epoch.bags.shape[1] - 1), lo + t < hi)
 
         return jax.lax.fori_loop(0, jnp.max(hi - lo), step, moving)
@@ -202,30 +204,30 @@ def train_side_by_side(
     return _in_chunks(chunk, steps, moving, who, epoch, lo=lo, hi=hi), jnp.sum(hi - lo)[None]
 
 
-def train_together(
+def train_vmapped_shared_order(
     strategy: Strategy,
     length: int,
     axis: str | None,
     chunk: int,
-    cohort: Cohort,
-    who: Who,
-    moving: Moving,
-    epoch: Epoch,
+    cohort: DeviceCohort,
+    who: ReplicaIds,
+    moving: StepCarry,
+    epoch: EpochInputs,
     lo: Array,
     hi: Array,
     count: Array,
-) -> tuple[Moving, Array]:
-    """As `train_side_by_side`, for an order that all replicas share, laid out by slot: a slot's bags are read once, without a replica
+) -> tuple[StepCarry, Array]:
+    """As `train_vmapped`, for an order that all replicas share, laid out by slot: a slot's bags are read once, without a replica
     axis, so that the first layer of all replicas is one product with their kernels side by side.
     """
     del count
 
-    def steps(moving: Moving, who: Who, epoch: Epoch, lo: Array, hi: Array) -> Moving:
-        def step(at: Array, moving: Moving) -> Moving:
+    def steps(moving: StepCarry, who: ReplicaIds, epoch: EpochInputs, lo: Array, hi: Array) -> StepCarry:
+        def step(at: Array, moving: StepCarry) -> StepCarry:
             numbers = jnp.max(epoch.bags[:, at], axis=0)  # [B]: replicas differ in what they hold out only, which is -1
             bags = _read_bags(cohort, numbers, length, axis)
 
-            def replica(mine: Moving, my_who: Who, order: Epoch, busy: Array) -> Moving:
+            def replica(mine: StepCarry, my_who: ReplicaIds, order: EpochInputs, busy: Array) -> StepCarry:
                 present = order.bags[at] >= 0
                 batch = _batch(cohort, bags, numbers, present, my_who.target, axis)
                 moved = _one_step(strategy, my_who, mine, order, at, batch)
@@ -243,7 +245,7 @@ def evaluate(
     strategy: Strategy,
     length: int,
     chunk: int | None,
-    cohort: Cohort,
+    cohort: DeviceCohort,
     state: TrainState,
     bags: Array,
     logits: Array,
@@ -279,7 +281,13 @@ def evaluate(
 
 
 def initial(
-    strategy: Strategy, length: int, cohort: Cohort, who: Who, fitted: PyTree, previous: TrainState | None, count: Array
+    strategy: Strategy,
+    length: int,
+    cohort: DeviceCohort,
+    who: ReplicaIds,
+    fitted: PyTree,
+    previous: TrainState | None,
+    count: Array,
 ) -> TrainState:
     """The initial states; fitted: (hyper, constants) with the leading axis [R]. count [devices]: replicas on each."""
     bag = read_bag(cohort, jnp.int32(0), length)

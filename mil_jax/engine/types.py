@@ -9,11 +9,11 @@ from typing import Any
 import jax
 import numpy as np
 
-from mil_jax.data.loading.resident import ResidentBags, UnreadBags
+from mil_jax.data.loading.resident import LazyBags, ResidentBags
 from mil_jax.data.loading.streamed import StreamedBags
 from mil_jax.engine.early_stopping import Progress, Selection
 from mil_jax.engine.plan import Replica
-from mil_jax.strategies.base import Strategy, Survey, TrainingBags
+from mil_jax.strategies.base import Analysis, Strategy, TrainingBags
 
 PyTree = Any
 
@@ -29,7 +29,7 @@ class EngineData:
     covariates: float32 [num_bags, V], NaN = not known, or None.
     """
 
-    bags: ResidentBags | UnreadBags | StreamedBags
+    bags: ResidentBags | LazyBags | StreamedBags
     targets: np.ndarray
     training: np.ndarray
     selection: np.ndarray
@@ -78,13 +78,13 @@ class Phase:
 
 
 @dataclass(frozen=True)
-class SurveyPhase:
+class AnalysisPhase:
     """A phase between two others that trains nothing: what it makes of the training bags is what the next is given as parameters."""
 
-    strategy: Survey
+    strategy: Analysis
 
 
-AnyPhase = Phase | SurveyPhase
+AnyPhase = Phase | AnalysisPhase
 
 
 @dataclass(frozen=True)
@@ -122,7 +122,7 @@ class EngineSettings:
 @dataclass
 class FitResult:
     """logits: per replica {part: [bags of the part, C]}, with the bag numbers in `bags`. states: of each replica, its best epoch.
-    surveys: by the name of the phase what each survey found: see `training.surveys`.
+    surveys: by the name of the phase what each survey found: see `training.analyses`.
 
     compilations, fetches, overhead: what the engine did, for the summary.
     """
@@ -132,4 +132,4 @@ class FitResult:
     state: PyTree
     progress: Progress
     facts: dict[str, Any] = field(default_factory=dict)
-    surveys: dict[str, PyTree] = field(default_factory=dict)
+    analyses: dict[str, PyTree] = field(default_factory=dict)

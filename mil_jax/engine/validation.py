@@ -8,16 +8,16 @@ import numpy as np
 
 from mil_jax.engine.plan import Plan
 from mil_jax.engine.types import EngineData, Phase
-from mil_jax.tasks.base import Task, with_learnt
+from mil_jax.tasks.base import Task, fitted
 
 
-class Judge:
+class ValidationScorer:
     """tasks: of each replica, with what its training part tells."""
 
     def __init__(self, task: Task, plan: Plan, data: EngineData) -> None:
         self.plan, self.data = plan, data
         rows = {data.row(replica): replica.target for replica in plan.replicas}
-        of_row = {row: with_learnt(task, data.targets[target][data.training[row]]) for row, target in rows.items()}
+        of_row = {row: fitted(task, data.targets[target][data.training[row]]) for row, target in rows.items()}
         self.tasks = [of_row[data.row(replica)] for replica in plan.replicas]
 
     def epoch(

@@ -8,7 +8,7 @@ from mil_jax.data.splits.splits import TRAIN
 from mil_jax.engine.checkpoints import Checkpoints
 from mil_jax.engine.types import FitResult
 from mil_jax.run_folder.folder import RunFolder
-from mil_jax.tasks.base import Task, with_learnt
+from mil_jax.tasks.base import Task, fitted
 
 if TYPE_CHECKING:
     from mil_jax.experiment.experiment import Experiment
@@ -18,10 +18,10 @@ def run_task(experiment: Experiment, r: int, result: FitResult) -> Task:
     """The task of run number r, with all that it learnt from its training part."""
     replica = experiment.plan.replicas[r]
     target, row = experiment.targets[replica.target], experiment.row(replica)
-    task = with_learnt(target.task, target.values[experiment.parts[row] == TRAIN])
+    task = fitted(target.task, target.values[experiment.parts[row] == TRAIN])
     if "train" not in result.logits[r]:
         return task
-    return task.settled(result.logits[r]["train"], target.values[result.bags[r]["train"]])
+    return task.fit_predictions(result.logits[r]["train"], target.values[result.bags[r]["train"]])
 
 
 def save_final(experiment: Experiment, folder: RunFolder, result: FitResult) -> None:

@@ -27,9 +27,9 @@ from mil_jax.engine.early_stopping import Selection
 from mil_jax.engine.engine import Engine
 from mil_jax.engine.plan import Plan, Replica
 from mil_jax.engine.types import AnyPhase, EngineData, EngineSettings
-from mil_jax.experiment.initial_weights import load_given
+from mil_jax.experiment.initial_weights import load_initial_weights
 from mil_jax.experiment.phases import make_phases, make_strategy
-from mil_jax.experiment.pretrained_weights import Given
+from mil_jax.experiment.pretrained_weights import InitialWeights
 from mil_jax.experiment.targets import Target
 from mil_jax.run_folder.folder import fingerprint
 from mil_jax.strategies.supervised import Supervised
@@ -126,9 +126,9 @@ class Experiment:
         }
 
     @cached_property
-    def given(self) -> Given | None:
+    def given(self) -> InitialWeights | None:
         """What the first phase begins with, where it comes from elsewhere. Raises UserError where it does not fit, or has seen too much."""
-        return load_given(self, bag_shapes(self))
+        return load_initial_weights(self, bag_shapes(self))
 
     @cached_property
     def data(self) -> EngineData:

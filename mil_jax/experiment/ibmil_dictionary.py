@@ -18,10 +18,10 @@ from mil_jax.data.splits.splits import TRAIN
 from mil_jax.engine.checkpoints import read_final
 from mil_jax.engine.distributed import is_first
 from mil_jax.errors import ConfigError, DataError
-from mil_jax.experiment.pretrained_weights import Given, Pupil, Source, completed, same_runs
-from mil_jax.files import written_whole
+from mil_jax.experiment.pretrained_weights import InitialWeights, Source, TargetRun, completed, same_runs
+from mil_jax.files import atomic_write
 from mil_jax.run_folder.folder import RunFolder, is_run_folder
-from mil_jax.strategies.ibmil_settings import DICTIONARY, Confounders
+from mil_jax.strategies.ibmil_settings import DICTIONARY, IBMILSettings
 
 if TYPE_CHECKING:
     from mil_jax.experiment.experiment import Experiment
@@ -37,10 +37,10 @@ def source(config: ConfigDict) -> Source | None:
     return Source("strategy.dictionary", Path(config.strategy.dictionary), "dictionary")
 
 
-def load(source: Source, normalize: str, expected: Any, pupils: Sequence[Pupil]) -> Given:
-    """A dictionary for every pupil; expected: its shape.
+def load(source: Source, normalize: str, expected: Any, targets: Sequence[TargetRun]) -> InitialWeights:
+    """A dictionary for every run; expected: its shape.
 
-    Raises ConfigError or DataError where it has another shape, or comes of bags that the pupil validates or tests on.
+    Raises ConfigError or DataError where it has another shape, or comes of bags that the run validates or tests on.
     """
     path = source.path
     if is_run_folder(path):
@@ -50,12 +50,12 @@ def load(source: Source, normalize: str, expected: Any, pupils: Sequence[Pupil])
                 f"{source} holds no {ENTRIES}: name a run of strategy.name=ibmil that made its dictionaries"
             )
         entries = list(_arrays(path / ENTRIES).values())
-        places = same_runs(source, read_final(folder.checkpoints)[2], pupils)
+        places = same_runs(source, read_final(folder.checkpoints)[2], targets)
         note = f"The dictionary of each run is that of the same run of {path}."
     else:
         if path.suffix != ".npy" or not path.is_file():
             raise ConfigError(f"{source} is neither a run folder nor a .npy file: name what holds a dictionary")
-        entries, places = [_arrays(path)[""]], [0] * len(pupils)
+        entries, places = [_arrays(path)[""]], [0] * len(targets)
         note = f"The dictionary came from {path}; provenance unknown: it may be of slides that are tested here."
     for place in sorted(set(places)):
         if entries[place].shape != expected.shape or not np.isfinite(entries[place]).all():
@@ -63,7 +63,7 @@ def load(source: Source, normalize: str, expected: Any, pupils: Sequence[Pupil])
                 f"{source} holds a dictionary of the shape {list(entries[place].shape)}, and this run reads one of "
                 f"{list(expected.shape)}, of finite numbers: use one of the same aggregator, strategy.clusters and strategy.mode"
             )
-    return Given({DICTIONARY: np.stack([entries[place].astype(np.float32) for place in places])}, note)
+    return InitialWeights({DICTIONARY: np.stack([entries[place].astype(np.float32) for place in places])}, note)
 
 
 def _arrays(file: Path) -> dict[str, np.ndarray]:
@@ -78,7 +78,7 @@ def _arrays(file: Path) -> dict[str, np.ndarray]:
 def require_bags(experiment: Experiment) -> None:
     """Raises ConfigError where a fold has fewer training bags than clusters are asked of them."""
     clusters = experiment.config.strategy.clusters
-    most = max(Confounders(clusters=clusters).numbers)
+    most = max(IBMILSettings(clusters=clusters).numbers)
     for target in experiment.targets:
         for name, parts in zip(target.splits.names, target.splits.parts):
             number = int((parts == TRAIN).sum())
@@ -90,14 +90,14 @@ def require_bags(experiment: Experiment) -> None:
 
 
 def save(experiment: Experiment, folder: RunFolder, found: PyTree) -> None:
-    """Writes both files; found: what the survey of the training bags found."""
+    """Writes both files; found: what the analysis of the training bags found."""
     if not is_first():
         return
     runs, ids = experiment.plan.replicas, experiment.cohort.bags["bag_id"].to_numpy()
     entries = found["params"][DICTIONARY]
-    with written_whole(folder.path / ENTRIES) as temporary, temporary.open("wb") as file:
+    with atomic_write(folder.path / ENTRIES) as temporary, temporary.open("wb") as file:
         np.savez(file, **{experiment.run_name(run): entries[r] for r, run in enumerate(runs)})
-    numbers = Confounders(clusters=experiment.config.strategy.clusters).numbers
+    numbers = IBMILSettings(clusters=experiment.config.strategy.clusters).numbers
     first_entry = np.cumsum([0, *numbers[:-1]])  # of each clustering
     tables = []
     for r, run in enumerate(runs):

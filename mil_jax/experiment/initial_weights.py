@@ -8,14 +8,14 @@ from mil_jax.bags import Bag
 from mil_jax.data.splits.splits import TEST
 from mil_jax.experiment import ibmil_dictionary
 from mil_jax.experiment.phases import make_plain, make_strategy
-from mil_jax.experiment.pretrained_weights import Given, Pupil, load_weights, weights_source
+from mil_jax.experiment.pretrained_weights import InitialWeights, TargetRun, load_weights, weights_source
 from mil_jax.strategies.ibmil_settings import DICTIONARY
 
 if TYPE_CHECKING:
     from mil_jax.experiment.experiment import Experiment
 
 
-def load_given(experiment: Experiment, bag: Bag) -> Given | None:
+def load_initial_weights(experiment: Experiment, bag: Bag) -> InitialWeights | None:
     """For every run, or None where nothing comes from elsewhere; bag: of shapes.
 
     Raises UserError where it does not fit, or has seen what it must not.
@@ -25,8 +25,8 @@ def load_given(experiment: Experiment, bag: Bag) -> Given | None:
     if weights is None and dictionary is None:
         return None
     ids, on_test = experiment.cohort.bags["bag_id"].to_numpy(), experiment.selection_part == TEST
-    pupils = [
-        Pupil.of(
+    targets = [
+        TargetRun.of(
             experiment.run_name(run),
             run,
             experiment.targets[run.target],
@@ -37,7 +37,7 @@ def load_given(experiment: Experiment, bag: Bag) -> Given | None:
         for run in plan.replicas
     ]
     if weights:
-        return load_weights(weights, config, make_plain(config, task), bag, pupils)
+        return load_weights(weights, config, make_plain(config, task), bag, targets)
     assert dictionary is not None
     expected = make_strategy(config, task, plan).parameter_shapes(bag)[DICTIONARY]
-    return ibmil_dictionary.load(dictionary, config.data.normalize, expected, pupils)
+    return ibmil_dictionary.load(dictionary, config.data.normalize, expected, targets)

@@ -19,15 +19,15 @@ from scipy.optimize import minimize
 from mil_jax.bags import Prediction
 from mil_jax.data.cohort import covariates
 from mil_jax.data.splits.splits import TEST, TRAIN
-from mil_jax.engine.callbacks import Listener, Stopped
+from mil_jax.engine.callbacks import Callback, TrainingInterrupted
 from mil_jax.engine.early_stopping import Progress
 from mil_jax.engine.types import FitResult
 from mil_jax.errors import ConfigError
 from mil_jax.experiment.phases import PROBE
 from mil_jax.strategies.base import TrainingBags
-from mil_jax.strategies.linear_probe_settings import Probing
+from mil_jax.strategies.linear_probe_settings import LinearProbeSettings
 from mil_jax.strategies.supervised import COVARIATES
-from mil_jax.tasks.base import Task, with_learnt
+from mil_jax.tasks.base import Task, fitted
 
 if TYPE_CHECKING:
     from mil_jax.experiment.experiment import Experiment
@@ -54,10 +54,10 @@ def require_probe(experiment: Experiment) -> None:
         raise ConfigError(f"strategy.name={PROBE} chooses its strength on validation: set train.select to val_loss")
 
 
-def fit_probes(experiment: Experiment, listener: Listener) -> FitResult:
-    """Every run of the experiment, one after another. Raises Stopped when asked to stop; nothing is saved before the end."""
+def fit_probes(experiment: Experiment, listener: Callback) -> FitResult:
+    """Every run of the experiment, one after another. Raises TrainingInterrupted when asked to stop; nothing is saved before the end."""
     config, plan = experiment.config, experiment.plan
-    probing = Probing(strengths=tuple(config.strategy.strengths))
+    probing = LinearProbeSettings(strengths=tuple(config.strategy.strengths))
     strengths = sorted(probing.strengths, reverse=True)
     features = mean_features(experiment)
     width, extra = features.shape[1], experiment.covariates
@@ -67,7 +67,7 @@ def fit_probes(experiment: Experiment, listener: Listener) -> FitResult:
     for r, replica in enumerate(plan.replicas):
         values, parts = experiment.targets[replica.target].values, experiment.parts[experiment.row(replica)]
         training, chooses = parts == TRAIN, parts == experiment.selection_part
-        task = with_learnt(experiment.task, values[training])
+        task = fitted(experiment.task, values[training])
         x, path = features, []
         if extra:
             fit = covariates.fitted(extra.values[training])
@@ -81,7 +81,7 @@ def fit_probes(experiment: Experiment, listener: Listener) -> FitResult:
             path.append((kernel, bias, out))
             listener.steps(row["steps"] // config.train.batch_size)
             if listener.stop_requested():
-                raise Stopped
+                raise TrainingInterrupted
         logits.append([out for *_, out in path])
         parameters.append(path)
     progress = Progress.start(len(plan.replicas), experiment.selection)

@@ -12,16 +12,16 @@ from mil_jax import aggregators
 from mil_jax.aggregators import reembedding
 from mil_jax.engine.early_stopping import Selection
 from mil_jax.engine.plan import Plan
-from mil_jax.engine.types import AnyPhase, Phase, SurveyPhase
+from mil_jax.engine.types import AnalysisPhase, AnyPhase, Phase
 from mil_jax.errors import ConfigError
 from mil_jax.strategies import ibmil_settings, optimizers, registry
 from mil_jax.strategies.dtfd import TwoTiers
 from mil_jax.strategies.ibmil import IBMIL, MakeDictionary, TwoTierIBMIL
-from mil_jax.strategies.ibmil_settings import Confounders
+from mil_jax.strategies.ibmil_settings import IBMILSettings
 from mil_jax.strategies.lr_schedule import Schedule
 from mil_jax.strategies.mhim import MHIM
 from mil_jax.strategies.mhim_merging import MergingMHIM
-from mil_jax.strategies.mhim_settings import Masking
+from mil_jax.strategies.mhim_settings import MHIMSettings
 from mil_jax.strategies.supervised import Supervised
 from mil_jax.tasks.base import Task
 
@@ -50,12 +50,12 @@ def make_strategy(config: ConfigDict, task: Task, plan: Plan) -> Supervised:
     settings = {key: value for key, value in config.strategy.items() if key in known}
     if config.strategy.name == "ibmil":
         kind = TwoTierIBMIL if plainly is TwoTiers else IBMIL
-        return kind(**common, confounders=Confounders(**settings))
+        return kind(**common, confounders=IBMILSettings(**settings))
     if config.train.bag_devices > 1:
         raise ConfigError(
             "train.bag_devices lets devices share a bag, and strategy.name=mhim ranks all its instances: leave it at 1"
         )
-    masking = Masking(**settings)
+    masking = MHIMSettings(**settings)
     per_run = [masking.with_hyper(plan.replica_hyper(replica)) for replica in plan.replicas]
     masked = MergingMHIM if masking.merge_queries else MHIM
     return masked(**common, masking=masking, least_masked=min(one.least_masked() for one in per_run))
@@ -71,7 +71,7 @@ def make_phases(config: ConfigDict, task: Task, plan: Plan, selection: Selection
         phases.append(Phase(make_plain(config, task), epochs, selection))
     if ibmil_settings.DICTIONARY in stages:
         assert isinstance(strategy, IBMIL)
-        phases.append(SurveyPhase(MakeDictionary(make_plain(config, task), strategy)))
+        phases.append(AnalysisPhase(MakeDictionary(make_plain(config, task), strategy)))
     least = min(phase.epochs for phase in (*phases, last) if isinstance(phase, Phase))
     if selection.first_epoch >= least:
         raise ConfigError(

@@ -16,7 +16,7 @@ from mil_jax.data.loading.residency import AUTO, choose_residency
 from mil_jax.data.loading.resident import row_bytes
 from mil_jax.data.shards.convert import Progress
 from mil_jax.data.splits.splits import TEST, VALIDATION
-from mil_jax.engine.device_memory import side_by_side, there_is
+from mil_jax.engine.device_memory import available_memory, side_by_side
 from mil_jax.engine.early_stopping import Selection
 from mil_jax.engine.mesh import require_devices
 from mil_jax.engine.plan import Overrides
@@ -70,7 +70,7 @@ def prepare(
         asked = (choices or {}).get("residency", AUTO)
     instance = row_bytes(shards, config.data.neighbors)
     residency = choose_residency(
-        asked, sizes, ladder.lengths[-1], instance, config.data.stream_gib, there_is(config.train.memory_gib)
+        asked, sizes, ladder.lengths[-1], instance, config.data.stream_gib, available_memory(config.train.memory_gib)
     )
     experiment = Experiment(
         config=config,

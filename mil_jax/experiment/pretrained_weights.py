@@ -33,7 +33,7 @@ OWN = {"teacher": ("train", "none"), "backbone": ("train",)}  # values that name
 TORCH_FILES = ("fold_{}_model_best_auc.pt", "fold_{}_model_best.pt")  # as MHIM-MIL names them, v1 and v2
 
 
-class Given(NamedTuple):
+class InitialWeights(NamedTuple):
     """What the first phase begins with. params: with the leading axis [R] of the runs. note: where they come from, for the summary."""
 
     params: PyTree
@@ -41,7 +41,7 @@ class Given(NamedTuple):
 
 
 @dataclass(frozen=True)
-class Pupil:
+class TargetRun:
     """A run that is to begin with the weights. held_out: ids of its validation and test bags; tested: of its test bags alone."""
 
     name: str
@@ -55,7 +55,7 @@ class Pupil:
     @classmethod
     def of(
         cls, name: str, replica: Replica, target: Target, ids: np.ndarray, parts: np.ndarray, selected_on_test: bool
-    ) -> Pupil:
+    ) -> TargetRun:
         """ids, parts: of all bags [M], the run's parts. Where the test part chooses epochs, it may have chosen the teacher's, too."""
         return cls(
             name,
@@ -94,26 +94,28 @@ def weights_source(config: ConfigDict) -> Source | None:
     return source
 
 
-def load_weights(source: Source, config: ConfigDict, plain: Supervised, bag: Bag, pupils: Sequence[Pupil]) -> Given:
-    """Weights for every pupil, of the aggregator that `plain` trains; bag: of shapes.
+def load_weights(
+    source: Source, config: ConfigDict, plain: Supervised, bag: Bag, targets: Sequence[TargetRun]
+) -> InitialWeights:
+    """Weights for every target, of the aggregator that `plain` trains; bag: of shapes.
 
     Raises ConfigError or DataError where they do not fit, naming the keys, or have seen what they must not.
     """
     path, expected = source.path, plain.parameter_shapes(bag)
     if is_run_folder(path):
         params, _, runs = read_final(completed(source, config.data.normalize).checkpoints)
-        places = same_runs(source, runs, pupils)
+        places = same_runs(source, runs, targets)
         tree = jax.tree.map(lambda x: np.asarray(x)[places], params)
         _require_fit(source, path, jax.tree.map(lambda x: x[0], tree), expected)
-        return Given(tree, f"The {source.what} of each run is the same run of {path}.")
+        return InitialWeights(tree, f"The {source.what} of each run is the same run of {path}.")
     by_file: dict[Path, PyTree] = {}
-    for pupil in pupils:
-        file = _torch_file(source, pupil.fold)
+    for target in targets:
+        file = _torch_file(source, target.fold)
         if file not in by_file:
             by_file[file] = _imported(source, file, plain.module, config.aggregator.name)
             _require_fit(source, file, by_file[file], expected)
-    trees = [by_file[_torch_file(source, pupil.fold)] for pupil in pupils]
-    return Given(
+    trees = [by_file[_torch_file(source, target.fold)] for target in targets]
+    return InitialWeights(
         jax.tree.map(lambda *leaves: np.stack(leaves), *trees),
         f"The {source.what} came from {path}; provenance unknown: it may have been trained on slides that are tested here.",
     )
@@ -128,23 +130,23 @@ def completed(source: Source, normalize: str) -> RunFolder:
     return folder
 
 
-def same_runs(source: Source, runs: Sequence[dict[str, Any]], pupils: Sequence[Pupil]) -> list[int]:
-    """The place of each pupil's own run among the source's `runs`. Raises ConfigError where there is none, or it has seen too much."""
+def same_runs(source: Source, runs: Sequence[dict[str, Any]], targets: Sequence[TargetRun]) -> list[int]:
+    """The place of each target's own run among the source's `runs`. Raises ConfigError where there is none, or it has seen too much."""
     places = []
-    for pupil in pupils:
+    for target in targets:
         same = [
             place
             for place, run in enumerate(runs)
-            if (str(run["fold"]), run["seed"]) == (pupil.fold_name, pupil.seed)
-            and run.get("label_column", pupil.label_column) == pupil.label_column
+            if (str(run["fold"]), run["seed"]) == (target.fold_name, target.seed)
+            and run.get("label_column", target.label_column) == target.label_column
         ]
         if not same:
-            raise ConfigError(f"{source} holds no run of {pupil.name}: train it with the same folds and seeds")
+            raise ConfigError(f"{source} holds no run of {target.name}: train it with the same folds and seeds")
         run = runs[same[0]]
-        leaked = sorted({*run["training"]} & pupil.held_out | {*run["validation"]} & pupil.tested)
+        leaked = sorted({*run["training"]} & target.held_out | {*run["validation"]} & target.tested)
         if leaked:
             raise ConfigError(
-                f"{source} has seen {len(leaked)} bags that {pupil.name} validates or tests on ({leaked[0]}, ...): use its splits "
+                f"{source} has seen {len(leaked)} bags that {target.name} validates or tests on ({leaked[0]}, ...): use its splits "
                 f"(splits.file=PATH/splits.csv), or another {source.what}"
             )
         places.append(same[0])

@@ -7,7 +7,7 @@ from typing import Any
 
 from mil_jax.engine.checkpoints import Checkpoints
 from mil_jax.engine.distributed import is_first
-from mil_jax.engine.engine import Listener
+from mil_jax.engine.engine import Callback
 from mil_jax.engine.types import FitResult
 from mil_jax.experiment import ibmil_dictionary
 from mil_jax.experiment.chosen_checkpoint import save_final
@@ -24,16 +24,16 @@ FREE_ON_RESUME = (
 )
 
 
-def train(experiment: Experiment, folder: RunFolder, listener: Listener) -> FitResult:
+def train(experiment: Experiment, folder: RunFolder, listener: Callback) -> FitResult:
     """Runs the experiment and saves what it chose. As `train_in`."""
     result = train_in(experiment, folder, listener)
     save_final(experiment, folder, result)
-    if DICTIONARY in result.surveys:
-        ibmil_dictionary.save(experiment, folder, result.surveys[DICTIONARY])
+    if DICTIONARY in result.analyses:
+        ibmil_dictionary.save(experiment, folder, result.analyses[DICTIONARY])
     return result
 
 
-def train_in(experiment: Experiment, folder: RunFolder, listener: Listener) -> FitResult:
+def train_in(experiment: Experiment, folder: RunFolder, listener: Callback) -> FitResult:
     """Runs the experiment; raises Stopped when the listener asks to stop. Choices made before are reused when resuming."""
     keep = folder.write_choices if is_first() else lambda choices: None
     precision = experiment.config.train.precision
@@ -44,7 +44,7 @@ def train_in(experiment: Experiment, folder: RunFolder, listener: Listener) -> F
 
 def run(
     experiment: Experiment,
-    listener: Listener,
+    listener: Callback,
     open_checkpoints: Callable[[str], Checkpoints] | None = None,
     keep_choices: Callable[[Mapping[str, Any]], None] | None = None,
 ) -> FitResult:

@@ -28,7 +28,7 @@ from mil_jax.errors import ConfigError
 from mil_jax.experiment.data_sources import open_shards
 from mil_jax.experiment.targets import cohort_settings, label_groups, target_labels
 from mil_jax.inference.instance_scores import instance_scores, require_scores
-from mil_jax.inference.patient_overlap import Scoring, require_scored, who_may_score
+from mil_jax.inference.patient_overlap import Eligibility, eligible_models, require_scored
 from mil_jax.inference.scored import ENSEMBLE, HELD_OUT, Scored
 from mil_jax.inference.trained_run import ModelPredictions, TrainedRun, predict
 from mil_jax.run_folder import features_json
@@ -68,7 +68,7 @@ class External:
     cohort: Cohort
     task_of: tuple[Task, ...]
     values: tuple[np.ndarray, ...] | None
-    scoring: tuple[Scoring, ...]
+    scoring: tuple[Eligibility, ...]
     notes: tuple[str, ...]
     excluded: pd.DataFrame
     covariates: np.ndarray | None = None
@@ -141,7 +141,7 @@ def prepare(
         task_of = tuple(run.tasks.values())
     converted = pd.DataFrame(shards.excluded, columns=["slide", "reason"], dtype=object)
     excluded = pd.concat([converted, cohort.excluded], ignore_index=True).drop_duplicates(ignore_index=True)
-    scoring = [who_may_score(run.splits(target), run.folds[target], cohort) for target in range(len(run.targets))]
+    scoring = [eligible_models(run.splits(target), run.folds[target], cohort) for target in range(len(run.targets))]
     seen = ~np.any([one.scored for one in scoring], axis=0)
     if exclude_seen and seen.any():
         lost = cohort.bags[seen]
@@ -257,7 +257,7 @@ def _labelled(
     return cohort, tuple(run.tasks.values()), tuple(values)
 
 
-def _whose(scoring: Sequence[Scoring], cohort: Cohort) -> list[str]:
+def _whose(scoring: Sequence[Eligibility], cohort: Cohort) -> list[str]:
     """Sentences on the patients whom the run knows."""
     known = ~np.all([one.unseen for one in scoring], axis=0)
     if not known.any():

@@ -20,7 +20,7 @@ from mil_jax.errors import DataError
 
 
 @dataclass(frozen=True)
-class Scoring:
+class Eligibility:
     """held_out: bool [folds, M], the fold tested on the bag's patient and never saw it else. unseen: bool [M], the run never met the
     patient.
     """
@@ -39,13 +39,13 @@ class Scoring:
         return self.held_out | self.unseen
 
 
-def who_may_score(splits: pd.DataFrame, folds: Sequence[str], cohort: Cohort) -> Scoring:
+def eligible_models(splits: pd.DataFrame, folds: Sequence[str], cohort: Cohort) -> Eligibility:
     """splits: the rows of splits.csv of one label column. folds: their names, in order."""
     parts: dict[str, dict[str, set[str]]] = defaultdict(lambda: defaultdict(set))  # patient -> fold -> parts
     patient_of: dict[str, str] = {}  # bag that the run knows -> patient
     rows = zip(splits["fold"], splits["bag_id"], splits["patient_id"], splits["part"], strict=True)
     for fold, bag, patient, part in rows:
-        patient_of[bag] = _person(patient)
+        patient_of[bag] = _patient_key(patient)
         parts[patient_of[bag]][str(fold)].add(part)
     known = _known_patients(cohort, patient_of, parts.keys())
     held_out = np.zeros((len(folds), len(known)), bool)
@@ -53,10 +53,10 @@ def who_may_score(splits: pd.DataFrame, folds: Sequence[str], cohort: Cohort) ->
         for row, fold in enumerate(folds):
             met = set().union(*(parts[patient][fold] for patient in patients)) if patients else set()
             held_out[row, bag] = met == {"test"}
-    return Scoring(held_out, np.array([not patients for patients in known]))
+    return Eligibility(held_out, np.array([not patients for patients in known]))
 
 
-def require_scored(scoring: Scoring, cohort: Cohort, where: str) -> None:
+def require_scored(scoring: Eligibility, cohort: Cohort, where: str) -> None:
     """Raises DataError with the count where patients were trained or validated on by every model."""
     seen = ~scoring.scored
     if not seen.any():
@@ -72,7 +72,7 @@ def require_scored(scoring: Scoring, cohort: Cohort, where: str) -> None:
 def _known_patients(cohort: Cohort, patient_of: dict[str, str], patients: object) -> list[set[str]]:
     """For each bag the patients of the run that it is of: by its own patient, and by its slides."""
     people = set(patients)  # type: ignore[call-overload]
-    known = [{_person(patient)} & people for patient in cohort.bags["patient_id"]]
+    known = [{_patient_key(patient)} & people for patient in cohort.bags["patient_id"]]
     slides = [(slide, bag) for bag, names in enumerate(cohort.slide_ids) for slide in names]
     names = list(patient_of)
     for name, numbers in zip(names, match_ids(names, [slide for slide, _ in slides]).slides, strict=True):
@@ -81,6 +81,6 @@ def _known_patients(cohort: Cohort, patient_of: dict[str, str], patients: object
     return known
 
 
-def _person(patient: str) -> str:
+def _patient_key(patient: str) -> str:
     """The same text for the same patient."""
     return tcga_patient(patient) or patient.strip()

@@ -18,7 +18,7 @@ from mil_jax.data.loading.residency import choose_residency, open_bags
 from mil_jax.data.loading.resident import row_bytes
 from mil_jax.data.shards.reader import Shards
 from mil_jax.engine.checkpoints import read_final
-from mil_jax.engine.device_memory import there_is
+from mil_jax.engine.device_memory import available_memory
 from mil_jax.engine.early_stopping import Progress, Selection
 from mil_jax.engine.engine import Engine
 from mil_jax.engine.plan import Plan, Replica
@@ -48,7 +48,7 @@ class ModelPredictions(NamedTuple):
 @dataclass(frozen=True)
 class TrainedRun:
     """params, constants: of all models, on a leading axis. tasks: by label column ("" where the run does not name one). folds: of each, by
-    name. replicas, learnt: what each model is, and what its training part told its task.
+    name. replicas, fitted: what each model is, and what its training part told its task.
     """
 
     folder: RunFolder
@@ -58,7 +58,7 @@ class TrainedRun:
     tasks: dict[str, Task]
     folds: tuple[tuple[str, ...], ...]
     replicas: tuple[Replica, ...]
-    learnt: tuple[dict[str, Any], ...]
+    fitted: tuple[dict[str, Any], ...]
 
     @classmethod
     def open(cls, path: str | os.PathLike[str]) -> TrainedRun:
@@ -67,7 +67,7 @@ class TrainedRun:
         config, tasks = ConfigDict(folder.config), tasks_json.read(folder)
         config.train.precision = folder.choices.get("precision", config.train.precision)
         params, constants, runs = read_final(folder.checkpoints)
-        names, learnt = list(tasks), tuple(run["learnt"] for run in runs)
+        names, fitted = list(tasks), tuple(run["learnt"] for run in runs)
         folds: list[list[str]] = [[] for _ in names]
         replicas = []
         for run in runs:
@@ -75,7 +75,7 @@ class TrainedRun:
             if fold not in folds[target]:
                 folds[target].append(fold)
             replicas.append(Replica(folds[target].index(fold), run["seed"], target))
-        return cls(folder, config, params, constants, tasks, tuple(map(tuple, folds)), tuple(replicas), learnt)
+        return cls(folder, config, params, constants, tasks, tuple(map(tuple, folds)), tuple(replicas), fitted)
 
     @property
     def targets(self) -> tuple[str, ...]:
@@ -128,7 +128,7 @@ def predict(
         ladder.lengths[-1],
         instance,
         config.data.stream_gib,
-        there_is(config.train.memory_gib),
+        available_memory(config.train.memory_gib),
     )
     rows = np.concatenate(scored)
     first_row = tuple(np.cumsum([0, *map(len, scored[:-1])]).tolist())
@@ -153,17 +153,17 @@ def predict(
         steps: Any = np.zeros(len(plan.replicas), np.int32)
         hyper_of_all: Any = plan.stacked_hyper()
         state = TrainState(steps, run.params, {}, hyper_of_all, run.constants)
-        result = engine.result(engine.spread(state), Progress.start(len(plan.replicas), Selection("last")))
+        result = engine.result(engine.shard(state), Progress.start(len(plan.replicas), Selection("last")))
     return [
         ModelPredictions(
             replica.target,
             replica.fold,
             replica.seed,
-            tasks_json.of_run(run.tasks[run.targets[replica.target]], learnt),
+            tasks_json.of_run(run.tasks[run.targets[replica.target]], fitted),
             bags["test"],
             logits["test"],
         )
-        for replica, learnt, bags, logits in zip(plan.replicas, run.learnt, result.bags, result.logits, strict=True)
+        for replica, fitted, bags, logits in zip(plan.replicas, run.fitted, result.bags, result.logits, strict=True)
         if "test" in bags
     ]
 

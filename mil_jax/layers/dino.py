@@ -14,7 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from mil_jax.layers.initializers import Affine
-from mil_jax.layers.moving_average import followed
+from mil_jax.layers.moving_average import ema_update
 
 Array = jax.Array
 PyTree = Any
@@ -50,7 +50,7 @@ def dino_loss(
 
 def updated_center(center: Array, teacher: Array, momentum: float = 0.9) -> Array:
     """The centre [K] for the next step, from this step's teacher outputs [2, B, K] (of all devices)."""
-    return followed(center, jnp.mean(teacher, axis=(0, 1)), 1.0 - momentum)
+    return ema_update(center, jnp.mean(teacher, axis=(0, 1)), 1.0 - momentum)
 
 
 def clipped_each(gradients: PyTree, largest: float) -> PyTree:

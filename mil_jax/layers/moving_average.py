@@ -9,6 +9,6 @@ import jax
 PyTree = Any
 
 
-def followed(average: PyTree, new: PyTree, rate: jax.Array | float) -> PyTree:
+def ema_update(average: PyTree, new: PyTree, rate: jax.Array | float) -> PyTree:
     """The average after `new`: average + rate (new - average). The rate is 1 - momentum."""
     return jax.tree.map(lambda old, value: old + rate * (value - old), average, new)

@@ -17,7 +17,7 @@ from mil_jax.data.splits.splits import TEST, TRAIN
 from mil_jax.engine.bag_order import BagOrder, EpochOrder
 from mil_jax.experiment.experiment import Experiment, engine_settings, sampling_weights, strategy
 from mil_jax.profiling.program_cost import Bench, Measured, ProgramCost
-from mil_jax.tasks.base import with_learnt
+from mil_jax.tasks.base import fitted
 
 PARTS = ("steps", "evaluation", "dispatches", "host", "reading", "compilation")
 
@@ -68,7 +68,7 @@ def plan_epoch(experiment: Experiment) -> EpochPlan:
     begun = time.perf_counter()
     epoch = order.epoch(replicas, np.ones(len(replicas), bool), 0)
     seconds = time.perf_counter() - begun
-    steps, slots = count_steps(epoch, epoch.runs, buckets)
+    steps, slots = count_steps(epoch, epoch.dispatches, buckets)
 
     def counts(part: int) -> np.ndarray:
         return np.stack([np.bincount(bucket[parts[experiment.row(r)] == part], minlength=buckets) for r in replicas])
@@ -118,7 +118,7 @@ def time_host(experiment: Experiment, plan: EpochPlan, bench: Bench) -> float:
     task = experiment.task
     logits = np.random.default_rng(0).standard_normal((len(held_out), task.num_outputs)).astype(np.float32)
     values = experiment.targets[0].values
-    task = with_learnt(task, values[experiment.parts[0] == TRAIN])
+    task = fitted(task, values[experiment.parts[0] == TRAIN])
     begun = time.perf_counter()
     for name in task.monitors:
         task.monitor(name, logits, values[held_out])
@@ -194,7 +194,7 @@ def forecast(
     evaluation = busiest(plan.evaluated, plan.evaluated.max(axis=0), evaluation_seconds, bench)
     final = busiest(plan.tested, plan.tested.max(axis=0), evaluation_seconds, bench) + evaluation
     around = around_evaluation if plan.evaluated.any() else 0.0
-    dispatches = len(plan.order.runs) * dispatch
+    dispatches = len(plan.order.dispatches) * dispatch
     seconds = {
         "steps": epochs * steps,
         "evaluation": epochs * evaluation + final,

@@ -143,12 +143,12 @@ class Bench:
     def time_order(self, seconds: float) -> tuple[float, tuple[tuple[int, np.ndarray, np.ndarray], ...]]:
         """(seconds, dispatches) of the beginning of the epoch, sent one after another as in training, for about `seconds`."""
         epoch = self.engine.lay_out(self.phase, self.order, 0)
-        runs = self.order.runs
+        runs = self.order.dispatches
         wait(epoch)
         begun, sent = time.perf_counter(), 0
-        for piece in self.engine.feed.pieces(self.order.bags, runs):
-            self.moving = self.engine.dispatch(self.moving, epoch, piece)
-            sent += piece.ends_run
+        for window in self.engine.loader.windows(self.order.bags, runs):
+            self.moving = self.engine.dispatch(self.moving, epoch, window)
+            sent += window.ends_dispatch
             if time.perf_counter() - begun > seconds:
                 break
         wait(self.moving)
@@ -173,8 +173,8 @@ class Bench:
     def _dispatch(self, bucket: int, steps: int, epoch: Any) -> None:
         """`steps` steps of every run."""
         lo = np.zeros(len(self.plan.replicas), np.int32)
-        for piece in self.engine.feed.pieces(self.order.bags, [(bucket, lo, lo + np.int32(steps))]):
-            self.moving = self.engine.dispatch(self.moving, epoch, piece)
+        for window in self.engine.loader.windows(self.order.bags, [(bucket, lo, lo + np.int32(steps))]):
+            self.moving = self.engine.dispatch(self.moving, epoch, window)
         wait(self.moving)
 
     def _evaluate(self, bucket: int) -> None:
@@ -190,11 +190,11 @@ class Bench:
     def _within_bench(self, order: EpochOrder) -> EpochOrder:
         """The same order with a bag of the bench in place of each bag."""
         bags = np.zeros_like(order.bags)
-        for bucket, lo, hi in order.runs:
+        for bucket, lo, hi in order.dispatches:
             own = np.flatnonzero(self.bucket == bucket)
             for r in np.flatnonzero(hi > lo):
                 bags[r, lo[r] : hi[r]] = np.resize(own, (hi[r] - lo[r], bags.shape[2]))
-        return EpochOrder(np.where(order.bags >= 0, bags, -1), order.runs, order.counts)
+        return EpochOrder(np.where(order.bags >= 0, bags, -1), order.dispatches, order.counts)
 
     def _timed(self, work: Callable[[], object]) -> float:
         begun = time.perf_counter()

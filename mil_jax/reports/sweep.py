@@ -19,7 +19,7 @@ from rich.text import Text
 from mil_jax.errors import ConfigError
 from mil_jax.reports import tables
 from mil_jax.reports.figures import curves, style
-from mil_jax.reports.run.statements import Conduct
+from mil_jax.reports.run.statements import RunProtocol
 from mil_jax.reports.run.summary import summarize
 from mil_jax.run_folder.folder import RunFolder
 from mil_jax.tasks.base import METRIC_LABELS, Task, higher_is_better, monitor_label
@@ -84,7 +84,7 @@ def write_sweep_summary(
     choice: Choice,
     *,
     constants: Mapping[int, np.ndarray],
-    conduct: Conduct,
+    protocol: RunProtocol,
     title: str,
     fold_names: Mapping[int, str],
     notes: Sequence[str] = (),
@@ -95,7 +95,7 @@ def write_sweep_summary(
     points: the swept settings and their values, by number.
     """
     summary = summarize(
-        task, predictions, constants, conduct, title=title, fold_names=fold_names, notes=notes, facts=facts
+        task, predictions, constants, protocol, title=title, fold_names=fold_names, notes=notes, facts=facts
     )
     score = monitor_label(choice.select)
     ranked = pd.DataFrame([dict(points[number]) for number in choice.table["number"]])

@@ -21,7 +21,7 @@ import pandas as pd
 
 import mil_jax
 from mil_jax.errors import RunFolderError
-from mil_jax.files import write_text, written_whole
+from mil_jax.files import atomic_write, write_text
 from mil_jax.run_folder.environment import describe_environment
 
 _MARK = "mil_jax_version"
@@ -192,7 +192,7 @@ class RunFolder:
 
     def write_table(self, name: str, table: pd.DataFrame) -> None:
         """Writes a CSV file (splits.csv, excluded.csv, predictions.csv) without the index; floats keep all digits."""
-        with written_whole(self.path / name) as temporary:
+        with atomic_write(self.path / name) as temporary:
             table.to_csv(temporary, index=False)
 
     def read_table(self, name: str) -> pd.DataFrame:

@@ -133,7 +133,7 @@ class Strategy(Protocol):
         """Host, float64: what changes from step to step, each [count]. `sizes` [count, B]: instances of the bags to come."""
 
 
-class Survey(Protocol):
+class Analysis(Protocol):
     """A strategy that trains nothing: it looks at the training bags of each run, with the parameters that the phase before ended with."""
 
     @property
@@ -146,12 +146,12 @@ class Survey(Protocol):
     def predict(self, state: TrainState, bag: Bag) -> Prediction:
         """What is seen of a bag, as logits of any shape."""
 
-    def made(self, seen: np.ndarray) -> Finding:
+    def analyze(self, seen: np.ndarray) -> AnalysisResult:
         """Host: what comes of it. seen: [n, ...], of the n training bags of one run."""
 
 
 @dataclass(frozen=True)
-class Finding:
+class AnalysisResult:
     """params: what the next phase is given, a tree of arrays. per_bag: by name [n, ...], of each training bag. facts: numbers to report."""
 
     params: PyTree

@@ -17,10 +17,10 @@ import numpy as np
 from mil_jax.bags import Bag, Prediction
 from mil_jax.errors import ConfigError
 from mil_jax.layers.deconfounding import Deconfounding
-from mil_jax.strategies.base import Finding, TrainingBags, TrainState
+from mil_jax.strategies.base import AnalysisResult, TrainingBags, TrainState
 from mil_jax.strategies.dtfd import TwoTiers
 from mil_jax.strategies.ibmil_clusters import clusters
-from mil_jax.strategies.ibmil_settings import DICTIONARY, Confounders
+from mil_jax.strategies.ibmil_settings import DICTIONARY, IBMILSettings
 from mil_jax.strategies.supervised import COVARIATES, Supervised
 
 Array = jax.Array
@@ -38,7 +38,7 @@ class IBMIL(Supervised):
     Reads from `hyper` also "strategy.dictionary_dropout".
     """
 
-    confounders: Confounders = dataclasses.field(default_factory=Confounders)
+    confounders: IBMILSettings = dataclasses.field(default_factory=IBMILSettings)
     name: str = "ibmil"
 
     def __post_init__(self) -> None:
@@ -181,7 +181,7 @@ class MakeDictionary:
             embedding = jnp.mean(embedding, axis=0)
         return Prediction(embedding.astype(jnp.float32))
 
-    def made(self, seen: np.ndarray) -> Finding:
+    def analyze(self, seen: np.ndarray) -> AnalysisResult:
         """seen: [n, E] or [n, classes, E], the embeddings of a run's n training bags. Those of several classes are clustered together, or
         class by class, as `mode` says. Found: the dictionary [k, E] or [k, classes, E], and in which "cluster" [n, clusterings, classes]
         each bag is.
@@ -200,7 +200,7 @@ class MakeDictionary:
                 cluster.append(together.cluster.reshape(by_class.shape[:2]))
         found = np.stack(cluster, axis=1)
         sizes = [np.bincount(of_one[of_one >= 0], minlength=1) for of_one in cluster]
-        return Finding(
+        return AnalysisResult(
             {DICTIONARY: np.concatenate(entries)},
             {"cluster": found},
             {

@@ -14,7 +14,7 @@ DICTIONARY = "dictionary"  # the stage that makes it, and its entry of the param
 
 
 @dataclasses.dataclass(frozen=True)
-class Confounders:
+class IBMILSettings:
     """clusters: how many clusters of bag embeddings, each an entry of the dictionary; several numbers with commas are clusterings of their
         own, whose entries are put together.
     mode: "agnostic" (one dictionary for all classes) or "specific" (one for each class, of an aggregator with an embedding per class).

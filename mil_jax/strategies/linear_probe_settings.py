@@ -10,7 +10,7 @@ from mil_jax.errors import ConfigError
 
 
 @dataclasses.dataclass(frozen=True)
-class Probing:
+class LinearProbeSettings:
     """strengths: of the penalty strength / 2 * |W|^2 on the mean training loss, features scaled to deviation 1 over the training bags;
     scikit-learn's logistic regression calls 1 / (M strength) C, its ridge M strength / 2 alpha.
 

@@ -22,9 +22,9 @@ from mil_jax.errors import ConfigError
 from mil_jax.layers import instance_masks
 from mil_jax.layers.instance_masks import MaskCounts
 from mil_jax.layers.losses import feature_consistency, mean_over_bags
-from mil_jax.layers.moving_average import followed
+from mil_jax.layers.moving_average import ema_update
 from mil_jax.strategies.base import Batch, Steps, TrainState, map_bags
-from mil_jax.strategies.mhim_settings import Masking
+from mil_jax.strategies.mhim_settings import MHIMSettings
 from mil_jax.strategies.supervised import Inputs, Supervised
 
 Array = jax.Array
@@ -32,7 +32,7 @@ PyTree = Any
 _COUNTS = tuple(f"mask_{part}" for part in MaskCounts._fields)
 
 
-class Lesson(NamedTuple):
+class TeacherOutput(NamedTuple):
     """What the teacher makes of a bag: the bag that the student sees, and the teacher's embedding [E] or [C, E]."""
 
     bag: Bag
@@ -44,10 +44,10 @@ class MHIM(Supervised):
     """See the module's docstring; settings as for `Supervised`, and `masking`.
 
     least_masked: share of every bag that all runs surely mask; the student's bags are allocated so much shorter.
-    Reads from `hyper` also "strategy.*", the numeric settings of `Masking`.
+    Reads from `hyper` also "strategy.*", the numeric settings of `MHIMSettings`.
     """
 
-    masking: Masking = dataclasses.field(default_factory=Masking)
+    masking: MHIMSettings = dataclasses.field(default_factory=MHIMSettings)
     least_masked: float = 0.0
     name: str = "mhim"
 
@@ -86,13 +86,13 @@ class MHIM(Supervised):
         inputs = self._inputs(state, batch, key)
         counts = {name: extras[name][batch.places] for name in _COUNTS if name in extras}
         teacher = self._plain(state.params) if self.masking.teacher_is_student else state.optimizer["teacher"]
-        lessons = map_bags(
+        teacher_outputs = map_bags(
             lambda bag, key, counts: self._lesson(teacher, state.hyper, bag, key, counts),
             *(inputs.bags, inputs.keys, counts),
             at_a_time=self.bags_at_a_time,
         )
-        inputs = inputs._replace(bags=lessons.bag)
-        taught = batch.gathered(lessons.embedding)
+        inputs = inputs._replace(bags=teacher_outputs.bag)
+        teacher_embedding = batch.gathered(teacher_outputs.embedding)
 
         def loss_of(params: PyTree) -> tuple[Array, tuple[dict[str, Array], Prediction]]:
             predictions = self._answers(params, state.hyper, batch, inputs, extras)
@@ -101,7 +101,7 @@ class MHIM(Supervised):
             if self.masking.uses("consistency_weight", state.hyper):
                 temperature = self._setting("temperature", state.hyper)
                 per_bag = jax.vmap(lambda s, t: feature_consistency(s, t, 1.0, temperature))(
-                    predictions.embedding, taught
+                    predictions.embedding, teacher_embedding
                 )
                 losses["loss_consistency"] = mean_over_bags(per_bag, batch.weights > 0, batch.weights)
                 total += self._setting("consistency_weight", state.hyper) * losses["loss_consistency"]
@@ -116,7 +116,7 @@ class MHIM(Supervised):
             weight_decay=state.hyper["optimizer.weight_decay"],
         )
         params = self._averaged(state.params, self._moved(state.params, updates), predictions, batch, extras)
-        teacher = followed(teacher, self._plain(params), extras["teacher_rate"])
+        teacher = ema_update(teacher, self._plain(params), extras["teacher_rate"])
         state = state.replace(step=state.step + 1, params=params, optimizer=self._optimizer_state(optimizer, teacher))
         return state, {"loss": loss, **losses}
 
@@ -162,7 +162,7 @@ class MHIM(Supervised):
     def _answers(
         self, params: PyTree, hyper: dict[str, Array], batch: Batch, inputs: Inputs, extras: dict[str, Array]
     ) -> Prediction:
-        """The student's predictions of the lessons, for all places of the batch."""
+        """The student's predictions of the bags that the teacher masked, for all places of the batch."""
         del extras
         return self._predictions(params, hyper, batch, inputs)
 
@@ -178,14 +178,14 @@ class MHIM(Supervised):
 
     def _lesson(
         self, teacher: PyTree, hyper: dict[str, Array], bag: Bag, key: Array, counts: dict[str, Array]
-    ) -> Lesson:
+    ) -> TeacherOutput:
         of_teacher, of_mask = jax.random.split(jax.random.fold_in(key, 0))
         prediction = self._apply(teacher, hyper, bag, of_teacher if self.masking.teacher_dropout else None)
         prediction = jax.lax.stop_gradient(prediction)
         asked = MaskCounts(**{name.removeprefix("mask_"): value for name, value in counts.items()})
         rows, number = self._kept(self._scores(prediction), bag.mask, asked, of_mask)
         assert prediction.embedding is not None, "parameter_shapes has looked"
-        return Lesson(taken_out(bag, rows, number), prediction.embedding)
+        return TeacherOutput(taken_out(bag, rows, number), prediction.embedding)
 
     def _kept(self, scores: Array, mask: Array, counts: MaskCounts, key: Array) -> tuple[Array, Array]:
         """The instances that the student sees, of scores [H, N]: numbers [K], and how many of them count."""

@@ -23,7 +23,7 @@ from mil_jax.layers.activations import ACTIVATIONS
 from mil_jax.layers.dropout import dropout
 from mil_jax.layers.initializers import Affine
 from mil_jax.layers.instance_masks import MaskCounts
-from mil_jax.layers.moving_average import followed
+from mil_jax.layers.moving_average import ema_update
 from mil_jax.layers.query_merging import QUERIES, QueryMerging
 from mil_jax.strategies.base import Batch, Steps, TrainState, map_bags
 from mil_jax.strategies.mhim import MHIM
@@ -109,7 +109,7 @@ class MergingMHIM(MHIM):
         present = (batch.weights > 0)[:, None, None]
         merged = jnp.where(present, jax.lax.stop_gradient(predictions.aux["merged"]), 0)
         mean = jnp.sum(merged, axis=0) / jnp.maximum(jnp.sum(batch.weights > 0), 1)
-        queries = followed(before[MERGING][QUERIES], mean, extras["query_rate"])
+        queries = ema_update(before[MERGING][QUERIES], mean, extras["query_rate"])
         return {**params, MERGING: {**params[MERGING], QUERIES: queries}}
 
     def _merged(

@@ -17,7 +17,7 @@ INITIAL = ("none", "fc", "all")
 
 
 @dataclasses.dataclass(frozen=True)
-class Masking:
+class MHIMSettings:
     """mask_random, mask_low: shares of a bag's instances that the student does not see: any, and those of the lowest scores.
     mask_high: share of the highest scores. mask_high_share: drawn from a pool so much smaller than the whole; 1 = all of the pool.
     mask_high_cosine: mask_high falls to 0 by a cosine over `schedule_epochs` (0 = all epochs of training).
@@ -99,7 +99,7 @@ class Masking:
         if not self.teacher:
             raise ConfigError("strategy.teacher is empty: set it to train, none, or a run folder or PyTorch file")
 
-    def with_hyper(self, hyper: Mapping[str, float]) -> Masking:
+    def with_hyper(self, hyper: Mapping[str, float]) -> MHIMSettings:
         """With the numeric settings of one run ("strategy.mask_random") in place of the fields. Host only."""
         own: dict[str, Any] = {
             name: hyper[f"strategy.{name}"] for name in self.numeric_settings if f"strategy.{name}" in hyper

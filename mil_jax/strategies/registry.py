@@ -6,11 +6,11 @@ import dataclasses
 from typing import Any
 
 from mil_jax.errors import ConfigError
-from mil_jax.strategies.ibmil_settings import Confounders
-from mil_jax.strategies.linear_probe_settings import Probing
-from mil_jax.strategies.mhim_settings import Masking
+from mil_jax.strategies.ibmil_settings import IBMILSettings
+from mil_jax.strategies.linear_probe_settings import LinearProbeSettings
+from mil_jax.strategies.mhim_settings import MHIMSettings
 
-SETTINGS: dict[str, type] = {"ibmil": Confounders, "linear_probe": Probing, "mhim": Masking}
+SETTINGS: dict[str, type] = {"ibmil": IBMILSettings, "linear_probe": LinearProbeSettings, "mhim": MHIMSettings}
 
 
 def default_fields(name: str) -> dict[str, Any]:

@@ -84,7 +84,7 @@ class Supervised:
             fitted |= {"mean": mean.astype(np.float32), "scale": scale.astype(np.float32)}
         if self.class_weights:
             fitted["class_weights"] = self.task.class_weights(training.targets)
-        if learnt := self.task.learnt(training.targets):
+        if learnt := self.task.fit_targets(training.targets):
             fitted["task"] = learnt
         if training.covariates is not None:
             fitted[COVARIATES] = covariates.fitted(training.covariates)

@@ -1,8 +1,8 @@
 """What a task is: from a label table to targets, a loss on the device, and numbers for people on the host.
 
 A task is a frozen dataclass. What it learns from one run's training part (bins of survival times, a median risk) are fields of it,
-too, empty until then: `learnt` gives them, `dataclasses.replace` sets them, also inside a step, where they are traced. The loss couples
-the bags of a step if it likes to; the mean of per-bag losses is only the usual case.
+too, empty until then: `fit_targets` gives them, `dataclasses.replace` sets them, also inside a step, where they are traced. The loss
+couples the bags of a step if it likes to; the mean of per-bag losses is only the usual case.
 
 Reports and evaluation ask the task for everything: `probabilities`, `metrics`, `weighted_metrics` for resamples, `target_table` and
 `output_names` for the columns of predictions.csv.
@@ -74,8 +74,8 @@ class Task(abc.ABC):
     them that are numbers inside a program, so that replicas may differ in them. run_fields: what one run's training part
     tells. main_metric: the one that tables lead with; `val_loss` and it, as `val_...`, can choose epochs.
     headline: the metrics of short tables. metric_names: those that `weighted_metrics` gives. joint: several target columns are one target
-    of one model. reads_training: predictions for the training part are needed after training (`settled`). few_cases: why the main metric
-    does not choose epochs where `enough_cases` says no. constant_name: what tables call `constant`.
+    of one model. reads_training: predictions for the training part are needed after training (`fit_predictions`).
+    few_cases: why the main metric does not choose epochs where `enough_cases` says no. constant_name: what tables call `constant`.
     """
 
     name: ClassVar[str]
@@ -139,12 +139,12 @@ class Task(abc.ABC):
     def strata(self, targets: np.ndarray) -> np.ndarray:
         """The same as numbers: int [M], -1 = unknown, or 0/1 columns [M, strata]."""
 
-    def learnt(self, targets: np.ndarray) -> dict[str, np.ndarray]:
+    def fit_targets(self, targets: np.ndarray) -> dict[str, np.ndarray]:
         """{field: float32 array} from the targets of a run's training part; none for most tasks."""
         del targets
         return {}
 
-    def settled(self, logits: np.ndarray, targets: np.ndarray) -> Self:
+    def fit_predictions(self, logits: np.ndarray, targets: np.ndarray) -> Self:
         """The task with what it reads off the predictions [M, num_outputs] for its run's training part (`reads_training`)."""
         del logits, targets
         return self
@@ -247,9 +247,9 @@ class Task(abc.ABC):
             )
 
 
-def with_learnt(task: Task, targets: np.ndarray) -> Task:
+def fitted(task: Task, targets: np.ndarray) -> Task:
     """The task of a run, from the targets of its training part."""
-    fields: Any = task.learnt(targets)
+    fields: Any = task.fit_targets(targets)
     changed: Any = task
     return dataclasses.replace(changed, **fields) if fields else task
 

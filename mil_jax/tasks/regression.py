@@ -105,7 +105,7 @@ class Regression(Task):
             raise DataError(f"label column {self.columns[column]!r}, bag {labels.index[row]}: {value!r} {what}")
         return np.log10(1 + targets) if self.transform == "log1p" else targets
 
-    def learnt(self, targets: np.ndarray) -> dict[str, np.ndarray]:
+    def fit_targets(self, targets: np.ndarray) -> dict[str, np.ndarray]:
         """{"center", "spread"}; a column that does not vary has spread 1."""
         number = np.maximum((~np.isnan(targets)).sum(axis=0), 1)
         center = np.nansum(targets, axis=0) / number

@@ -102,7 +102,7 @@ class Survival(Task):
         task = dataclasses.replace(task, times=times)
         if not task.bins_leak:
             return task
-        whole = dataclasses.replace(task, bins_from="training").learnt(targets)["edges"]
+        whole = dataclasses.replace(task, bins_from="training").fit_targets(targets)["edges"]
         return dataclasses.replace(task, cohort_edges=tuple(whole.tolist()))
 
     @property
@@ -147,7 +147,7 @@ class Survival(Task):
             raise DataError(f"bag {labels.index[negative[0]]}: the time {time[negative[0]]:g} is negative")
         return np.where(np.isnan(time + event)[:, None], np.nan, np.stack([time, event], axis=1))
 
-    def learnt(self, targets: np.ndarray) -> dict[str, np.ndarray]:
+    def fit_targets(self, targets: np.ndarray) -> dict[str, np.ndarray]:
         """{"edges"}. Raises DataError with too few events for the bins."""
         if not self.discrete:
             return {}
@@ -162,13 +162,15 @@ class Survival(Task):
             )
         return {"edges": edges.astype(np.float32)}
 
-    def settled(self, logits: np.ndarray, targets: np.ndarray) -> Self:
+    def fit_predictions(self, logits: np.ndarray, targets: np.ndarray) -> Self:
         known = self.known(targets)
         risk = self._risk(logits)
-        settled = dataclasses.replace(self, median_risk=float(np.median(risk)))
+        fitted_task = dataclasses.replace(self, median_risk=float(np.median(risk)))
         if self.discrete:
-            return settled
-        return dataclasses.replace(settled, log_baseline=_breslow(risk[known], targets[known], np.array(self.times)))
+            return fitted_task
+        return dataclasses.replace(
+            fitted_task, log_baseline=_breslow(risk[known], targets[known], np.array(self.times))
+        )
 
     def loss(self, predictions: Prediction, targets: jax.Array, weights: jax.Array) -> jax.Array:
         """The mean over bags; Cox: over the risk sets that the bags of the step form."""
@@ -272,7 +274,7 @@ class Survival(Task):
         if not np.nansum(targets[:, 1]):
             raise DataError(f"{run}: the training part has no event; use fewer folds or other splits")
         try:
-            self.learnt(targets)
+            self.fit_targets(targets)
         except DataError as error:
             raise DataError(f"{run}: {error}") from error
 

@@ -21,7 +21,7 @@ from PIL import Image
 from data_prep import encode, tile
 from data_prep.demo_slides import draw_slide, write_slide
 from data_prep.features.encoder import batched, prepared
-from data_prep.features.prefetch import ReadAhead
+from data_prep.features.prefetch import Prefetcher
 from data_prep.jobs import Slide
 from data_prep.tiles.coordinates import read_coordinates
 from mil_jax.bags import Bag
@@ -218,7 +218,7 @@ def test_what_one_slide_raises_does_not_reach_the_next():
         if slide.slide_id == "b":
             raise ValueError(slide.slide_id)
 
-    with ReadAhead(slides, read) as ahead:
+    with Prefetcher(slides, read) as ahead:
         assert len(list(ahead.batches(slides[0]))) == 1
         with pytest.raises(ValueError, match="b"):
             list(ahead.batches(slides[1]))

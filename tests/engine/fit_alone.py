@@ -20,12 +20,12 @@ import jax
 import numpy as np
 
 from mil_jax.data.loading.resident import ResidentBags
-from mil_jax.data.loading.sharded import SpreadBags
+from mil_jax.data.loading.sharded import ShardedBags
 from mil_jax.data.loading.streamed import WINDOWS, StreamedBags
 from mil_jax.data.shards.reader import Shards, SlideBag, write_shards
 from mil_jax.engine.checkpoints import Checkpoints
 from mil_jax.engine.early_stopping import Selection
-from mil_jax.engine.engine import Stopped, fit
+from mil_jax.engine.engine import TrainingInterrupted, fit
 from mil_jax.engine.plan import Plan
 from mil_jax.engine.types import EngineSettings, Phase
 from tests.engine.cohorts import HYPER, TASK, Silent, engine_data, plan, strategy
@@ -39,7 +39,7 @@ class Job:
     """out: the file to write. devices: simulated on the CPU, of each process. replicas: of 5 folds x 5 seeds, the first so many.
 
     checkpoints: their folder, "" for none. stop_after: dispatches. settings: of EngineSettings. kind: of the bags, ResidentBags or, from
-    shards that are written beside `out`, StreamedBags or SpreadBags.
+    shards that are written beside `out`, StreamedBags or ShardedBags.
     """
 
     out: str
@@ -100,7 +100,7 @@ def _in_shards(bags: ResidentBags, job: Job) -> StreamedBags:
     write_shards(slides, folder, for_tensorflow=False)
     row_bytes = features[0].nbytes + 12
     most_bytes = WINDOWS * 2 * job.settings.get("batch_size", 1) * longest * row_bytes
-    kind = {"StreamedBags": StreamedBags, "SpreadBags": SpreadBags}[job.kind]
+    kind = {"StreamedBags": StreamedBags, "SpreadBags": ShardedBags}[job.kind]
     return kind(Shards.open(folder), np.arange(len(slides))[:, None], most_bytes)
 
 
@@ -121,7 +121,7 @@ def fit_here(job: Job) -> dict[str, np.ndarray]:
             Silent(stop_after=job.stop_after),
             (lambda name: Checkpoints(folder / name, seconds=1e9)) if job.checkpoints else None,
         )
-    except Stopped:
+    except TrainingInterrupted:
         return {}
     arrays = {jax.tree_util.keystr(path): leaf for path, leaf in jax.tree_util.tree_leaves_with_path(result.state[0])}
     logits = {f"{part}{r}": one[part] for r, one in enumerate(result.logits) for part in one}

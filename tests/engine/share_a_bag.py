@@ -72,7 +72,7 @@ def one_step(data: EngineData, name: str, bag_devices: int) -> dict[str, Any]:
     engine = Engine(data, TASK, plan, EngineSettings(bag_devices=bag_devices))
     result = engine.fit((phase,), listener)
     memory = engine.programs.built("train", 0).program.memory_analysis()
-    shapes = engine.feed.shapes(0)
+    shapes = engine.loader.shapes(0)
     assert isinstance(shapes, SplitBags) == (bag_devices > 1)
     return {
         "loss": listener.rows[0]["train_loss"],

@@ -32,7 +32,7 @@ def test_every_training_bag_is_seen_once_an_epoch_and_no_other(seed, batch_size,
 def test_a_step_trains_bags_of_the_bucket_it_is_dispatched_in_or_of_a_smaller_one():
     order, _ = _order(batch_size=2)
     epoch = order.epoch([Replica(0, 0), Replica(1, 5)], np.ones(2, bool), epoch=0)
-    for bucket, lo, hi in epoch.runs:
+    for bucket, lo, hi in epoch.dispatches:
         for r in range(2):
             numbers = epoch.bags[r, lo[r] : hi[r]]
             assert (order.bucket[numbers[numbers >= 0]] <= bucket).all()
@@ -65,7 +65,7 @@ def test_the_runs_of_an_epoch_make_every_step_once_and_in_order():
     order, _ = _order(slots_per_dispatch=5)
     epoch = order.epoch([Replica(0, 0), Replica(3, 0)], np.array([True, True]), epoch=0)
     done = np.zeros(2, int)
-    for _, lo, hi in epoch.runs:
+    for _, lo, hi in epoch.dispatches:
         np.testing.assert_array_equal(lo, done)
         done = hi
     np.testing.assert_array_equal(done, epoch.counts)
@@ -110,7 +110,7 @@ def test_a_shared_order_shows_all_replicas_the_same_bags_at_the_same_time(batch_
     for r, replica in enumerate(replicas):
         seen = epoch.bags[r][epoch.bags[r] >= 0]
         assert sorted(seen) == np.flatnonzero(training[replica.fold]).tolist()
-    for _, lo, hi in epoch.runs:
+    for _, lo, hi in epoch.dispatches:
         together = [set(epoch.bags[r, lo[r] : hi[r]].ravel()) - {-1} for r in range(len(replicas))]
         everyone = set().union(*together)
         for r, replica in enumerate(replicas):

@@ -11,10 +11,10 @@ import numpy as np
 import pytest
 
 from mil_jax.engine.checkpoints import Checkpoints
-from mil_jax.engine.compaction import LeftOut
+from mil_jax.engine.compaction import InactiveReplicas
 from mil_jax.engine.compilation import Programs
 from mil_jax.engine.early_stopping import Selection
-from mil_jax.engine.engine import Stopped, fit
+from mil_jax.engine.engine import TrainingInterrupted, fit
 from mil_jax.engine.mesh import Placement, replica_mesh
 from mil_jax.engine.plan import Plan, Replica
 from mil_jax.engine.types import EngineSettings, FitResult, Phase
@@ -103,7 +103,7 @@ def test_a_run_without_its_stopped_runs_is_saved_and_gone_on_with(tmp_path: Path
     def checkpoints(name: str) -> Checkpoints:
         return Checkpoints(tmp_path / name, seconds=1e9)
 
-    with _compiling_takes(0.0) as made, pytest.raises(Stopped):
+    with _compiling_takes(0.0) as made, pytest.raises(TrainingInterrupted):
         _fit(InThirdEpoch(), checkpoints)
     assert made, "stopped too early to show the case"
     with _compiling_takes(0.0):
@@ -113,7 +113,7 @@ def test_a_run_without_its_stopped_runs_is_saved_and_gone_on_with(tmp_path: Path
 
 
 def test_stopped_runs_stay_until_the_time_given_to_them_is_that_of_compiling():
-    left_out = LeftOut(Placement(COUNT))
+    left_out = InactiveReplicas(Placement(COUNT))
     active = np.arange(COUNT) % 2 == 0
     assert left_out.half_have_stopped(active)
     assert not left_out.half_have_stopped(np.arange(COUNT) > 0)

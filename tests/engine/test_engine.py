@@ -13,7 +13,7 @@ import mil_jax
 from mil_jax.engine.bag_order import BagOrder
 from mil_jax.engine.checkpoints import Checkpoints
 from mil_jax.engine.early_stopping import Selection
-from mil_jax.engine.engine import Stopped, fit
+from mil_jax.engine.engine import TrainingInterrupted, fit
 from mil_jax.engine.nan_debugging import NotFinite
 from mil_jax.engine.plan import Plan, Replica
 from mil_jax.engine.types import EngineSettings, FitResult, Phase
@@ -167,7 +167,7 @@ def test_a_run_stopped_at_any_dispatch_and_resumed_ends_bit_identical(tmp_path, 
         return Checkpoints(tmp_path / name, seconds=1e9)
 
     undisturbed = _fit(plan(), selection=VAL_LOSS)
-    with pytest.raises(Stopped):
+    with pytest.raises(TrainingInterrupted):
         _fit(plan(), selection=VAL_LOSS, listener=Silent(stop_after=stop_after), open_checkpoints=checkpoints)
     resumed = _fit(plan(), selection=VAL_LOSS, open_checkpoints=checkpoints)
     _assert_equal(resumed.state, undisturbed.state)

@@ -60,12 +60,12 @@ def _features_read(train: Callable[..., Any]) -> set[tuple[int, ...]]:
     """Shapes of what a training program of bags of 16 computes that end in the axes of their features."""
     data, the_plan, method = engine_data(width=WIDTH), plan(folds=1, seeds=REPLICAS), strategy(feature_dim=10)
     ends = np.zeros(REPLICAS, np.int32)
-    cohort = programs.Cohort(data.bags, data.targets)
-    who = programs.Who(the_plan.keys(), ends)
+    cohort = programs.DeviceCohort(data.bags, data.targets)
+    who = programs.ReplicaIds(the_plan.keys(), ends)
     fitted = the_plan.stacked_hyper(), method.constants(TrainingBags(data.targets[0], lambda: (ends, ends)))
     state = jax.eval_shape(partial(programs.initial, method, 8), cohort, who, fitted, None, ends)
-    moving = programs.Moving(state, {"loss": np.zeros(REPLICAS, np.float32)})
-    epoch = programs.Epoch(np.zeros((REPLICAS, 5, 1), np.int32), {"lr": np.zeros((REPLICAS, 5), np.float32)})
+    moving = programs.StepCarry(state, {"loss": np.zeros(REPLICAS, np.float32)})
+    epoch = programs.EpochInputs(np.zeros((REPLICAS, 5, 1), np.int32), {"lr": np.zeros((REPLICAS, 5), np.float32)})
     traced = jax.make_jaxpr(partial(train, method, 16, None, REPLICAS))(cohort, who, moving, epoch, ends, ends, ends)
     return {shape for shape in _shapes(traced.jaxpr) if shape[-2:] == (16, WIDTH)}
 
@@ -81,7 +81,9 @@ def _shapes(jaxpr: Any) -> Iterator[tuple[int, ...]]:
 
 
 def test_the_features_of_a_shared_order_have_no_replica_axis():
-    shared, independent = (_features_read(train) for train in (programs.train_together, programs.train_side_by_side))
+    shared, independent = (
+        _features_read(train) for train in (programs.train_vmapped_shared_order, programs.train_vmapped)
+    )
     assert shared
     assert not [shape for shape in shared if REPLICAS in shape[:-2]]
     assert [shape for shape in independent if REPLICAS in shape[:-2]], "the shapes do not show the case"
@@ -99,8 +101,8 @@ def test_an_order_laid_out_by_slot_has_the_same_steps():
 
     by_step, by_slot = order(False), order(True)
     np.testing.assert_array_equal(by_step.counts, by_slot.counts)
-    assert len(by_step.runs) == len(by_slot.runs)
-    for (bucket, *ends), (other, lo, hi) in zip(by_step.runs, by_slot.runs, strict=True):
+    assert len(by_step.dispatches) == len(by_slot.dispatches)
+    for (bucket, *ends), (other, lo, hi) in zip(by_step.dispatches, by_slot.dispatches, strict=True):
         assert bucket == other
         assert len({*lo, *hi}) == 2, "all replicas go through the same slots"
         np.testing.assert_array_equal(by_step.steps(*ends), by_slot.steps(lo, hi))

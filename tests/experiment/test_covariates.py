@@ -16,16 +16,16 @@ import pytest
 from mil_jax import aggregators, evaluate, train
 from mil_jax.engine.checkpoints import Checkpoints, read_final
 from mil_jax.engine.early_stopping import Selection
-from mil_jax.engine.engine import Stopped, fit
+from mil_jax.engine.engine import TrainingInterrupted, fit
 from mil_jax.engine.types import EngineSettings, Phase
 from mil_jax.strategies import optimizers
 from mil_jax.strategies.base import Batch, TrainState
 from mil_jax.strategies.dtfd import TwoTiers
 from mil_jax.strategies.ibmil import DICTIONARY, IBMIL, TwoTierIBMIL
-from mil_jax.strategies.ibmil_settings import Confounders
+from mil_jax.strategies.ibmil_settings import IBMILSettings
 from mil_jax.strategies.lr_schedule import Schedule
 from mil_jax.strategies.mhim import MHIM
-from mil_jax.strategies.mhim_settings import Masking
+from mil_jax.strategies.mhim_settings import MHIMSettings
 from mil_jax.strategies.supervised import COVARIATES, Supervised
 from mil_jax.tasks.classification import Classification
 from tests.commands import SMALL, run
@@ -48,9 +48,11 @@ METHODS = {
     "abmil": functools.partial(_method, "abmil"),
     "dsmil": functools.partial(_method, "dsmil"),
     "dtfd": functools.partial(_method, "dtfd", TwoTiers),
-    "ibmil": functools.partial(_method, "abmil", IBMIL, confounders=Confounders(clusters="2")),
-    "ibmil over dtfd": functools.partial(_method, "dtfd", TwoTierIBMIL, confounders=Confounders(clusters="2")),
-    "mhim": functools.partial(_method, "abmil", MHIM, masking=Masking(mask_high=0.0, mask_low=0.0, mask_random=0.5)),
+    "ibmil": functools.partial(_method, "abmil", IBMIL, confounders=IBMILSettings(clusters="2")),
+    "ibmil over dtfd": functools.partial(_method, "dtfd", TwoTierIBMIL, confounders=IBMILSettings(clusters="2")),
+    "mhim": functools.partial(
+        _method, "abmil", MHIM, masking=MHIMSettings(mask_high=0.0, mask_low=0.0, mask_random=0.5)
+    ),
     "drawn instances": functools.partial(_method, "abmil", sample_instances=5),
 }
 
@@ -117,7 +119,7 @@ def test_each_run_has_the_statistics_of_its_own_training_bags_also_when_resumed_
     def saved(name: str) -> Checkpoints:
         return Checkpoints(tmp_path / name, seconds=1e9)
 
-    with pytest.raises(Stopped):
+    with pytest.raises(TrainingInterrupted):
         trained(covariates, Silent(stop_after=6), saved)
     jax.tree.map(np.testing.assert_array_equal, trained(covariates, None, saved).state, one.state)
     for r, replica in enumerate(plan().replicas):

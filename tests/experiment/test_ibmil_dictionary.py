@@ -19,11 +19,11 @@ from mil_jax.engine.checkpoints import Checkpoints
 from mil_jax.engine.plan import Plan, Replica
 from mil_jax.errors import UserError
 from mil_jax.experiment import ibmil_dictionary, pretrained_weights
-from mil_jax.experiment.pretrained_weights import Pupil
+from mil_jax.experiment.pretrained_weights import TargetRun
 from mil_jax.run_folder.folder import RunFolder
 from mil_jax.strategies.ibmil_settings import DICTIONARY
 
-PUPIL = Pupil("fold b, seed 1", "label", 1, "b", 1, held_out=frozenset("yz"), tested=frozenset("z"))
+PUPIL = TargetRun("fold b, seed 1", "label", 1, "b", 1, held_out=frozenset("yz"), tested=frozenset("z"))
 SHAPE = jax.ShapeDtypeStruct((3, 4), np.float32)
 
 
@@ -65,7 +65,7 @@ def made(tmp_path: Path, experiment: Any) -> Path:
     return folder.path
 
 
-def load(path: Path, pupil: Pupil = PUPIL, shape: Any = SHAPE) -> Any:
+def load(path: Path, pupil: TargetRun = PUPIL, shape: Any = SHAPE) -> Any:
     source = ibmil_dictionary.source(config(dictionary=str(path)))
     assert source
     return ibmil_dictionary.load(source, "none", shape, [pupil])

@@ -8,7 +8,7 @@ from sklearn.linear_model import LogisticRegression, Ridge
 
 from mil_jax.experiment.linear_probe import _path
 from mil_jax.tasks import Classification, Regression
-from mil_jax.tasks.base import with_learnt
+from mil_jax.tasks.base import fitted
 
 STRENGTHS = [1.0, 0.1, 0.01]
 
@@ -41,7 +41,7 @@ def test_a_probe_of_classes_is_l2_logistic_regression():
 def test_a_probe_of_numbers_is_ridge_regression():
     features, values, training = invented()
     targets = values[:, None]
-    task = with_learnt(Regression(("x",)), targets[training])
+    task = fitted(Regression(("x",)), targets[training])
     z = scaled(features, training)
     for strength, (kernel, bias, _) in zip(STRENGTHS, _path(task, features, targets, training, STRENGTHS), strict=True):
         oracle = Ridge(alpha=strength * training.sum() / 2).fit(z[training], values[training])
@@ -51,7 +51,7 @@ def test_a_probe_of_numbers_is_ridge_regression():
 
 def test_strengths_that_are_none_are_refused():
     from mil_jax.errors import ConfigError
-    from mil_jax.strategies.linear_probe_settings import Probing
+    from mil_jax.strategies.linear_probe_settings import LinearProbeSettings
 
     with pytest.raises(ConfigError, match="positive numbers"):
-        Probing(strengths=(0.1, 0.0))
+        LinearProbeSettings(strengths=(0.1, 0.0))

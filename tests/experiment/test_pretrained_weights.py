@@ -17,7 +17,7 @@ from mil_jax import aggregators
 from mil_jax.bags import Bag
 from mil_jax.engine.checkpoints import Checkpoints
 from mil_jax.errors import UserError
-from mil_jax.experiment.pretrained_weights import Pupil, load_weights, weights_source
+from mil_jax.experiment.pretrained_weights import TargetRun, load_weights, weights_source
 from mil_jax.interop.torch_checkpoints import export_state_dict
 from mil_jax.run_folder.folder import RunFolder
 from mil_jax.strategies import optimizers
@@ -28,7 +28,7 @@ from tests.laws import law
 
 _, FIELDS = aggregators.variants()["mhim_pure_attn"]
 BAG = law.make_bag(0, 4, 8, (6,), 0.0)
-PUPIL = Pupil("fold b, seed 1", "label", 1, "b", 1, held_out=frozenset("yz"), tested=frozenset("z"))
+PUPIL = TargetRun("fold b, seed 1", "label", 1, "b", 1, held_out=frozenset("yz"), tested=frozenset("z"))
 
 
 def plain(**settings: Any) -> Supervised:
@@ -58,7 +58,7 @@ def teacher(tmp_path: Path) -> Path:
     return folder.path
 
 
-def load(path: Path, pupil: Pupil = PUPIL, normalize: str = "none", **settings: Any) -> Any:
+def load(path: Path, pupil: TargetRun = PUPIL, normalize: str = "none", **settings: Any) -> Any:
     shapes: Any = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), BAG)
     bag: Bag = shapes
     settled = config(path, normalize)

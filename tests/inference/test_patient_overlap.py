@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from mil_jax.data.cohort.cohort import Cohort
 from mil_jax.errors import DataError
-from mil_jax.inference.patient_overlap import require_scored, who_may_score
+from mil_jax.inference.patient_overlap import eligible_models, require_scored
 
 
 def cohort_of(bags: dict[str, str]) -> Cohort:
@@ -34,30 +34,30 @@ TWO_FOLDS = splits_of(
 
 
 def test_a_known_slide_is_scored_by_the_folds_that_tested_on_it():
-    scoring = who_may_score(TWO_FOLDS, ["0", "1"], cohort_of({"s1": "p1", "s2": "p2"}))
+    scoring = eligible_models(TWO_FOLDS, ["0", "1"], cohort_of({"s1": "p1", "s2": "p2"}))
     np.testing.assert_array_equal(scoring.by_fold, [[True, False], [False, True]])
     assert not scoring.unseen.any()
 
 
 def test_a_new_slide_of_a_known_patient_is_scored_as_the_patient_is():
-    scoring = who_may_score(TWO_FOLDS, ["0", "1"], cohort_of({"new": "p1"}))
+    scoring = eligible_models(TWO_FOLDS, ["0", "1"], cohort_of({"new": "p1"}))
     np.testing.assert_array_equal(scoring.by_fold, [[True], [False]])
 
 
 def test_a_known_slide_is_known_under_another_patient_id_and_extension():
-    scoring = who_may_score(TWO_FOLDS, ["0", "1"], cohort_of({"folder/s1.svs": "somebody else"}))
+    scoring = eligible_models(TWO_FOLDS, ["0", "1"], cohort_of({"folder/s1.svs": "somebody else"}))
     np.testing.assert_array_equal(scoring.by_fold, [[True], [False]])
 
 
 def test_tcga_slides_are_known_by_their_barcode():
     splits = splits_of([("0", "TCGA-05-4244-01Z-00-DX1.AB", "TCGA-05-4244", "train")])
-    scoring = who_may_score(splits, ["0"], cohort_of({"TCGA-05-4244-01A-01-TS1": "TCGA-05-4244-01A-01-TS1"}))
+    scoring = eligible_models(splits, ["0"], cohort_of({"TCGA-05-4244-01A-01-TS1": "TCGA-05-4244-01A-01-TS1"}))
     assert not scoring.scored.any()
 
 
 def test_patients_whom_nobody_tested_on_are_refused_with_their_count():
     cohort = cohort_of({"s3": "p3", "other slide": "p3", "new": "p9"})
-    scoring = who_may_score(TWO_FOLDS, ["0", "1"], cohort)
+    scoring = eligible_models(TWO_FOLDS, ["0", "1"], cohort)
     np.testing.assert_array_equal(scoring.scored, [False, False, True])
     with pytest.raises(DataError, match=r"1 of 2 patients \(2 of 3 bags\).*--exclude-seen"):
         require_scored(scoring, cohort, "external")
@@ -65,7 +65,7 @@ def test_patients_whom_nobody_tested_on_are_refused_with_their_count():
 
 def test_a_patient_in_the_test_part_and_another_of_a_leaking_split_is_not_scored():
     splits = splits_of([("0", "s1", "p1", "test"), ("0", "s2", "p1", "train")])
-    assert not who_may_score(splits, ["0"], cohort_of({"s1": "p1"})).scored.any()
+    assert not eligible_models(splits, ["0"], cohort_of({"s1": "p1"})).scored.any()
 
 
 PARTS = st.sampled_from(["train", "validation", "test", ""])
@@ -82,7 +82,7 @@ def test_no_fold_scores_whom_it_trained_or_validated_on(parts_of_slides, data):
     ]
     splits = splits_of(rows)
     cohort = cohort_of({f"s{slide}": patient for slide, patient in enumerate(patients)})
-    scoring = who_may_score(splits, ["0", "1", "2"], cohort)
+    scoring = eligible_models(splits, ["0", "1", "2"], cohort)
     for fold, bag in zip(*np.nonzero(scoring.by_fold), strict=True):
         met = splits[(splits["fold"] == str(fold)) & (splits["patient_id"] == patients[bag])]["part"]
         assert set(met) <= {"test"}

@@ -15,7 +15,7 @@ from mil_jax.bags import Bag
 from mil_jax.strategies import optimizers
 from mil_jax.strategies.base import Batch, TrainState
 from mil_jax.strategies.ibmil import BRANCH, IBMIL, TwoTierIBMIL
-from mil_jax.strategies.ibmil_settings import DICTIONARY, Confounders
+from mil_jax.strategies.ibmil_settings import DICTIONARY, IBMILSettings
 from mil_jax.strategies.lr_schedule import Schedule
 from mil_jax.tasks.classification import Classification
 from tests.laws import law
@@ -23,7 +23,7 @@ from tests.laws import law
 TASK = Classification(("a", "b"))
 FEATURES = (6,)
 HYPER = {"optimizer.lr": 1e-2, "optimizer.weight_decay": 1e-3}
-CONFOUNDERS = Confounders("3", query_dim=4, dictionary_dropout=0.1)
+CONFOUNDERS = IBMILSettings("3", query_dim=4, dictionary_dropout=0.1)
 TRANSMIL = {"num_heads": 2, "head_dim": 4, "num_landmarks": 4, "residual_kernel": 3, "dropout": 0.25}
 FIELDS: dict[str, dict[str, Any]] = {
     "abmil": {"feature_dim": 8, "attention_dim": 4},
@@ -39,7 +39,7 @@ FIELDS: dict[str, dict[str, Any]] = {
 }
 
 
-def ibmil(name: str, confounders: Confounders = CONFOUNDERS, **settings: Any) -> IBMIL:
+def ibmil(name: str, confounders: IBMILSettings = CONFOUNDERS, **settings: Any) -> IBMIL:
     module = aggregators.create(name, TASK.num_outputs, **FIELDS[name])
     sgd = optimizers.make(optimizers.OptimizerSettings("sgd"))
     kind = TwoTierIBMIL if name == "dtfd" else IBMIL
@@ -74,14 +74,14 @@ def check_padding(strategy: IBMIL, bare_sizes: tuple[int, ...]) -> None:
 
 
 def test_a_step_is_exact_under_padding():
-    check_padding(ibmil("dsmil", Confounders("3", "specific", query_dim=4, dictionary_dropout=0.1)), bare_sizes=(1,))
+    check_padding(ibmil("dsmil", IBMILSettings("3", "specific", query_dim=4, dictionary_dropout=0.1)), bare_sizes=(1,))
 
 
 @pytest.mark.full
 @pytest.mark.parametrize("name", FIELDS)
 def test_a_step_over_any_aggregator_is_exact_under_padding(name):
     check_padding(ibmil(name), bare_sizes=(1, 7, 16))
-    merged = Confounders("2,3", merge="sub", merged_norm=True, learn_dictionary=True, query_dim=4)
+    merged = IBMILSettings("2,3", merge="sub", merged_norm=True, learn_dictionary=True, query_dim=4)
     check_padding(ibmil(name, merged, normalize="l2"), bare_sizes=(6,))
 
 
@@ -99,7 +99,7 @@ def test_runs_of_other_dictionaries_take_the_steps_of_single_ones(name):
 def test_a_dictionary_moves_only_where_it_is_learned(name):
     bag, key = law.make_bag(0, 13, law.SMALL_BUCKET, FEATURES), jax.random.key(0)
     for learned in (False, True):
-        strategy = ibmil(name, Confounders("3", learn_dictionary=learned))
+        strategy = ibmil(name, IBMILSettings("3", learn_dictionary=learned))
         state = jax.jit(functools.partial(initial, strategy))(key)
         params = jax.jit(functools.partial(step, strategy))(state, bag, key)[0]
         assert np.array_equal(params[DICTIONARY], state.params[DICTIONARY]) == (not learned)

@@ -18,14 +18,14 @@ from mil_jax.strategies.base import Batch, Steps, TrainState
 from mil_jax.strategies.lr_schedule import Schedule
 from mil_jax.strategies.mhim import MHIM
 from mil_jax.strategies.mhim_merging import MergingMHIM
-from mil_jax.strategies.mhim_settings import Masking
+from mil_jax.strategies.mhim_settings import MHIMSettings
 from mil_jax.tasks.classification import Classification
 from tests.laws import law
 
 TASK = Classification(("a", "b"))
 FEATURES = (6,)
 HYPER = {"optimizer.lr": 1e-2, "optimizer.weight_decay": 1e-3}
-MASKING = Masking(
+MASKING = MHIMSettings(
     mask_random=0.3, mask_low=0.2, mask_high=0.2, mask_high_share=0.5, momentum=0.9, consistency_weight=0.5
 )
 STEPS = Steps(epoch=0, epochs=2, count=3)
@@ -39,7 +39,7 @@ FIELDS: dict[str, dict[str, Any]] = {
 }
 
 
-def mhim(name: str, masking: Masking = MASKING, kind: type[MHIM] = MHIM, **settings: Any) -> MHIM:
+def mhim(name: str, masking: MHIMSettings = MASKING, kind: type[MHIM] = MHIM, **settings: Any) -> MHIM:
     module = aggregators.create(name, TASK.num_outputs, feature_dim=8, **FIELDS[name])
     sgd = optimizers.make(optimizers.OptimizerSettings("sgd"))
     return kind(module, TASK, sgd, Schedule(), masking=masking, **settings)
@@ -105,13 +105,15 @@ def test_runs_of_other_mask_ratios_take_the_steps_of_single_ones():
 @pytest.mark.full
 @pytest.mark.parametrize("name", ["abmil", "dsmil", "transmil"])
 def test_a_step_with_merging_is_exact_under_padding(name):
-    masking = Masking(mask_high=0.2, scores="class", momentum=0.9, merge_queries=2, merge_ratio=0.5, merge_test=True)
+    masking = MHIMSettings(
+        mask_high=0.2, scores="class", momentum=0.9, merge_queries=2, merge_ratio=0.5, merge_test=True
+    )
     check_padding(mhim(name, masking, MergingMHIM), bare_sizes=(1, 2, 7))
 
 
 @pytest.mark.full
 def test_runs_with_merging_take_the_steps_of_single_ones():
-    strategy = mhim("abmil", Masking(mask_high=0.2, scores="class", merge_queries=2, merge_test=True), MergingMHIM)
+    strategy = mhim("abmil", MHIMSettings(mask_high=0.2, scores="class", merge_queries=2, merge_test=True), MergingMHIM)
     states = jax.jit(jax.vmap(functools.partial(initial, strategy)))(jax.random.split(jax.random.key(0), 3))
     bag, extras = law.make_bag(0, 13, law.SMALL_BUCKET, FEATURES), extras_of(strategy, 13)
     law.check_replicas(jax.jit(lambda state, bag, key: step(strategy, state, extras, bag, key)), states, bag)

@@ -80,7 +80,7 @@ def test_a_bench_takes_the_epochs_steps_and_leaves_a_time_for_each_part(bench):
     seconds, runs = bench.time_order(float("inf"))
     steps, slots = count_steps(bench.order, runs, 2)
     assert seconds > 0
-    assert runs == bench.order.runs
+    assert runs == bench.order.dispatches
     np.testing.assert_array_equal(np.asarray(bench.moving.state.step)[:4] - before, steps.sum(axis=1))
     np.testing.assert_array_equal(steps.sum(axis=1), bench.order.counts)
     assert (slots >= steps.max(axis=0)).all()

@@ -9,7 +9,7 @@ import pandas as pd
 import pytest
 from rich.console import Console
 
-from mil_jax.reports.run.statements import Conduct
+from mil_jax.reports.run.statements import RunProtocol
 from mil_jax.reports.run.summary import summarize, write_summary
 from mil_jax.reports.tables import console_report, markdown
 from mil_jax.run_folder.folder import RunFolder
@@ -19,9 +19,9 @@ from tests.reports.conftest import invented_predictions
 FREQUENCIES = {fold: np.array([0.5, 0.5]) for fold in range(5)}
 
 
-def make_summary(task, predictions, conduct=None, **settings):
+def make_summary(task, predictions, protocol=None, **settings):
     frequencies = {fold: np.full(len(task.classes), 1 / len(task.classes)) for fold in range(50)}
-    return summarize(task, predictions, frequencies, conduct or Conduct(), **settings)
+    return summarize(task, predictions, frequencies, protocol or RunProtocol(), **settings)
 
 
 def shown(summary, width=100):
@@ -104,7 +104,7 @@ def test_selection_on_test_is_said_everywhere(tmp_path, binary, binary_predictio
         predictions=binary_predictions,
         history=[],
         constants=FREQUENCIES,
-        conduct=Conduct(protocol="reference", select="val_auc", selected_on_test=True),
+        protocol=RunProtocol(protocol="reference", select="val_auc", selected_on_test=True),
     )
     assert "(selected on test)" in shown(summary)
     assert said(summary, "SELECTED ON TEST")
@@ -116,22 +116,22 @@ def test_selection_on_test_is_said_everywhere(tmp_path, binary, binary_predictio
 def test_no_threshold_comes_from_a_part_that_was_the_test_part(binary):
     parts = pd.concat([invented_predictions(binary, bags=200, part=part) for part in ("test", "val")])
     assert "accuracy_at_threshold" in make_summary(binary, parts)["metrics"]
-    on_test = make_summary(binary, parts, Conduct("reference", "val_auc", selected_on_test=True))
+    on_test = make_summary(binary, parts, RunProtocol("reference", "val_auc", selected_on_test=True))
     assert "accuracy_at_threshold" not in on_test["metrics"]
 
 
 @pytest.mark.parametrize(
-    ("conduct", "words"),
+    ("protocol", "words"),
     [
-        (Conduct(select="last"), "last epoch"),
-        (Conduct(select="val_loss"), "best validation loss was taken"),
-        (Conduct(order="shared"), "same order"),
-        (Conduct(notes=("The monitor is the loss.",)), "The monitor is the loss."),
+        (RunProtocol(select="last"), "last epoch"),
+        (RunProtocol(select="val_loss"), "best validation loss was taken"),
+        (RunProtocol(order="shared"), "same order"),
+        (RunProtocol(notes=("The monitor is the loss.",)), "The monitor is the loss."),
     ],
     ids=["last", "val_loss", "shared order", "notes"],
 )
-def test_what_was_done_is_said(binary, binary_predictions, conduct, words):
-    assert said(make_summary(binary, binary_predictions, conduct), words)
+def test_what_was_done_is_said(binary, binary_predictions, protocol, words):
+    assert said(make_summary(binary, binary_predictions, protocol), words)
 
 
 def test_clean_runs_with_their_own_order_say_nothing_of_the_kind(binary, binary_predictions):
@@ -167,7 +167,7 @@ def test_the_run_is_complete_only_once_everything_is_written(tmp_path, binary, b
         "predictions": binary_predictions,
         "history": history,
         "constants": FREQUENCIES,
-        "conduct": Conduct(),
+        "protocol": RunProtocol(),
         "notes": ["120 bags matched."],
         "facts": {"programs compiled": 7},
     }

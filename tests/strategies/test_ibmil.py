@@ -15,19 +15,19 @@ import pytest
 from mil_jax.config import ConfigDict, parse
 from mil_jax.engine.checkpoints import Checkpoints
 from mil_jax.engine.early_stopping import Selection
-from mil_jax.engine.engine import Stopped, fit
-from mil_jax.engine.types import EngineSettings, Phase, SurveyPhase
+from mil_jax.engine.engine import TrainingInterrupted, fit
+from mil_jax.engine.types import AnalysisPhase, EngineSettings, Phase
 from mil_jax.errors import ConfigError
 from mil_jax.experiment.make_plan import make_plan, numeric_names
 from mil_jax.experiment.phases import make_phases, make_strategy
 from mil_jax.strategies.base import TrainState
 from mil_jax.strategies.ibmil import BRANCH, IBMIL, MakeDictionary
 from mil_jax.strategies.ibmil_clusters import clusters
-from mil_jax.strategies.ibmil_settings import DICTIONARY, Confounders
+from mil_jax.strategies.ibmil_settings import DICTIONARY, IBMILSettings
 from tests.engine import cohorts
 from tests.laws import law
 
-CONFOUNDERS = Confounders("2,3", query_dim=4)
+CONFOUNDERS = IBMILSettings("2,3", query_dim=4)
 SELECTION = Selection("val_loss")
 
 
@@ -46,15 +46,15 @@ class StopsIn(cohorts.Silent):
         return self.dispatches >= 2
 
 
-def ibmil(confounders: Confounders = CONFOUNDERS, **settings: Any) -> IBMIL:
+def ibmil(confounders: IBMILSettings = CONFOUNDERS, **settings: Any) -> IBMIL:
     plain = cohorts.strategy()
     return IBMIL(plain.module, plain.task, plain.optimizer, plain.learning_rate, confounders=confounders, **settings)
 
 
 def stages() -> list[Any]:
     backbone, last = dataclasses.replace(cohorts.strategy(), name="backbone"), ibmil()
-    survey = SurveyPhase(MakeDictionary(backbone, last))
-    return [Phase(backbone, 2, SELECTION), survey, Phase(last, 2, SELECTION)]
+    analysis = AnalysisPhase(MakeDictionary(backbone, last))
+    return [Phase(backbone, 2, SELECTION), analysis, Phase(last, 2, SELECTION)]
 
 
 def train(listener: cohorts.Silent, folder: Path | None = None, seeds: int = 1, data: Any = None) -> Any:
@@ -75,7 +75,7 @@ def test_all_stages_are_told_of_and_the_last_has_the_dictionary(undisturbed):
     told = [(row["phase"], row["epoch"]) for row in listener.rows]
     assert told == [("backbone", 0), ("backbone", 1), ("dictionary", 0), ("ibmil", 0), ("ibmil", 1)]
     assert {"smallest_cluster", "largest_cluster"} <= set(listener.rows[2])
-    params, found = result.state[0], result.surveys[DICTIONARY]
+    params, found = result.state[0], result.analyses[DICTIONARY]
     assert {BRANCH, DICTIONARY} <= set(params)
     np.testing.assert_array_equal(params[DICTIONARY], found["params"][DICTIONARY])
     assert params[DICTIONARY].shape == (1, 5, 16)
@@ -85,7 +85,7 @@ def test_all_stages_are_told_of_and_the_last_has_the_dictionary(undisturbed):
 def test_a_dictionary_is_of_the_training_bags_alone(undisturbed):
     result, _ = undisturbed
     data = cohorts.engine_data()
-    found = result.surveys[DICTIONARY]
+    found = result.analyses[DICTIONARY]
     assert sorted(found["bags"][0].tolist()) == np.flatnonzero(data.training[0]).tolist()
     cluster, entries = found["per_bag"]["cluster"][0], found["params"][DICTIONARY][0]  # [n, 2, 1], [5, E]
     assert set(cluster[:, 0, 0]) == {0, 1}
@@ -99,13 +99,13 @@ def test_a_dictionary_is_of_the_training_bags_alone(undisturbed):
 def test_stopped_in_any_stage_and_resumed_gives_the_same_bits(stage, undisturbed, tmp_path):
     result, _ = undisturbed
     stopped = StopsIn(stage)
-    with pytest.raises(Stopped):
+    with pytest.raises(TrainingInterrupted):
         train(stopped, tmp_path)
     assert (tmp_path / "ibmil").is_dir() == (stage == "ibmil")
     assert (tmp_path / "dictionary").is_dir() == (stage != "backbone")
     again = train(cohorts.Silent(), tmp_path)
     for one, other in zip(
-        jax.tree.leaves((again.state, again.surveys)), jax.tree.leaves((result.state, result.surveys)), strict=True
+        jax.tree.leaves((again.state, again.analyses)), jax.tree.leaves((result.state, result.analyses)), strict=True
     ):
         np.testing.assert_array_equal(one, other)
 
@@ -154,7 +154,7 @@ def test_equal_embeddings_give_entries_without_nan_and_one_that_is_not_finite_no
 )
 def test_settings_that_cannot_work_are_refused(settings, complaint):
     with pytest.raises(ConfigError, match=complaint):
-        Confounders(**settings)
+        IBMILSettings(**settings)
 
 
 def configured(*arguments: str) -> ConfigDict:

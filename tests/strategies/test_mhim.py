@@ -15,23 +15,23 @@ import pytest
 from mil_jax.config import ConfigDict, parse
 from mil_jax.engine.checkpoints import Checkpoints
 from mil_jax.engine.early_stopping import Selection
-from mil_jax.engine.engine import Stopped, fit
+from mil_jax.engine.engine import TrainingInterrupted, fit
 from mil_jax.engine.types import EngineSettings, Phase
 from mil_jax.errors import ConfigError
 from mil_jax.experiment.make_plan import make_plan, numeric_names
 from mil_jax.experiment.phases import make_phases, make_strategy
-from mil_jax.layers.moving_average import followed
+from mil_jax.layers.moving_average import ema_update
 from mil_jax.strategies.base import Steps
 from mil_jax.strategies.mhim import MHIM, taken_out
-from mil_jax.strategies.mhim_settings import Masking
+from mil_jax.strategies.mhim_settings import MHIMSettings
 from tests.engine import cohorts
 from tests.laws import law
 
-MASKING = Masking(mask_random=0.2, mask_high=0.2, mask_high_share=0.5, momentum=0.9, init_student="fc")
+MASKING = MHIMSettings(mask_random=0.2, mask_high=0.2, mask_high_share=0.5, momentum=0.9, init_student="fc")
 SELECTION = Selection("val_loss")
 
 
-def mhim(masking: Masking = MASKING, **settings: Any) -> MHIM:
+def mhim(masking: MHIMSettings = MASKING, **settings: Any) -> MHIM:
     plain = cohorts.strategy()
     return MHIM(plain.module, plain.task, plain.optimizer, plain.learning_rate, masking=masking, **settings)
 
@@ -66,7 +66,7 @@ def test_stopped_in_either_stage_and_resumed_gives_the_same_bits(stage, undistur
     result, whole = undisturbed
     first = whole.dispatches // 2
     stopped = cohorts.Silent(stop_after=2 if stage == "teacher" else first + 2)
-    with pytest.raises(Stopped):
+    with pytest.raises(TrainingInterrupted):
         train(stopped, tmp_path)
     assert (tmp_path / "mhim").is_dir() == (stage == "mhim")
     again = train(cohorts.Silent(), tmp_path)
@@ -99,11 +99,11 @@ def test_a_student_and_its_teacher_begin_with_what_the_settings_say():
 
 
 def test_momentum_and_high_share_follow_their_cosines():
-    masking = Masking(mask_high=0.04, mask_high_cosine=True, momentum=0.9, momentum_cosine=True, schedule_epochs=4)
+    masking = MHIMSettings(mask_high=0.04, mask_high_cosine=True, momentum=0.9, momentum_cosine=True, schedule_epochs=4)
     shares = [masking.high_share(Steps(epoch, 9, 5))[0] for epoch in (0, 2, 4, 8)]
     np.testing.assert_allclose(shares, [0.04, 0.02, 0.0, 0.0], atol=1e-15)
     np.testing.assert_allclose([masking.momenta(Steps(epoch, 9, 5))[0] for epoch in (0, 2, 8)], [0.9, 0.95, 1.0])
-    moved = followed({"w": jnp.ones(2)}, {"w": jnp.zeros(2)}, jnp.float32(0.25))
+    moved = ema_update({"w": jnp.ones(2)}, {"w": jnp.zeros(2)}, jnp.float32(0.25))
     assert moved["w"].tolist() == [0.75, 0.75]
 
 
@@ -134,7 +134,7 @@ def test_a_bag_keeps_the_edges_between_the_instances_that_stay():
 )
 def test_settings_that_cannot_work_are_refused(settings, complaint):
     with pytest.raises(ConfigError, match=complaint):
-        Masking(**settings)
+        MHIMSettings(**settings)
 
 
 def configured(*arguments: str) -> ConfigDict:

@@ -16,10 +16,10 @@ from mil_jax.config import base_config
 from mil_jax.errors import ConfigError, DataError
 from mil_jax.strategies import optimizers
 from mil_jax.strategies.ibmil import IBMIL, TwoTierIBMIL
-from mil_jax.strategies.ibmil_settings import Confounders
+from mil_jax.strategies.ibmil_settings import IBMILSettings
 from mil_jax.strategies.lr_schedule import Schedule
 from mil_jax.strategies.mhim_merging import MergingMHIM
-from mil_jax.strategies.mhim_settings import Masking
+from mil_jax.strategies.mhim_settings import MHIMSettings
 from mil_jax.strategies.published_checkpoints import LAYOUTS, export_params, import_params
 from mil_jax.tasks.classification import Classification
 from tests.laws import law
@@ -65,9 +65,9 @@ def strategy(layout: str, **settings: Any) -> Any:
     name, fields = AGGREGATORS[layout]
     of = (aggregators.create(name, 2, **fields), TASK, optimizers.make(optimizers.OptimizerSettings()), Schedule())
     if layout.startswith("mhim"):
-        return MergingMHIM(*of, masking=Masking(mask_high=0.1, merge_queries=3, init_student="none"))
+        return MergingMHIM(*of, masking=MHIMSettings(mask_high=0.1, merge_queries=3, init_student="none"))
     kind = TwoTierIBMIL if name == "dtfd" else IBMIL
-    return kind(*of, confounders=Confounders(**{"clusters": "3", "query_dim": 5, **settings}))
+    return kind(*of, confounders=IBMILSettings(**{"clusters": "3", "query_dim": 5, **settings}))
 
 
 def params_of(of: Any) -> Any:

@@ -14,7 +14,7 @@ from mil_jax.bags import Prediction
 from mil_jax.data.cohort.settings import CohortSettings
 from mil_jax.errors import DataError
 from mil_jax.tasks import Ordinal, Regression
-from mil_jax.tasks.base import with_learnt
+from mil_jax.tasks.base import fitted
 
 COHORT = CohortSettings("labels.csv", ("x",), numbers=("x",))
 
@@ -65,7 +65,7 @@ def test_counts_as_weights_equal_metrics_of_the_resampled_cases(task):
 def test_the_validation_loss_is_the_loss_of_training_and_unknown_values_count_for_nothing(loss_name):
     _, targets = invented()
     targets = targets.astype(np.float32)
-    task = with_learnt(Regression(("a", "b"), loss_name=loss_name), targets)
+    task = fitted(Regression(("a", "b"), loss_name=loss_name), targets)
     logits = np.random.default_rng(1).normal(size=(60, 2)).astype(np.float32) * 2
 
     def loss(x: jax.Array) -> jax.Array:
@@ -78,7 +78,7 @@ def test_the_validation_loss_is_the_loss_of_training_and_unknown_values_count_fo
 
 def test_predictions_are_in_the_unit_of_the_table():
     _, targets = invented()
-    task = with_learnt(Regression(("a", "b")), targets)
+    task = fitted(Regression(("a", "b")), targets)
     assert task.probabilities(np.zeros((1, 2)))[0] == pytest.approx(np.nanmean(targets, axis=0), rel=1e-6)
     assert task.constant(targets) == pytest.approx(np.nanmean(targets, axis=0))
 

@@ -17,7 +17,7 @@ from mil_jax.bags import Prediction
 from mil_jax.data.cohort.settings import CohortSettings
 from mil_jax.errors import ConfigError, DataError
 from mil_jax.run_folder.tasks_json import described, restored
-from mil_jax.tasks.base import with_learnt
+from mil_jax.tasks.base import fitted
 from mil_jax.tasks.metrics.kaplan_meier import censoring, kaplan_meier, log_rank
 from mil_jax.tasks.metrics.survival import Cases, brier, concordance, dynamic_auc, integrated
 from mil_jax.tasks.survival import Survival, bin_edges
@@ -36,7 +36,7 @@ def invented(number: int = 60, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
 
 def make_task(targets: np.ndarray, **settings: object) -> Survival:
     labels = pd.DataFrame(targets, columns=["months", "died"])
-    return with_learnt(Survival.for_labels(labels, COHORT, settings), targets)
+    return fitted(Survival.for_labels(labels, COHORT, settings), targets)
 
 
 @pytest.mark.parametrize("loss_name", Survival.losses)
@@ -72,7 +72,7 @@ def test_empty_places_and_unknown_times_change_neither_loss_nor_gradient(loss_na
 def test_replicas_with_bins_of_their_own_have_the_losses_of_single_ones(loss_name):
     task = make_task(invented()[0], loss_name=loss_name)
     targets = np.stack([invented(9, seed)[0] for seed in range(3)])
-    learnt = [task.learnt(invented(60, seed)[0]) for seed in range(3)]
+    learnt = [task.fit_targets(invented(60, seed)[0]) for seed in range(3)]
     stacked = jax.tree.map(lambda *rows: np.stack(rows), *learnt)
     logits = np.random.default_rng(0).normal(size=(3, 9, task.num_outputs)).astype(np.float32)
 
@@ -95,9 +95,9 @@ def test_coxs_risk_sets_hold_over_any_range_of_risks():
 def test_bins_are_those_of_the_training_part():
     targets, _ = invented()
     task = make_task(targets)
-    np.testing.assert_allclose(task.learnt(targets[:30])["edges"], bin_edges(*targets[:30].T, 4), rtol=1e-6)
+    np.testing.assert_allclose(task.fit_targets(targets[:30])["edges"], bin_edges(*targets[:30].T, 4), rtol=1e-6)
     with pytest.raises(DataError, match="do not fill task"):
-        task.learnt(targets[targets[:, 1] == 0])
+        task.fit_targets(targets[targets[:, 1] == 0])
     with pytest.raises(DataError, match="fold 1: the training part has no event"):
         task.require_trainable(targets[targets[:, 1] == 0], "fold 1")
 
@@ -107,10 +107,10 @@ def test_bins_of_the_whole_cohort_are_those_of_published_code_and_only_by_name()
     labels = pd.DataFrame(targets, columns=["months", "died"])
     whole = Survival.for_labels(labels, COHORT, {"bins_from": "cohort"})
     for part in (targets[:30], targets[30:]):
-        np.testing.assert_allclose(whole.learnt(part)["edges"], bin_edges(*targets.T, 4), rtol=1e-6)
+        np.testing.assert_allclose(whole.fit_targets(part)["edges"], bin_edges(*targets.T, 4), rtol=1e-6)
     assert whole.bins_leak
     assert not make_task(targets).bins_leak
-    assert Survival.for_labels(labels, COHORT, {"bins_from": "cohort", "loss_name": "cox"}).learnt(targets) == {}
+    assert Survival.for_labels(labels, COHORT, {"bins_from": "cohort", "loss_name": "cox"}).fit_targets(targets) == {}
     assert restored(json.loads(json.dumps(described(whole)))) == whole
 
 
@@ -119,7 +119,7 @@ def test_curves_fall_and_the_higher_risk_has_the_lower_curve(loss_name):
     targets, risk = invented()
     task = make_task(targets, loss_name=loss_name)
     logits = np.repeat(risk[:, None], task.num_outputs, axis=1)
-    task = task.settled(logits, targets)
+    task = task.fit_predictions(logits, targets)
     outputs = task.probabilities(logits)
     assert outputs.shape == (60, len(task.output_names))
     survival = outputs[:, 2:]
@@ -132,7 +132,7 @@ def test_curves_fall_and_the_higher_risk_has_the_lower_curve(loss_name):
 
 def test_breslows_baseline_of_equal_risks_is_nelson_aalens():
     targets, _ = invented()
-    task = make_task(targets, loss_name="cox").settled(np.zeros((60, 1)), targets)
+    task = make_task(targets, loss_name="cox").fit_predictions(np.zeros((60, 1)), targets)
     hazard = [sum(1 / (targets[:, 0] >= t).sum() for t, e in targets if e and t <= time) for time in task.times]
     np.testing.assert_allclose(task.probabilities(np.zeros((1, 1)))[0, 2:], np.exp(-np.array(hazard)), rtol=1e-12)
 

@@ -18,7 +18,7 @@ import pandas as pd
 
 from mil_jax.data.shards.reader import Shards, SlideBag, write_shards
 from mil_jax.errors import ShardError
-from mil_jax.files import written_whole
+from mil_jax.files import atomic_write
 from mil_jax.interop.slide_bag import Provenance
 
 DIGIT = 9
@@ -58,7 +58,7 @@ def digits_cohort(cache: Path, regions: int = 0) -> DigitsCohort:
         neighbors = 0 if regions else NUM_NEIGHBORS
         write_shards(bags, cohort.shards, overwrite=True, num_neighbors=neighbors, regions=regions)
         for path, rows in ((cohort.labels, table), (cohort.splits, splits)):
-            with written_whole(path) as temporary:
+            with atomic_write(path) as temporary:
                 rows.to_csv(temporary, index=False)
     return cohort
 

@@ -15,7 +15,7 @@ from ml_collections import ConfigDict
 from mil_jax.data.shards.index import ShardIndex
 from mil_jax.data.shards.reader import Shards
 from mil_jax.errors import ConfigError
-from mil_jax.files import written_whole
+from mil_jax.files import atomic_write
 from mil_jax.interop.slide_bag import UNKNOWN
 
 CLASSES = ("negative", "positive")
@@ -41,7 +41,7 @@ def synthetic_shards(config: ConfigDict, folder: Path) -> Shards:
     names = [f"drawn-{number:06d}" for number in range(bags)]
     table = pd.DataFrame({"slide_id": names, "patient_id": names, "label": np.resize(CLASSES, bags)})
     labels = folder / f"synthetic-labels-{bags}.csv"
-    with written_whole(labels) as temporary:
+    with atomic_write(labels) as temporary:
         table.to_csv(temporary, index=False)
     numbers = dict.fromkeys(("shard", "record", "offset", "message_bytes", "features_offset", "coords_offset"), 0)
     unknown = dict.fromkeys(("tile_size_level0", "mpp_level0", "source_mtime"), np.nan)

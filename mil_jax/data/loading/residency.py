@@ -9,9 +9,9 @@ from typing import Protocol
 import numpy as np
 from jax.sharding import Mesh
 
-from mil_jax.data.loading.resident import Put, ResidentBags, ResidentFeed, UnreadBags
-from mil_jax.data.loading.sharded import SpreadBags, SpreadFeed, fullest
-from mil_jax.data.loading.streamed import WINDOWS, Order, StreamedBags, StreamedFeed
+from mil_jax.data.loading.resident import LazyBags, Put, ResidentBags, ResidentLoader
+from mil_jax.data.loading.sharded import ShardedBags, ShardedLoader, fullest
+from mil_jax.data.loading.streamed import WINDOWS, Order, StreamedBags, StreamingLoader
 from mil_jax.data.shards.reader import Shards
 from mil_jax.errors import DataError
 
@@ -92,13 +92,13 @@ def open_bags(
     longest: int,
     stream_gib: float,
     num_neighbors: int = 0,
-) -> UnreadBags | StreamedBags:
+) -> LazyBags | StreamedBags:
     """The bags, to be read. `slides[b]`: numbers of the slides of bag b. longest: the last bucket's length. num_neighbors: of
     each instance; 0 = no graph.
     """
     if residency.kind == RESIDENT and not residency.spread:
-        return UnreadBags(shards, slides, longest, num_neighbors)
-    kind = SpreadBags if residency.spread else StreamedBags
+        return LazyBags(shards, slides, longest, num_neighbors)
+    kind = ShardedBags if residency.spread else StreamedBags
     return kind(shards, slides, int(stream_gib * 2**30), num_neighbors)
 
 
@@ -114,18 +114,18 @@ class Devices(Protocol):
         """See the class."""
 
 
-def open_feed(
-    bags: ResidentBags | UnreadBags | StreamedBags,
+def make_loader(
+    bags: ResidentBags | LazyBags | StreamedBags,
     lengths: tuple[int, ...],
     devices: Devices,
     first: Callable[[], Order],
-) -> ResidentFeed | SpreadFeed | StreamedFeed:
+) -> ResidentLoader | ShardedLoader | StreamingLoader:
     """What brings the bags to the devices; the kinds are used alike. first: gives the order of the first epoch."""
-    if isinstance(bags, SpreadBags):
-        return SpreadFeed(bags, lengths, devices.shared, devices.mesh, first())
+    if isinstance(bags, ShardedBags):
+        return ShardedLoader(bags, lengths, devices.shared, devices.mesh, first())
     if isinstance(bags, StreamedBags):
-        return StreamedFeed(bags, lengths, devices.shared, first(), devices.split)
-    return ResidentFeed(bags, devices.shared)
+        return StreamingLoader(bags, lengths, devices.shared, first(), devices.split)
+    return ResidentLoader(bags, devices.shared)
 
 
 def _shown(num_bytes: int) -> str:

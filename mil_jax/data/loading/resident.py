@@ -19,7 +19,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from mil_jax.bags import Array, Bag
-from mil_jax.data.loading.windows import Run
+from mil_jax.data.loading.windows import Dispatch
 from mil_jax.data.shards.reader import Shards
 
 Put = Callable[[Any], Any]  # a tree of host arrays -> the same on the devices
@@ -86,24 +86,24 @@ class SplitBags(ResidentBags):
 
 
 @dataclass
-class Piece:
+class Window:
     """One dispatch: the steps lo[r]..hi[r] of each replica r, all in one bucket, and the bags they read, on the devices.
 
-    ends_run: whether it is the last of its run. done: set by whoever dispatches it; an array that is ready when the bags were read.
+    ends_dispatch: whether it is the last of its dispatch. done: set by whoever dispatches it; an array that is ready when the bags were read.
     """
 
     bucket: int
     lo: np.ndarray
     hi: np.ndarray
     bags: ResidentBags
-    ends_run: bool
+    ends_dispatch: bool
     done: jax.Array | None = None
 
 
-def in_step(pieces: Iterable[Piece]) -> Iterator[Piece]:
+def in_step(windows: Iterable[Window]) -> Iterator[Window]:
     """The same pieces, each made when at most IN_FLIGHT of those before it are still computed on."""
     in_flight: collections.deque[jax.Array] = collections.deque()
-    for piece in pieces:
+    for piece in windows:
         yield piece
         if piece.done is not None:
             in_flight.append(piece.done)
@@ -112,7 +112,7 @@ def in_step(pieces: Iterable[Piece]) -> Iterator[Piece]:
 
 
 @dataclass(frozen=True)
-class UnreadBags:
+class LazyBags:
     """A cohort in its shards that is read into memory as a whole, when it is first needed. As for `load_bags`."""
 
     shards: Shards
@@ -144,20 +144,20 @@ class UnreadBags:
         return ResidentBags(features, whole(rows, 2), whole(rows), whole(number), whole(number), neighbors, parts)
 
 
-class ResidentFeed:
+class ResidentLoader:
     """The whole cohort on the devices: every run is one dispatch. Bags that are not read yet are when they are first needed."""
 
-    def __init__(self, bags: ResidentBags | UnreadBags, put: Put) -> None:
+    def __init__(self, bags: ResidentBags | LazyBags, put: Put) -> None:
         """put: brings host arrays to every device."""
         self._bags, self._put = bags, put
-        like = bags.shapes if isinstance(bags, UnreadBags) else bags
+        like = bags.shapes if isinstance(bags, LazyBags) else bags
         placed = put(np.zeros(1, np.int32)).sharding
         self._shapes = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=placed), like)
 
     @cached_property
     def host(self) -> ResidentBags:
         """The bags in host memory."""
-        return self._bags.read if isinstance(self._bags, UnreadBags) else self._bags
+        return self._bags.read if isinstance(self._bags, LazyBags) else self._bags
 
     @cached_property
     def device(self) -> ResidentBags:
@@ -175,10 +175,10 @@ class ResidentFeed:
         del bucket
         return self._shapes
 
-    def pieces(self, bags: np.ndarray, runs: Sequence[Run]) -> Iterator[Piece]:
-        """The dispatches of runs (bucket, lo [R], hi [R]) over bags [R, T, B]."""
+    def windows(self, bags: np.ndarray, dispatches: Sequence[Dispatch]) -> Iterator[Window]:
+        """The windows of dispatches (bucket, lo [R], hi [R]) over bags [R, T, B]."""
         del bags
-        return in_step(Piece(bucket, lo, hi, self.device, ends_run=True) for bucket, lo, hi in runs)
+        return in_step(Window(bucket, lo, hi, self.device, ends_dispatch=True) for bucket, lo, hi in dispatches)
 
     def instances(self, numbers: np.ndarray) -> Iterator[tuple[int, np.ndarray]]:
         """(number, features [n, *F]) of each bag, on the host; of regions those of the tiles there are."""

@@ -17,12 +17,12 @@ import numpy as np
 from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from mil_jax.data.loading.resident import Piece, Put, ResidentBags, in_step, load_bags, real_features
+from mil_jax.data.loading.resident import Put, ResidentBags, Window, in_step, load_bags, real_features
 from mil_jax.data.loading.streamed import Order, StreamedBags, window_rows, window_shapes
-from mil_jax.data.loading.windows import Load, Run, split_runs
+from mil_jax.data.loading.windows import Dispatch, WindowPlan, split_dispatches
 
 
-class SpreadBags(StreamedBags):
+class ShardedBags(StreamedBags):
     """A cohort in its shards, to be read once and held by all devices together. most_bytes: of each device, for all windows."""
 
 
@@ -42,16 +42,16 @@ def fullest(sizes: np.ndarray, devices: int) -> int:
     return int(np.bincount(deal(sizes, devices), sizes, devices).max())
 
 
-class SpreadFeed:
+class ShardedLoader:
     """Fills windows from the devices that own their bags. Owners are read one after another, by the process that has the device.
 
     put: brings host arrays to every device of the mesh. first: the order of the first epoch, by which windows are sized.
     Raises DataError when a window cannot hold one step's bags, ShardError for a torn or altered record.
     """
 
-    def __init__(self, bags: SpreadBags, lengths: tuple[int, ...], put: Put, mesh: Mesh, first: Order) -> None:
+    def __init__(self, bags: ShardedBags, lengths: tuple[int, ...], put: Put, mesh: Mesh, first: Order) -> None:
         self.bags, self.lengths, self.put = bags, lengths, put
-        self.rows = window_rows(bags, lengths, first.bags, first.runs)
+        self.rows = window_rows(bags, lengths, first.bags, first.dispatches)
         self.sizes = bags.sizes
         self._device_sizes = put(self.sizes)
         self._owner = deal(self.sizes, mesh.size)
@@ -82,10 +82,10 @@ class SpreadFeed:
         sizes = self._device_sizes
         return ResidentBags(*window_shapes(self.bags, (self.rows[bucket],), sizes.sharding, sizes))
 
-    def pieces(self, bags: np.ndarray, runs: Sequence[Run]) -> Iterator[Piece]:
-        """The dispatches of runs (bucket, lo [R], hi [R]) over bags [R, T, B], split so that each one's bags fit into a window."""
-        loads = split_runs(bags, runs, self.sizes, self.lengths, self.rows)
-        return in_step(Piece(load.bucket, load.lo, load.hi, self._window(load), load.ends_run) for load in loads)
+    def windows(self, bags: np.ndarray, dispatches: Sequence[Dispatch]) -> Iterator[Window]:
+        """The windows of dispatches (bucket, lo [R], hi [R]) over bags [R, T, B], split so that each one's bags fit into a window."""
+        plans = split_dispatches(bags, dispatches, self.sizes, self.lengths, self.rows)
+        return in_step(Window(plan.bucket, plan.lo, plan.hi, self._window(plan), plan.ends_dispatch) for plan in plans)
 
     def instances(self, numbers: np.ndarray) -> Iterator[tuple[int, np.ndarray]]:
         """(number, features [n, *F]) of each bag, on the host, from the shards."""
@@ -117,10 +117,10 @@ class SpreadFeed:
         owned: ResidentBags = jax.tree.map(whole, *parts)
         return owned
 
-    def _window(self, load: Load) -> ResidentBags:
-        source = np.full((2, self.rows[load.bucket]), -1, np.int32)  # of each row: its owner, and where it lies there
+    def _window(self, plan: WindowPlan) -> ResidentBags:
+        source = np.full((2, self.rows[plan.bucket]), -1, np.int32)  # of each row: its owner, and where it lies there
         offsets = np.zeros(len(self.sizes), np.int32)
-        for bag, start in load.offsets.items():
+        for bag, start in plan.offsets.items():
             size, first = self.sizes[bag], self._first_row[bag]
             source[0, start : start + size] = self._owner[bag]
             source[1, start : start + size] = np.arange(first, first + size)

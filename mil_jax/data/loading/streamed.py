@@ -23,17 +23,17 @@ import jax
 import numpy as np
 
 from mil_jax.data.loading.resident import (
-    Piece,
     Put,
     ResidentBags,
     SplitBags,
+    Window,
     bag_sizes,
     new_rows,
     real_features,
     row_bytes,
     slide_rows,
 )
-from mil_jax.data.loading.windows import Load, Run, bags_wanted, split_runs
+from mil_jax.data.loading.windows import Dispatch, WindowPlan, bags_wanted, split_dispatches
 from mil_jax.data.shards.reader import Shards
 from mil_jax.errors import DataError
 from mil_jax.machine import usable_cores
@@ -68,14 +68,14 @@ class StreamedBags:
 
 
 class Order(Protocol):
-    """Which bags are read in an epoch: bags [R, T, B], -1 for none, and the runs over them."""
+    """Which bags are read in an epoch: bags [R, T, B], -1 for none, and the dispatches over them."""
 
     @property
     def bags(self) -> np.ndarray:
         """See the class."""
 
     @property
-    def runs(self) -> Sequence[Run]:
+    def dispatches(self) -> Sequence[Dispatch]:
         """See the class."""
 
 
@@ -89,7 +89,7 @@ class _Window:
         self.done: jax.Array | None = None
 
 
-class StreamedFeed:
+class StreamingLoader:
     """Reads windows in the background. Use it from one thread, and close it on every way out.
 
     put: brings host arrays to every device. first: the order of the first epoch, by which windows are sized. split: where devices share
@@ -106,7 +106,7 @@ class StreamedFeed:
         split: Put | None = None,
     ) -> None:
         self.bags, self.shards, self.lengths, self.put, self.split = bags, bags.shards, lengths, put, split
-        self.rows = window_rows(bags, lengths, first.bags, first.runs)
+        self.rows = window_rows(bags, lengths, first.bags, first.dispatches)
         self.sizes = bags.sizes
         self._device_sizes = put(self.sizes)
         self._placed = (split or put)(np.zeros((1, lengths[0]), np.int32)).sharding  # of the arrays of a window
@@ -130,20 +130,20 @@ class StreamedFeed:
             return SplitBags(*window_shapes(self.bags, (rows // length, length), self._placed, self._device_sizes))
         return ResidentBags(*window_shapes(self.bags, (rows,), self._placed, self._device_sizes))
 
-    def pieces(self, bags: np.ndarray, runs: Sequence[Run]) -> Iterator[Piece]:
-        """The dispatches of runs (bucket, lo [R], hi [R]) over bags [R, T, B], split so that each one's bags fit into a window.
+    def windows(self, bags: np.ndarray, dispatches: Sequence[Dispatch]) -> Iterator[Window]:
+        """The windows of dispatches (bucket, lo [R], hi [R]) over bags [R, T, B], split so that each one's bags fit into a window.
 
         Raises ShardError for a torn or altered record.
         """
 
-        def job(load: Load) -> tuple[Load, Callable[[_Window], Future[ResidentBags]]]:
-            return load, lambda window: self._placing.submit(
-                self._place, window, load, self._reading.submit(self._read, window, load.offsets)
+        def job(plan: WindowPlan) -> tuple[WindowPlan, Callable[[_Window], Future[ResidentBags]]]:
+            return plan, lambda window: self._placing.submit(
+                self._place, window, plan, self._reading.submit(self._read, window, plan.offsets)
             )
 
-        loads = split_runs(bags, runs, self.sizes, self.lengths, self.rows, padded=self.split is not None)
-        for load, window, placed in self._in_turn(map(job, loads)):
-            piece = Piece(load.bucket, load.lo, load.hi, placed, load.ends_run)
+        plans = split_dispatches(bags, dispatches, self.sizes, self.lengths, self.rows, padded=self.split is not None)
+        for plan, window, placed in self._in_turn(map(job, plans)):
+            piece = Window(plan.bucket, plan.lo, plan.hi, placed, plan.ends_dispatch)
             try:
                 yield piece
             finally:
@@ -216,14 +216,14 @@ class StreamedFeed:
             self.shards.verify(slide)
             self._verified[slide] = True
 
-    def _place(self, window: _Window, load: Load, read: Future[None]) -> ResidentBags:
+    def _place(self, window: _Window, plan: WindowPlan, read: Future[None]) -> ResidentBags:
         read.result()
         offsets = np.zeros(len(self.sizes), np.int32)
-        offsets[list(load.offsets)] = list(load.offsets.values())
-        host = window.rows.bags(slice(self.rows[load.bucket]), offsets, None)
+        offsets[list(plan.offsets)] = list(plan.offsets.values())
+        host = window.rows.bags(slice(self.rows[plan.bucket]), offsets, None)
         if self.split is None:
             return self.put(host).replace(sizes=self._device_sizes)
-        length, split = self.lengths[load.bucket], self.split
+        length, split = self.lengths[plan.bucket], self.split
         features, coords, slide_index, neighbors, parts = (
             None if x is None else split(x.reshape(-1, length, *x.shape[1:]))
             for x in (host.features, host.coords, host.slide_index, host.neighbors, host.part_mask)
@@ -250,7 +250,7 @@ def window_shapes(
 
 
 def window_rows(
-    bags: StreamedBags, lengths: tuple[int, ...], order: np.ndarray, runs: Sequence[Run]
+    bags: StreamedBags, lengths: tuple[int, ...], order: np.ndarray, dispatches: Sequence[Dispatch]
 ) -> tuple[int, ...]:
     """Rows of a window, by bucket: for the bags wanted at once, as far as the memory allows, and at least for one step."""
     batch_size, instance = order.shape[2], bags.row_bytes
@@ -261,5 +261,5 @@ def window_rows(
             f"data.stream_gib={bags.most_bytes / 2**30:g} is too little to stream this cohort: one step needs up to "
             f"{needed:,} instances in memory, three times; set it to at least {WINDOWS * needed * instance / 2**30:.3g}"
         )
-    wanted = np.maximum(bags_wanted(order, runs, len(lengths)), batch_size)
+    wanted = np.maximum(bags_wanted(order, dispatches, len(lengths)), batch_size)
     return tuple(min(int(count), most_rows // length) * length for count, length in zip(wanted, lengths))

@@ -1,6 +1,6 @@
 """Which bags lie together in a window: dispatches split into shorter ones whose bags fit into a fixed number of rows.
 
-A dispatch (`run`) lets replica r make its steps lo[r]..hi[r] of one bucket. Where the bags it reads are more than a window holds it
+A dispatch lets replica r make its steps lo[r]..hi[r] of one bucket. Where the bags it reads are more than a window holds it
 becomes several, one after another, each with bags of its own; no replica's order changes, so no result does. A window has room for
 the same number of rows in every dispatch of a bucket, so that nothing is compiled twice.
 """
@@ -12,52 +12,53 @@ from dataclasses import dataclass
 
 import numpy as np
 
-Run = tuple[int, np.ndarray, np.ndarray]  # bucket, lo [R], hi [R]
+Dispatch = tuple[int, np.ndarray, np.ndarray]  # bucket, lo [R], hi [R]
 
 
 @dataclass(frozen=True)
-class Load:
-    """A part of a run, and the bags it reads. offsets: first row in the window, by bag. ends_run: whether it is the run's last."""
+class WindowPlan:
+    """A part of a dispatch, and the bags it reads. offsets: first row in the window, by bag. ends_dispatch: whether it is the
+    dispatch's last."""
 
     bucket: int
     lo: np.ndarray
     hi: np.ndarray
     offsets: dict[int, int]
-    ends_run: bool
+    ends_dispatch: bool
 
 
-def split_runs(
+def split_dispatches(
     bags: np.ndarray,
-    runs: Sequence[Run],
+    dispatches: Sequence[Dispatch],
     sizes: np.ndarray,
     lengths: Sequence[int],
     rows: Sequence[int],
     padded: bool = False,
-) -> Iterator[Load]:
-    """The loads of all runs, in order.
+) -> Iterator[WindowPlan]:
+    """The plans of all dispatches, in order.
 
     bags: int [R, T, B], -1 for none. sizes: [num_bags]. rows: [num_buckets], rows of a window: at least B times the bucket's length.
     padded: each bag takes the bucket's length, else bags lie end to end.
     """
-    for bucket, lo, hi in runs:
+    for bucket, lo, hi in dispatches:
         taken = np.full_like(sizes, lengths[bucket]) if padded else sizes
-        loads = [*_split(bags, lo, hi, taken, lengths[bucket], rows[bucket])]
-        for number, (start, stop, offsets) in enumerate(loads, start=1):
-            yield Load(bucket, start, stop, offsets, ends_run=number == len(loads))
+        plans = [*_split(bags, lo, hi, taken, lengths[bucket], rows[bucket])]
+        for number, (start, stop, offsets) in enumerate(plans, start=1):
+            yield WindowPlan(bucket, start, stop, offsets, ends_dispatch=number == len(plans))
 
 
-def bags_wanted(bags: np.ndarray, runs: Sequence[Run], num_buckets: int) -> np.ndarray:
-    """int [num_buckets], bags that a window should hold: those of the fullest slot, or of the median run where these are more.
+def bags_wanted(bags: np.ndarray, dispatches: Sequence[Dispatch], num_buckets: int) -> np.ndarray:
+    """int [num_buckets], bags that a window should hold: those of the fullest slot, or of the median dispatch where these are more.
 
-    A slot is one step of all replicas that have one. A bucket without runs gets as many as the fullest slot of any.
+    A slot is one step of all replicas that have one. A bucket without dispatches gets as many as the fullest slot of any.
     """
     in_slot = np.zeros(num_buckets, np.int64)
-    in_runs: list[list[int]] = [[] for _ in range(num_buckets)]
-    for bucket, lo, hi in runs:
+    in_dispatches: list[list[int]] = [[] for _ in range(num_buckets)]
+    for bucket, lo, hi in dispatches:
         slots = [_numbers(bags, lo, hi, t) for t in range(int((hi - lo).max()))]
         in_slot[bucket] = max(in_slot[bucket], *map(len, slots))
-        in_runs[bucket].append(len(np.unique(np.concatenate(slots))))
-    wanted = np.maximum(in_slot, [int(np.median(counts)) if counts else 0 for counts in in_runs])
+        in_dispatches[bucket].append(len(np.unique(np.concatenate(slots))))
+    wanted = np.maximum(in_slot, [int(np.median(counts)) if counts else 0 for counts in in_dispatches])
     return np.where(wanted > 0, wanted, max(1, int(in_slot.max())))
 
 
@@ -103,7 +104,7 @@ def _split(
 
 
 def _numbers(bags: np.ndarray, lo: np.ndarray, hi: np.ndarray, t: int) -> np.ndarray:
-    """The different bags of slot t of a run."""
+    """The different bags of slot t of a dispatch."""
     busy = np.flatnonzero(lo + t < hi)
     numbers = np.unique(bags[busy, lo[busy] + t])
     return numbers[numbers >= 0]

@@ -28,7 +28,7 @@ from mil_jax.data.features.checks import SlideChecks
 from mil_jax.data.features.graphs import nearest_neighbors
 from mil_jax.data.features.regions import in_regions
 from mil_jax.data.shards.index import INDEX_FILE, ShardFile, ShardIndex, write_index
-from mil_jax.files import new_folder
+from mil_jax.files import atomic_folder
 from mil_jax.errors import ConfigError, DataError
 from mil_jax.interop.slide_bag import UNKNOWN, SlideBag
 
@@ -96,7 +96,7 @@ def write_shards(
     if regions and num_neighbors:
         raise ConfigError("neighbours are those of tiles, and regions take their place: ask for one of them")
     target = Path(folder)
-    with new_folder(target, INDEX_FILE, overwrite or add_to is not None) as temporary:
+    with atomic_folder(target, INDEX_FILE, overwrite or add_to is not None) as temporary:
         checked = SlideChecks(None if dtype is None else np.dtype(dtype), nonfinite, list(excluded))
         with _RecordWriter(temporary, ladder, shard_bytes, num_neighbors) as writer:
             if add_to is not None:

@@ -29,7 +29,7 @@ from mil_jax.data.splits.folds import (
 from mil_jax.data.splits.published import bags_of_ids, long_table, read_ids, read_published
 from mil_jax.data.tables import SUFFIXES, listed, suggestion
 from mil_jax.errors import ConfigError, DataError
-from mil_jax.files import written_whole
+from mil_jax.files import atomic_write
 
 __all__ = [
     "TEST",
@@ -122,7 +122,7 @@ class Splits:
 
     def to_csv(self, path: str | os.PathLike[str], cohort: Cohort) -> None:
         """Writes fold, bag_id, patient_id, part; `read_splits` gives the same parts and names back."""
-        with written_whole(path) as temporary:
+        with atomic_write(path) as temporary:
             long_table(self.parts, self.names, cohort).to_csv(temporary, index=False)
 
 

@@ -8,7 +8,7 @@ from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
-from mil_jax.files import written_whole
+from mil_jax.files import atomic_write
 
 # Okabe and Ito's colours, told apart in every kind of colour blindness.
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000", "#8C6D1F")
@@ -25,5 +25,5 @@ def tidy(axes: Axes) -> None:
 
 def save(figure: Figure, path: Path) -> None:
     """Writes a PNG, whole or not at all."""
-    with written_whole(path) as temporary:
+    with atomic_write(path) as temporary:
         FigureCanvasAgg(figure).print_png(str(temporary))

@@ -18,7 +18,7 @@ from mil_jax.experiment.experiment import Experiment
 from mil_jax.experiment.phases import PROBE
 from mil_jax.experiment.targets import Target
 from mil_jax.reports.run.leak_report import leak_report
-from mil_jax.reports.run.statements import Conduct
+from mil_jax.reports.run.statements import RunProtocol
 from mil_jax.run_folder import features_json, tasks_json
 from mil_jax.run_folder.folder import RunFolder
 from mil_jax.tasks.base import METRIC_LABELS
@@ -90,7 +90,7 @@ def failures(experiment: Experiment, result: FitResult) -> list[str]:
     return sentences
 
 
-def leave_for_evaluation(experiment: Experiment, folder: RunFolder) -> list[str]:
+def write_evaluation_metadata(experiment: Experiment, folder: RunFolder) -> list[str]:
     """Writes tasks.json, features.json and, where there are any, covariates.json, and gives the sentences of the leak report."""
     tasks_json.write(folder, experiment.targets)
     bags = bag_moments(experiment.shards, experiment.cohort.slides)
@@ -119,7 +119,7 @@ def probe_notes(experiment: Experiment, result: FitResult) -> list[str]:
     ]
 
 
-def conduct(experiment: Experiment, failed: Sequence[str] = (), shared: Sequence[str] = ()) -> Conduct:
+def run_protocol(experiment: Experiment, failed: Sequence[str] = (), shared: Sequence[str] = ()) -> RunProtocol:
     """How the runs were carried out, with what does not follow from the predictions and has to stand under the result. shared: the leak
     report.
     """
@@ -152,7 +152,7 @@ def conduct(experiment: Experiment, failed: Sequence[str] = (), shared: Sequence
             if experiment.config.strategy.name == PROBE
             else "Embedded digits with the config's demo part (small widths, few epochs); name data to train in earnest."
         )
-    return Conduct(
+    return RunProtocol(
         protocol=config.train.protocol,
         select=experiment.selection.select,
         selected_on_test=experiment.selection_part == TEST,

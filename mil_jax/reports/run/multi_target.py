@@ -20,7 +20,7 @@ from mil_jax.data.tables import listed
 from mil_jax.reports import tables
 from mil_jax.reports.figures import curves
 from mil_jax.reports.figures.fold_change import draw_fold_change, fold_change_view, fold_changes
-from mil_jax.reports.run.statements import SUSPICIOUS_BAG_SIZE, Conduct, selection
+from mil_jax.reports.run.statements import SUSPICIOUS_BAG_SIZE, RunProtocol, selection
 from mil_jax.reports.run.summary import summarize
 from mil_jax.reports.statistics import RESAMPLES
 from mil_jax.run_folder.folder import RunFolder
@@ -46,7 +46,7 @@ def write_target_summaries(
     targets: Sequence[TargetReport],
     predictions: pd.DataFrame,
     history: Sequence[Mapping[str, Any]],
-    conduct: Conduct,
+    protocol: RunProtocol,
     left_out: pd.DataFrame,
     *,
     title: str,
@@ -62,7 +62,7 @@ def write_target_summaries(
                 target.task,
                 of_target[target.name].dropna(axis="columns", how="all"),
                 target.constants,
-                conduct,
+                protocol,
                 title=target.name,
                 fold_names=target.fold_names,
             ),
@@ -76,11 +76,11 @@ def write_target_summaries(
         changes |= fold_changes(target.task, mine[mine["part"] == TEST].dropna(axis="columns", how="all"))
     summary: dict[str, Any] = {
         "title": title,
-        "selected_on_test": conduct.selected_on_test,
+        "selected_on_test": protocol.selected_on_test,
         "main_metric": main,
         "num_targets": len(targets),
         "left_out": left_out.to_dict("records"),
-        "statements": _statements(conduct, summaries),
+        "statements": _statements(protocol, summaries),
         "figures": [],
         "notes": list(notes),
         "facts": dict(facts or {}),
@@ -89,21 +89,21 @@ def write_target_summaries(
     if changes:
         pearson = {name: summaries[name]["metrics"]["pearson"]["pooled"] for name in changes}
         summary["fold_change"] = fold_change_view(changes, pearson)
-    if conduct.selected_on_test:
+    if protocol.selected_on_test:
         predictions = predictions.assign(selected_on="test")
     folder.write_table("predictions.csv", predictions)
     folder.write_table("targets.csv", _table(summaries))
     if history:
         curves.draw_training_curves(
-            history, folder.figures / "training_curves.png", selected_on_test=conduct.selected_on_test
+            history, folder.figures / "training_curves.png", selected_on_test=protocol.selected_on_test
         )
         summary["figures"].append("training_curves.png")
     if any(not math.isnan(one["metrics"][main]["pooled"]) for one in summaries.values()):
-        curves.draw_targets(summaries, folder.figures / "targets.png", selected_on_test=conduct.selected_on_test)
+        curves.draw_targets(summaries, folder.figures / "targets.png", selected_on_test=protocol.selected_on_test)
         summary["figures"].insert(0, "targets.png")
     if summary.get("fold_change"):
         draw_fold_change(
-            summary["fold_change"], folder.figures / "fold_change.png", selected_on_test=conduct.selected_on_test
+            summary["fold_change"], folder.figures / "fold_change.png", selected_on_test=protocol.selected_on_test
         )
         summary["figures"].append("fold_change.png")
     folder.write_text("summary.md", markdown(summary))
@@ -172,13 +172,13 @@ def common_sentences(of_targets: Mapping[str, Sequence[str]]) -> list[str]:
     ]
 
 
-def _statements(conduct: Conduct, summaries: Mapping[str, Mapping[str, Any]]) -> list[str]:
+def _statements(protocol: RunProtocol, summaries: Mapping[str, Mapping[str, Any]]) -> list[str]:
     first = next(iter(summaries.values()))
     main, (of_size,) = first["main_metric"], first["controls"]["bag size"]
     name, chance = METRIC_LABELS[main], 0.5 if main in ("auc", "c_index") else 0
     said = [
-        selection(conduct),
-        *conduct.notes,
+        selection(protocol),
+        *protocol.notes,
         f"95 % interval: percentiles over {RESAMPLES} resamples of the patients of a label column for the {name} of all folds' "
         "predictions pooled, averaged over seeds; the models stay as trained.",
         "The intervals are not corrected for the number of label columns: of columns without any signal, 2.5 % lie wholly above "

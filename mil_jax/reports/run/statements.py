@@ -26,7 +26,7 @@ _NUMBERS = ("regression", "survival")
 
 
 @dataclass(frozen=True)
-class Conduct:
+class RunProtocol:
     """How runs were carried out.
 
     protocol: "clean" or "reference". select: what chose the epoch in the end: "last", or a monitor such as "val_loss".
@@ -42,11 +42,11 @@ class Conduct:
     notes: tuple[str, ...] = ()
 
 
-def statements(conduct: Conduct, summary: Mapping[str, Any]) -> list[str]:
+def statements(protocol: RunProtocol, summary: Mapping[str, Any]) -> list[str]:
     """The sentences, the gravest first. `summary`: the content of summary.json so far."""
     return [
-        selection(conduct),
-        *conduct.notes,
+        selection(protocol),
+        *protocol.notes,
         *_leak_free(summary),
         *_diverged(summary),
         *_undefined_folds(summary),
@@ -54,21 +54,21 @@ def statements(conduct: Conduct, summary: Mapping[str, Any]) -> list[str]:
         *_risk_groups(summary),
         *_spread(summary),
         *_interval(summary),
-        *_seeds(conduct, summary),
+        *_seeds(protocol, summary),
         *_thresholds(summary),
     ]
 
 
-def selection(conduct: Conduct) -> str:
+def selection(protocol: RunProtocol) -> str:
     """What chose the epoch of each run."""
-    protocol = f"Protocol {conduct.protocol}: "
-    if conduct.select == "last":
-        return f"{protocol}the last epoch of each run was taken; its test part was used once, after training."
-    monitor = monitor_label(conduct.select)
-    if conduct.selected_on_test:
+    named = f"Protocol {protocol.protocol}: "
+    if protocol.select == "last":
+        return f"{named}the last epoch of each run was taken; its test part was used once, after training."
+    monitor = monitor_label(protocol.select)
+    if protocol.selected_on_test:
         measure = monitor.removeprefix("validation ")
-        return f"{protocol}the epoch with the best {measure} was SELECTED ON TEST, so these numbers are too good."
-    return f"{protocol}the epoch with the best {monitor} was taken; each test part was used once, after training."
+        return f"{named}the epoch with the best {measure} was SELECTED ON TEST, so these numbers are too good."
+    return f"{named}the epoch with the best {monitor} was taken; each test part was used once, after training."
 
 
 def _leak_free(summary: Mapping[str, Any]) -> list[str]:
@@ -136,8 +136,8 @@ def _interval(summary: Mapping[str, Any]) -> list[str]:
     ]
 
 
-def _seeds(conduct: Conduct, summary: Mapping[str, Any]) -> list[str]:
-    if conduct.order != "shared" or len({run["seed"] for run in summary["runs"]}) == 1:
+def _seeds(protocol: RunProtocol, summary: Mapping[str, Any]) -> list[str]:
+    if protocol.order != "shared" or len({run["seed"] for run in summary["runs"]}) == 1:
         return []
     return [
         "All seeds saw the bags in the same order (train.order=shared): sd over seeds shows only initialisation and dropout."

@@ -11,7 +11,7 @@ import pandas as pd
 from mil_jax.reports import statistics
 from mil_jax.reports.figures import curves, risk_groups
 from mil_jax.reports.figures.fold_change import fold_change_view, fold_changes
-from mil_jax.reports.run.statements import Conduct, statements
+from mil_jax.reports.run.statements import RunProtocol, statements
 from mil_jax.reports.tables import closing_sections, markdown
 from mil_jax.run_folder.folder import RunFolder
 from mil_jax.tasks.base import Task
@@ -25,7 +25,7 @@ def write_summary(
     predictions: pd.DataFrame,
     history: Sequence[Mapping[str, Any]],
     constants: Mapping[int, np.ndarray],
-    conduct: Conduct,
+    protocol: RunProtocol,
     title: str = "Result",
     fold_names: Mapping[int, str] | None = None,
     notes: Sequence[str] = (),
@@ -39,9 +39,9 @@ def write_summary(
     facts: timings, compilations, buckets, by name.
     """
     summary = summarize(
-        task, predictions, constants, conduct, title=title, fold_names=fold_names, notes=notes, facts=facts
+        task, predictions, constants, protocol, title=title, fold_names=fold_names, notes=notes, facts=facts
     )
-    if conduct.selected_on_test:
+    if protocol.selected_on_test:
         predictions = predictions.assign(selected_on="test")
     folder.write_table("predictions.csv", predictions)
     test = predictions[predictions["part"] == TEST]
@@ -55,7 +55,7 @@ def summarize(
     task: Task,
     predictions: pd.DataFrame,
     constants: Mapping[int, np.ndarray],
-    conduct: Conduct,
+    protocol: RunProtocol,
     *,
     title: str = "Result",
     fold_names: Mapping[int, str] | None = None,
@@ -66,7 +66,7 @@ def summarize(
     test = predictions[predictions["part"] == TEST].reset_index(drop=True)
     runs = statistics.run_metrics(task, test)
     # Where the test part chose the epoch, the rows called "val" are test bags: no threshold may come from them.
-    validation = predictions[(predictions["part"] == VALIDATION) & (not conduct.selected_on_test)]
+    validation = predictions[(predictions["part"] == VALIDATION) & (not protocol.selected_on_test)]
     thresholded = statistics.threshold_metrics(task, test, validation)
     if not thresholded.empty:
         runs = runs.merge(thresholded, on=["fold", "seed"], how="left")
@@ -81,7 +81,7 @@ def summarize(
         "columns": list(task.column_names),
         "num_bags": int(test["bag_id"].nunique()),
         "num_patients": int(test["patient_id"].nunique()),
-        "selected_on_test": conduct.selected_on_test,
+        "selected_on_test": protocol.selected_on_test,
         "fold_names": {str(fold): name for fold, name in (fold_names or {}).items()},
         "metrics": metrics,
         "runs": runs.to_dict("records"),
@@ -100,7 +100,7 @@ def summarize(
         summary["fold_change"] = fold_change_view(changes, pearson)
     if task.name == "survival":
         summary["risk_groups"] = risk_groups.risk_groups(task, test)
-    summary["statements"] = statements(conduct, summary)
+    summary["statements"] = statements(protocol, summary)
     return summary
 
 

@@ -13,8 +13,8 @@ import pytest
 from mil_jax.config import base_config
 from mil_jax.data.features.regions import in_regions
 from mil_jax.data.loading.feature_moments import moments
-from mil_jax.data.loading.resident import UnreadBags, load_bags
-from mil_jax.data.loading.streamed import WINDOWS, StreamedBags, StreamedFeed
+from mil_jax.data.loading.resident import LazyBags, load_bags
+from mil_jax.data.loading.streamed import WINDOWS, StreamedBags, StreamingLoader
 from mil_jax.data.shards.convert import convert, shards_for_features
 from mil_jax.data.shards.reader import Shards, SlideBag, write_shards
 from mil_jax.errors import ConfigError, DataError
@@ -65,7 +65,7 @@ def test_regions_survive_the_shards_bit_for_bit(dtype, tmp_path):
     write_shards(slides, tmp_path / "shards", regions=4, for_tensorflow=False)
     shards = Shards.open(tmp_path / "shards")
     assert (shards.num_parts, shards.feature_shape) == (16, (16, D))
-    unread = UnreadBags(shards, [np.array([2, 1]), np.array([0])], 96)
+    unread = LazyBags(shards, [np.array([2, 1]), np.array([0])], 96)
     bags = unread.read
     assert jax.tree.map(lambda x: (x.shape, x.dtype), unread.shapes) == jax.tree.map(lambda x: (x.shape, x.dtype), bags)
     expected = [in_regions(source, 4) for source in slides]
@@ -90,7 +90,7 @@ def test_regions_are_streamed(tmp_path):
     order = dataclasses.make_dataclass("Order", ["bags", "runs"])(numbers, runs)
     seen = []
     bags = StreamedBags(shards, each, WINDOWS * 32 * (64 * (4 * D + 1) + 12))
-    with contextlib.closing(StreamedFeed(bags, (32,), jax.device_put, order)) as feed:
+    with contextlib.closing(StreamingLoader(bags, (32,), jax.device_put, order)) as feed:
         for piece in feed.pieces(numbers, runs):
             for number in range(int(piece.lo[0]), int(piece.hi[0])):
                 bag, whole = piece.bags.bag(number, 32), resident.bag(number, 32)

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from mil_jax.data.loading.feature_moments import moments
-from mil_jax.data.loading.resident import ResidentFeed, load_bags
+from mil_jax.data.loading.resident import ResidentLoader, load_bags
 from mil_jax.data.shards.reader import Shards, SlideBag, write_shards
 from mil_jax.interop.slide_bag import Provenance
 
@@ -54,7 +54,7 @@ def test_moments_are_those_of_all_instances_of_the_training_bags(shards):
     opened, slides = shards
     bags = load_bags(opened, [np.array([k]) for k in range(6)], longest=8)
     parts = np.array([[True, False, True, False, False, True], [False, True, False, True, False, False]])
-    (mean, _), (deviation, _) = moments(ResidentFeed(bags, jax.device_put).instances(np.arange(6)), parts)
+    (mean, _), (deviation, _) = moments(ResidentLoader(bags, jax.device_put).instances(np.arange(6)), parts)
     rows = np.concatenate([slides[k].features for k in (0, 2, 5)]).astype(np.float64)
     np.testing.assert_allclose(mean, rows.mean(axis=0), atol=1e-12)
     np.testing.assert_allclose(deviation, rows.std(axis=0), rtol=1e-10)
@@ -66,7 +66,7 @@ def test_a_constant_column_has_deviation_zero_however_large_it_is(tmp_path):
     features[:, 1] = 12345.678
     write_shards([SlideBag(f"s{k}", features[25 * k : 25 * k + 25]) for k in range(2)], tmp_path / "shards")
     bags = load_bags(Shards.open(tmp_path / "shards"), [np.array([0]), np.array([1])], longest=32)
-    features = ResidentFeed(bags, jax.device_put).instances(np.arange(2))
+    features = ResidentLoader(bags, jax.device_put).instances(np.arange(2))
     (mean,), (deviation,) = moments(features, np.ones((1, 2), bool))
     assert deviation[1] == 0.0
     assert mean[1] == pytest.approx(12345.678, rel=1e-6)

@@ -9,7 +9,7 @@ from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from mil_jax.data.loading.resident import load_bags
-from mil_jax.data.loading.sharded import SpreadBags, SpreadFeed, deal, fullest
+from mil_jax.data.loading.sharded import ShardedBags, ShardedLoader, deal, fullest
 from mil_jax.data.shards.reader import Provenance, Shards, SlideBag, write_shards
 from mil_jax.engine.bag_order import EpochOrder
 from mil_jax.engine.mesh import replica_mesh
@@ -49,13 +49,13 @@ def test_windows_hold_the_bags_of_their_owners_and_each_device_only_its_own(tmp_
     def put(tree):
         return jax.device_put(tree, NamedSharding(mesh, P()))
 
-    feed = SpreadFeed(SpreadBags(shards, numbers, most_bytes), (LONGEST,), put, mesh, EpochOrder(order, runs, lo))
-    bags, rows = load_bags(shards, numbers, LONGEST), fullest(feed.sizes, mesh.size)
-    assert {part.data.shape for part in feed._owned.features.addressable_shards} == {(rows, WIDTH)}
+    loader = ShardedLoader(ShardedBags(shards, numbers, most_bytes), (LONGEST,), put, mesh, EpochOrder(order, runs, lo))
+    bags, rows = load_bags(shards, numbers, LONGEST), fullest(loader.sizes, mesh.size)
+    assert {part.data.shape for part in loader._owned.features.addressable_shards} == {(rows, WIDTH)}
     seen = 0
-    for piece in feed.pieces(order, runs):
+    for piece in loader.windows(order, runs):
         assert jax.tree.map(lambda x: (x.shape, x.dtype), piece.bags) == jax.tree.map(
-            lambda x: (x.shape, x.dtype), feed.shapes(0)
+            lambda x: (x.shape, x.dtype), loader.shapes(0)
         )
         for r in range(2):
             for t in range(piece.lo[r], piece.hi[r]):
@@ -66,4 +66,4 @@ def test_windows_hold_the_bags_of_their_owners_and_each_device_only_its_own(tmp_
                 )
                 jax.tree.map(np.testing.assert_array_equal, found, expected)
     assert seen == order.size
-    assert [number for number, _ in feed.instances(np.array([4, 2]))] == [4, 2]
+    assert [number for number, _ in loader.instances(np.array([4, 2]))] == [4, 2]

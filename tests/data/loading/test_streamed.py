@@ -17,12 +17,12 @@ import pytest
 from mil_jax.data.buckets import Ladder
 from mil_jax.data.loading import resident as resident_module
 from mil_jax.data.loading import streamed as streamed_module
-from mil_jax.data.loading.resident import UnreadBags, load_bags
-from mil_jax.data.loading.streamed import THREAD_NAMES, WINDOWS, StreamedBags, StreamedFeed
+from mil_jax.data.loading.resident import LazyBags, load_bags
+from mil_jax.data.loading.streamed import THREAD_NAMES, WINDOWS, StreamedBags, StreamingLoader
 from mil_jax.data.shards.reader import Provenance, Shards, SlideBag, write_shards
 from mil_jax.engine.checkpoints import Checkpoints
 from mil_jax.engine.early_stopping import Selection
-from mil_jax.engine.engine import Engine, Stopped, fit
+from mil_jax.engine.engine import Engine, TrainingInterrupted, fit
 from mil_jax.engine.types import EngineData, EngineSettings, FitResult, Phase
 from mil_jax.errors import DataError, ShardError
 from mil_jax.strategies.supervised import COVARIATES
@@ -62,7 +62,7 @@ def data(folder: Path, most_bytes: int | None) -> EngineData:
     test |= number >= 22  # a fixed test set, which no fold trains on
     selection = ~test & (number // 4 % 3 == 2)
     return EngineData(
-        bags=UnreadBags(shards, slides, LONGEST) if most_bytes is None else StreamedBags(shards, slides, most_bytes),
+        bags=LazyBags(shards, slides, LONGEST) if most_bytes is None else StreamedBags(shards, slides, most_bytes),
         targets=(number % 2).astype(np.int32)[None],
         training=~test & ~selection,
         selection=selection,
@@ -156,7 +156,7 @@ def test_a_run_stopped_while_streaming_and_resumed_otherwise_ends_bit_identical(
         return Checkpoints(tmp_path / name, seconds=1e9)
 
     for most_bytes, stop_after in ((one_step(), 7), (None, 5), (one_step(), 30)):
-        with pytest.raises(Stopped):
+        with pytest.raises(TrainingInterrupted):
             train(data(folder, most_bytes), Silent(stop_after=stop_after), checkpoints, replica_axis="map")
         assert not streaming_threads()
     expected, _ = resident(batch_size=1, replica_axis="map")
@@ -245,13 +245,13 @@ def test_an_epoch_left_early_leaves_the_feed_usable(folder):
     step = np.arange(25)[:, None]
     runs = [(1, lo, hi) for lo, hi in itertools.pairwise(step)]
     order = dataclasses.make_dataclass("Order", ["bags", "runs"])(numbers, runs)
-    with contextlib.closing(StreamedFeed(the_data.bags, (8, LONGEST), jax.device_put, order)) as feed:
+    with contextlib.closing(StreamingLoader(the_data.bags, (8, LONGEST), jax.device_put, order)) as loader:
         for _ in range(3):
-            for piece in feed.pieces(numbers, runs):
+            for piece in loader.windows(numbers, runs):
                 assert int(piece.bags.bag(int(piece.lo[0]), LONGEST).num_instances) == the_data.bags.sizes[piece.lo[0]]
                 if piece.lo[0] == 5:
                     break
-        assert len([*feed.instances(np.arange(24))]) == 24
+        assert len([*loader.instances(np.arange(24))]) == 24
 
 
 def test_a_cohort_of_more_than_two_billion_instances_is_streamed():
@@ -260,12 +260,12 @@ def test_a_cohort_of_more_than_two_billion_instances_is_streamed():
     numbers = np.array([[[len(shards) - 1]], [[7]]])
     runs = [(0, np.zeros(2, int), np.ones(2, int))]
     order = dataclasses.make_dataclass("Order", ["bags", "runs"])(numbers, runs)
-    feed = StreamedFeed(bags, (2**16,), jax.device_put, order)
-    (piece,) = feed.pieces(numbers, runs)
+    loader = StreamingLoader(bags, (2**16,), jax.device_put, order)
+    (piece,) = loader.windows(numbers, runs)
     for number in (len(shards) - 1, 7):
         bag = piece.bags.bag(number, 2**16)
         np.testing.assert_array_equal(bag.features, number / 2**15)
-    feed.close()
+    loader.close()
     assert streamed_module.THREAD_NAMES not in "".join(streaming_threads())
 
 
@@ -281,8 +281,8 @@ def test_graphs_are_streamed(tmp_path):
     order = dataclasses.make_dataclass("Order", ["bags", "runs"])(numbers, runs)
     bags = StreamedBags(shards, pairs, WINDOWS * LONGEST * (4 + 12 + 3 * 4), num_neighbors=3)
     seen = []
-    with contextlib.closing(StreamedFeed(bags, (LONGEST,), jax.device_put, order)) as feed:
-        for piece in feed.pieces(numbers, runs):
+    with contextlib.closing(StreamingLoader(bags, (LONGEST,), jax.device_put, order)) as loader:
+        for piece in loader.windows(numbers, runs):
             for number in range(int(piece.lo[0]), int(piece.hi[0])):
                 bag, whole = piece.bags.bag(number, LONGEST), resident.bag(number, LONGEST)
                 n = int(whole.num_instances)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from mil_jax.data.loading.windows import bags_wanted, split_runs
+from mil_jax.data.loading.windows import bags_wanted, split_dispatches
 
 LENGTHS = (8, 24)
 
@@ -33,8 +33,8 @@ def test_every_step_is_made_once_in_order_with_its_bags_in_the_window(batch_size
     for seed in range(5):
         bags, runs, sizes = epoch(seed, batch_size)
         rows = [steps_in_window * batch_size * length for length in LENGTHS]
-        loads = [*split_runs(bags, runs, sizes, LENGTHS, rows)]
-        assert sum(load.ends_run for load in loads) == sum((hi > lo).any() for _, lo, hi in runs)
+        loads = [*split_dispatches(bags, runs, sizes, LENGTHS, rows)]
+        assert sum(load.ends_dispatch for load in loads) == sum((hi > lo).any() for _, lo, hi in runs)
         at = runs[0][1]
         for load in loads:
             np.testing.assert_array_equal(load.lo, at)
@@ -51,7 +51,7 @@ def test_every_step_is_made_once_in_order_with_its_bags_in_the_window(batch_size
 
 def test_a_wide_window_splits_nothing():
     bags, runs, sizes = epoch(0, 1)
-    loads = [*split_runs(bags, runs, sizes, LENGTHS, [10_000, 10_000])]
+    loads = [*split_dispatches(bags, runs, sizes, LENGTHS, [10_000, 10_000])]
     assert len(loads) == len(runs)
 
 

@@ -15,7 +15,7 @@ from mil_jax.encoders.vit import VisionTransformer
 from mil_jax.interop.torch_checkpoints import export_state_dict, import_state_dict
 from mil_jax.layers import dino
 from mil_jax.layers.initializers import Affine
-from mil_jax.layers.moving_average import followed
+from mil_jax.layers.moving_average import ema_update
 from mil_jax.layers.vit import ViT, ViTParameters, encode, interpolated_positions, interpolation_matrix
 from tests.parity.adapters.base import Answer, class_targets, classification_task, gradient_entries
 from tests.parity.case import Case
@@ -237,7 +237,7 @@ class DINOStep(_Unpadded):
                 return dino.dino_loss(found, wanted, jnp.zeros(config["out_dim"]), *temperatures), found
 
             (value, found), grads = jax.value_and_grad(loss, has_aux=True)(student)
-            moved = followed(teacher, student, 1.0 - config["ema"])
+            moved = ema_update(teacher, student, 1.0 - config["ema"])
             return value, found, wanted, grads, outputs(moved, views[:1])
 
         loss, found, wanted, grads, moved = run(student, teacher)

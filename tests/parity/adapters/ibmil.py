@@ -17,7 +17,7 @@ from mil_jax.layers.deconfounding import Deconfounding
 from mil_jax.strategies.base import Batch
 from mil_jax.strategies.ibmil import BRANCH, IBMIL
 from mil_jax.strategies.ibmil_clusters import clusters
-from mil_jax.strategies.ibmil_settings import DICTIONARY, Confounders
+from mil_jax.strategies.ibmil_settings import DICTIONARY, IBMILSettings
 from mil_jax.strategies.lr_schedule import Schedule
 from mil_jax.strategies.published_checkpoints import export_params, import_params
 from mil_jax.strategies.supervised import Supervised
@@ -64,7 +64,7 @@ def _strategy(case: Case) -> tuple[Supervised, str]:
     module = aggregators.create(name, config["n_classes"], **fields)
     if not config["k"]:
         return Supervised(module, _task(case)[0], recording(), Schedule()), variant
-    confounders = Confounders(
+    confounders = IBMILSettings(
         str(config["k"]),
         mode="specific" if config.get("mode") == "specific" else "agnostic",
         merge=config.get("c_merge") or "cat",

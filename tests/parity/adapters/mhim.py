@@ -17,11 +17,11 @@ from mil_jax.interop.torch_checkpoints import export_state_dict, import_state_di
 from mil_jax.layers import instance_masks
 from mil_jax.layers.instance_masks import MaskCounts
 from mil_jax.layers.losses import feature_consistency
-from mil_jax.layers.moving_average import followed
+from mil_jax.layers.moving_average import ema_update
 from mil_jax.strategies.base import Batch, Steps, TrainState
 from mil_jax.strategies.lr_schedule import Schedule
 from mil_jax.strategies.mhim import MHIM
-from mil_jax.strategies.mhim_settings import Masking
+from mil_jax.strategies.mhim_settings import MHIMSettings
 from tests.parity.adapters.base import Answer, classification_task, gradient_entries, named_as_stored, stack_bags
 from tests.parity.case import Case
 
@@ -42,11 +42,11 @@ V1_DSMIL = {"prediction": "mean_softmax", "loss": "streams"}
 NO_DROPOUT = {"dropout": 0.0}
 
 
-def masking_of(config: dict[str, Any], **others: Any) -> Masking:
+def masking_of(config: dict[str, Any], **others: Any) -> MHIMSettings:
     """The settings that a case's config names; the share of the high part falls where the case is at an iteration."""
     named = {ours: config[theirs] for theirs, ours in _SETTINGS.items() if config.get(theirs) is not None}
     falls = bool(config.get("mrh_sche", config.get("sche", "i" in config)))
-    return Masking(**{**named, "mask_high_cosine": falls, **others})
+    return MHIMSettings(**{**named, "mask_high_cosine": falls, **others})
 
 
 def build(case: Case, dsmil: dict[str, Any] = V1_DSMIL) -> tuple[nn.Module, str]:
@@ -172,7 +172,7 @@ class Choice:
         return found | high
 
 
-def counts_of(masking: Masking, size: int, steps: Steps, place: int) -> MaskCounts:
+def counts_of(masking: MHIMSettings, size: int, steps: Steps, place: int) -> MaskCounts:
     """The counts of the strategy for a bag of `size` in one step of an epoch."""
     strategy = make_strategy(aggregators.create("abmil", 2), masking)
     rows = strategy.schedule({"optimizer.lr": 1.0}, np.full((steps.count, 1), size), steps)
@@ -180,7 +180,7 @@ def counts_of(masking: Masking, size: int, steps: Steps, place: int) -> MaskCoun
     return MaskCounts(**names)
 
 
-def make_strategy(module: nn.Module, masking: Masking, kind: type[MHIM] = MHIM, **fields: Any) -> MHIM:
+def make_strategy(module: nn.Module, masking: MHIMSettings, kind: type[MHIM] = MHIM, **fields: Any) -> MHIM:
     task = classification_task("ce", module.num_outputs)
     return kind(module, task, recording(), Schedule(), masking=masking, **fields)
 
@@ -255,7 +255,7 @@ class Schedules:
                 pool, high = instance_masks.high_counts(sizes[:, None], shares, masking.mask_high_share)
                 values |= {f"{name}/mask_ratio_h": shares, f"{name}/k_pool": pool, f"{name}/k_high": high}
             elif found := re.fullmatch(r"mm_([\d.]+)", name):
-                masking = Masking(
+                masking = MHIMSettings(
                     momentum=float(found[1]), momentum_final=config.get("mm_final", 1.0), momentum_cosine=True
                 )
                 values[name] = at_steps(masking.momenta)
@@ -300,7 +300,7 @@ class MovingAverage:
             trained = {name: jnp.asarray(x) for name, x in teacher.items() if name not in buffers}
             others = {name: jnp.asarray(student[name]) for name in trained}
             for _ in range(case.config["steps"]):
-                trained = followed(trained, others, jnp.float32(1.0 - float(key.removeprefix("mm"))))
+                trained = ema_update(trained, others, jnp.float32(1.0 - float(key.removeprefix("mm"))))
             answer.values |= {f"out/{key}/{name}": x for name, x in {**buffers, **trained}.items()}
         return answer
 
@@ -315,7 +315,7 @@ class Plain:
         module, variant = build(case)
         params = import_state_dict(module, case.state_dict(), variant)
         batch = batch_of(case, bucket)
-        strategy = make_strategy(module, Masking())
+        strategy = make_strategy(module, MHIMSettings())
 
         @jax.jit
         def run(params: Any) -> Any:

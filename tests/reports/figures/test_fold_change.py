@@ -7,7 +7,7 @@ import pandas as pd
 import pytest
 
 from mil_jax.reports.figures.fold_change import fold_change_view, fold_changes
-from mil_jax.reports.run.statements import Conduct
+from mil_jax.reports.run.statements import RunProtocol
 from mil_jax.reports.run.summary import write_summary
 from mil_jax.run_folder.folder import RunFolder
 from mil_jax.tasks import Regression
@@ -67,10 +67,10 @@ def test_levels_and_correlation():
 def test_the_summary_of_a_model_of_several_ratios_has_it(ratios, tmp_path):
     task = Regression(("a", "b", "c", "d"), transform="log1p")
     folder = RunFolder.create(tmp_path / "run", {}, {})
-    conduct = Conduct(protocol="clean", select="last", selected_on_test=False, order="independent")
+    protocol = RunProtocol(protocol="clean", select="last", selected_on_test=False, order="independent")
     constants = {fold: np.zeros(4) for fold in (0, 1)}
     summary = write_summary(
-        folder, task=task, predictions=predictions(task, ratios), history=[], constants=constants, conduct=conduct
+        folder, task=task, predictions=predictions(task, ratios), history=[], constants=constants, protocol=protocol
     )
     assert summary["fold_change"]["spearman"] > 0.7
     assert "fold_change.png" in summary["figures"]

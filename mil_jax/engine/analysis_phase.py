@@ -12,9 +12,9 @@ import jax.numpy as jnp
 import numpy as np
 
 from mil_jax.engine import programs
-from mil_jax.engine.callbacks import Stopped
+from mil_jax.engine.callbacks import TrainingInterrupted
 from mil_jax.engine.checkpoints import Checkpoints
-from mil_jax.strategies.base import Survey, TrainState
+from mil_jax.strategies.base import Analysis, TrainState
 
 if TYPE_CHECKING:
     from mil_jax.engine.engine import Engine
@@ -23,54 +23,54 @@ PyTree = Any
 
 
 def run(
-    engine: Engine, survey: Survey, previous: TrainState | None, checkpoints: Checkpoints | None
+    engine: Engine, analysis: Analysis, previous: TrainState | None, checkpoints: Checkpoints | None
 ) -> tuple[TrainState, PyTree]:
     """The state that the next phase is given, and what was found: "params" [R, ...], "bags" [R, V] (their numbers, -1 for none), and
     "per_bag", by name [R, V, ...].
     """
-    assert previous is not None, "a survey comes after a phase"
+    assert previous is not None, "an analysis comes after a phase"
     runs = engine.plan.described()
     saved = bool(checkpoints and checkpoints.place(runs))
-    engine.listener.phase(survey.name, int(saved), 1)
+    engine.listener.phase(analysis.name, int(saved), 1)
     if checkpoints and saved:
         found = checkpoints.as_saved()
     else:
-        found, rows = _look(engine, survey, previous)
+        found, rows = _look(engine, analysis, previous)
         if checkpoints:
             checkpoints.save(0, found, {"runs": runs}, wait=True)
         engine.listener.epoch(rows)
-        if checkpoints and engine.agreement.now(engine.listener.stop_requested()):
-            raise Stopped
-    return engine.spread(TrainState.ended_with(found["params"], engine.num_replicas)), found
+        if checkpoints and engine.vote.blocking(engine.listener.stop_requested()):
+            raise TrainingInterrupted
+    return engine.shard(TrainState.ended_with(found["params"], engine.num_replicas)), found
 
 
-def _look(engine: Engine, survey: Survey, previous: TrainState) -> tuple[PyTree, list[dict[str, Any]]]:
+def _look(engine: Engine, analysis: Analysis, previous: TrainState) -> tuple[PyTree, list[dict[str, Any]]]:
     """What is found, and a row for each run."""
     data, plan = engine.data, engine.plan
-    engine.prepare(survey)
-    hyper, constants = engine.fitted(survey)
+    engine.prepare(analysis)
+    hyper, constants = engine.fitted(analysis)
     state = previous.replace(hyper=hyper, constants=constants, optimizer={})
     bags, sizes = data.listed(data.training, engine.rows, int(data.training.sum(axis=1).max()))
-    cohorts = [engine.cohort(engine.feed.shapes(bucket)) for bucket in range(len(data.lengths))]
+    cohorts = [engine.cohort(engine.loader.shapes(bucket)) for bucket in range(len(data.lengths))]
 
-    def one(state: TrainState, cohort: programs.Cohort) -> jax.Array:
+    def one(state: TrainState, cohort: programs.DeviceCohort) -> jax.Array:
         mine: TrainState = jax.tree.map(lambda x: x[0], state)
-        return survey.predict(mine, programs.read_bag(cohort, jnp.int32(0), data.lengths[0])).logits
+        return analysis.predict(mine, programs.read_bag(cohort, jnp.int32(0), data.lengths[0])).logits
 
     shape = jax.eval_shape(one, state, cohorts[0]).shape
     buckets = np.unique(data.bucket[data.training.any(axis=0)]).tolist()
-    nothing = programs.Epoch(bags=np.zeros(0), extras={})
-    moving = programs.Moving(state=state, metrics={})
+    nothing = programs.EpochInputs(bags=np.zeros(0), extras={})
+    moving = programs.StepCarry(state=state, metrics={})
     engine.programs.compile_ahead(
         [], buckets, cohorts, engine.who, moving, nothing, (bags.shape[1], *shape), engine.placement.count
     )
     batch_size = engine.settings.batch_size
     predicted = engine.predict(state, bags, shape, lambda count: engine.listener.steps(-(-count // batch_size)))
-    seen = engine.unfilled(engine.fetch(predicted))
-    findings = [survey.made(seen[r, : sizes[r]]) for r in range(engine.num_replicas)]
+    seen = engine.strip_padding(engine.fetch(predicted))
+    findings = [analysis.analyze(seen[r, : sizes[r]]) for r in range(engine.num_replicas)]
     rows = [
         {
-            **{"phase": survey.name, "epoch": 0, "replica": r, "fold": replica.fold, "seed": replica.seed},
+            **{"phase": analysis.name, "epoch": 0, "replica": r, "fold": replica.fold, "seed": replica.seed},
             **{"target": replica.target, "steps": 0, **finding.facts},
         }
         for r, (replica, finding) in enumerate(zip(plan.replicas, findings))
