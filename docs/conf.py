@@ -21,13 +21,14 @@ extensions = [
     "api_pages",
     "mathml",
 ]
-exclude_patterns = ["extensions", "tutorials/*.py", "auto_tutorials/*.ipynb", "auto_tutorials/*.py"]
+exclude_patterns = ["extensions", "tutorials/*.py", "auto_tutorials/*.ipynb", "auto_tutorials/*.py", "**sg_execution_times.rst"]
 suppress_warnings = ["config.cache"]  # sphinx-gallery's settings hold functions
 
 myst_enable_extensions = ["dollarmath", "deflist"]
 myst_heading_anchors = 4
 
 default_role = "code"
+highlight_language = "text"
 autodoc_member_order = "bysource"
 autodoc_typehints = "signature"
 autodoc_typehints_format = "short"
@@ -54,6 +55,7 @@ sphinx_gallery_conf = {
     "examples_dirs": "tutorials",
     "gallery_dirs": "auto_tutorials",
     "filename_pattern": r"/plot_",
+    "ignore_pattern": r"/(small_abmil|smooth_max_config)\.py",  # configs that the tutorials use
     "within_subsection_order": "FileNameSortKey",
     "download_all_examples": False,
     "show_memory": False,

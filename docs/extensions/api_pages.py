@@ -48,7 +48,7 @@ def write_pages(app: Sphinx) -> None:
     for page, heading, packages, about in LAYERS:
         lines = [heading, "=" * len(heading), "", about, ""]
         for module in (module for package in packages for module in module_names(package)):
-            lines += [module, "-" * len(module), "", f".. automodule:: {module}", "   :members:", ""]
+            lines += [module, "-" * len(module), "", f".. automodule:: {module}", "   :members:", "   :ignore-module-all:", ""]
         text, file = "\n".join(lines), folder / f"{page}.rst"
         if not file.exists() or file.read_text() != text:
             file.write_text(text)
@@ -79,6 +79,11 @@ def as_restructured_text(app: Sphinx, what: str, name: str, obj: Any, options: A
     lines[:] = [*written, ""]
 
 
+def is_noise(app: Sphinx, what: str, name: str, obj: Any, skip: bool, options: Any) -> bool | None:
+    """Leaves out what every named tuple says of its fields; the class's docstring says more."""
+    return True if str(getattr(obj, "__doc__", "")).startswith("Alias for field number") else None
+
+
 def _escaped(line: str) -> str:
     """The line with `*`, `|` and trailing `_` as characters, outside of backticks."""
     pieces = re.split(r"(`[^`]*`)", line)
@@ -88,5 +93,6 @@ def _escaped(line: str) -> str:
 def setup(app: Sphinx) -> dict[str, Any]:
     """Generates the pages before sources are read."""
     app.connect("builder-inited", write_pages)
+    app.connect("autodoc-skip-member", is_noise)
     app.connect("autodoc-process-docstring", as_restructured_text)
     return {"parallel_read_safe": True, "parallel_write_safe": True}
