@@ -21,7 +21,13 @@ extensions = [
     "api_pages",
     "mathml",
 ]
-exclude_patterns = ["extensions", "tutorials/*.py", "auto_tutorials/*.ipynb", "auto_tutorials/*.py", "**sg_execution_times.rst"]
+exclude_patterns = [
+    "extensions",
+    "tutorials/*.py",
+    "auto_tutorials/*.ipynb",
+    "auto_tutorials/*.py",
+    "**sg_execution_times.rst",
+]
 suppress_warnings = ["config.cache"]  # sphinx-gallery's settings hold functions
 
 myst_enable_extensions = ["dollarmath", "deflist"]

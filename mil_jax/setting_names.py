@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import re
+import warnings
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 from ml_collections import ConfigDict
 
-from mil_jax.cli.console import say
-from mil_jax.errors import ConfigError
+from mil_jax.errors import ConfigError, RenamedSetting
 from mil_jax.settings import RENAMED
 
 _ASSIGNMENT = re.compile(r"(?P<before>-{0,2}config\.)(?P<name>[\w.]+)=(?P<value>.*)", re.DOTALL)
@@ -28,7 +28,7 @@ def present_name(name: str, given: Mapping[str, Any]) -> str:
                 f"{name}={given[name]} and {present}={given[present]} are one setting, which is now called {present}: "
                 "give it once"
             )
-        say(f"{name} is now {present}")
+        warnings.warn(f"{name} is now {present}", RenamedSetting, stacklevel=2)
     return present
 
 

@@ -18,8 +18,18 @@ LAYERS: list[tuple[str, str, list[str], str]] = [
     ("reports", "Reports", ["reports"], "What people look at: summaries, evaluations, comparisons, figures."),
     ("inference", "Inference", ["inference"], "Trained runs, external cohorts, and which model may score whom."),
     ("experiment", "Experiment", ["experiment"], "From a config to data, targets, phases and a plan, and to a run."),
-    ("engine", "Engine", ["engine"], "Many small models on one cohort: programs, order, mesh, checkpoints, early stopping."),
-    ("run_folder", "Run folder and profiling", ["run_folder", "profiling"], "What a run leaves, and what it will cost."),
+    (
+        "engine",
+        "Engine",
+        ["engine"],
+        "Many small models on one cohort: programs, order, mesh, checkpoints, early stopping.",
+    ),
+    (
+        "run_folder",
+        "Run folder and profiling",
+        ["run_folder", "profiling"],
+        "What a run leaves, and what it will cost.",
+    ),
     ("strategies", "Strategies", ["strategies"], "How a model is trained: one step, as pure functions."),
     ("tasks", "Tasks and metrics", ["tasks"], "What is predicted: targets, loss, probabilities, metrics."),
     ("aggregators", "Aggregators", ["aggregators"], "From one bag to one prediction; one file for each method."),
@@ -48,7 +58,15 @@ def write_pages(app: Sphinx) -> None:
     for page, heading, packages, about in LAYERS:
         lines = [heading, "=" * len(heading), "", about, ""]
         for module in (module for package in packages for module in module_names(package)):
-            lines += [module, "-" * len(module), "", f".. automodule:: {module}", "   :members:", "   :ignore-module-all:", ""]
+            lines += [
+                module,
+                "-" * len(module),
+                "",
+                f".. automodule:: {module}",
+                "   :members:",
+                "   :ignore-module-all:",
+                "",
+            ]
         text, file = "\n".join(lines), folder / f"{page}.rst"
         if not file.exists() or file.read_text() != text:
             file.write_text(text)

@@ -9,14 +9,15 @@ from __future__ import annotations
 import errno
 import signal
 import sys
+import warnings
 from collections.abc import Callable
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from rich import box
 from rich.console import Console
 from rich.table import Table
 
-from mil_jax.errors import UserError
+from mil_jax.errors import RenamedSetting, UserError
 
 if TYPE_CHECKING:
     import pandas as pd  # half a second, which `--help` need not wait
@@ -35,6 +36,15 @@ def run_command(main: Callable[[list[str]], int]) -> None:
     """Runs `main` on the command line and exits with its code; a UserError becomes one sentence and code 2."""
     # An exit, unlike the bare signal, removes what is half-written.
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(STOPPED_BY_SIGTERM))
+    shown = warnings.showwarning
+
+    def show(message: Warning | str, category: type[Warning], *where: Any, **more: Any) -> None:
+        if issubclass(category, RenamedSetting):
+            say(str(message))
+        else:
+            shown(message, category, *where, **more)
+
+    warnings.showwarning = show  # type: ignore[assignment]
     try:
         code = main(sys.argv[1:])
     except UserError as error:
@@ -47,6 +57,8 @@ def run_command(main: Callable[[list[str]], int]) -> None:
     except KeyboardInterrupt:
         _errors.print("stopped by the keyboard; what was saved can be resumed (--resume)", markup=False)
         code = 130
+    finally:
+        warnings.showwarning = shown
     sys.exit(code)
 
 

@@ -52,9 +52,14 @@ def check(command: Command) -> None:
 
 def test_there_are_commands_to_check():
     assert len(COMMANDS) > 50
-    assert {"mil_jax.train", "mil_jax.evaluate", "mil_jax.compare", "mil_jax.sweep", "mil_jax.profile", "mil_jax.benchmark"} <= {
-        command.module for command in COMMANDS
-    }
+    assert {
+        "mil_jax.train",
+        "mil_jax.evaluate",
+        "mil_jax.compare",
+        "mil_jax.sweep",
+        "mil_jax.profile",
+        "mil_jax.benchmark",
+    } <= {command.module for command in COMMANDS}
 
 
 @pytest.mark.parametrize("command", COMMANDS, ids=lambda command: f"{command.page}:{command.module}")
@@ -62,7 +67,9 @@ def test_a_command_can_be_given_as_it_stands(command):
     check(command)
 
 
-@pytest.mark.parametrize("wrong", ["--config.train.epoch=3", "--config.train.epochs=three", "--chek", "--config=abmill"])
+@pytest.mark.parametrize(
+    "wrong", ["--config.train.epoch=3", "--config.train.epochs=three", "--chek", "--config=abmill"]
+)
 def test_a_wrong_command_is_noticed(wrong):
     arguments = [wrong] if wrong.startswith("--config=") else ["--config=configs/abmil.py", wrong]
     with pytest.raises(Exception, match=r"epoch|chek|abmill"):
@@ -86,6 +93,11 @@ def test_files_that_are_named_exist(page):
 
 
 def test_links_of_the_root_pages_lead_somewhere():
-    for page in (ROOT / "README.md", ROOT / "CONTRIBUTING.md", ROOT / "benchmarks" / "README.md", ROOT / "CHANGELOG.md"):
+    for page in (
+        ROOT / "README.md",
+        ROOT / "CONTRIBUTING.md",
+        ROOT / "benchmarks" / "README.md",
+        ROOT / "CHANGELOG.md",
+    ):
         for target in re.findall(r"\]\(([^)#]+)(?:#[^)]*)?\)", page.read_text(encoding="utf-8")):
             assert target.startswith("https://") or (page.parent / target).exists(), f"{page.name}: {target}"

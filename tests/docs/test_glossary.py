@@ -17,9 +17,32 @@ ROWS = [
 
 @pytest.mark.parametrize(
     "word",
-    ["early stopping", "checkpoint", "prefetch", "data loader", "inference", "sharding", "device mesh", "attention pooling", "metrics"]
-    + ["replica", "plan", "slot", "dispatch", "window", "ladder", "bucket", "residency", "bag", "instance", "law of the mask"]
-    + ["leak report", "protocol", "strategy", "phase"],
+    [
+        "early stopping",
+        "checkpoint",
+        "prefetch",
+        "data loader",
+        "inference",
+        "sharding",
+        "device mesh",
+        "attention pooling",
+        "metrics",
+        "replica",
+        "plan",
+        "slot",
+        "dispatch",
+        "window",
+        "ladder",
+        "bucket",
+        "residency",
+        "bag",
+        "instance",
+        "law of the mask",
+        "leak report",
+        "protocol",
+        "strategy",
+        "phase",
+    ],
 )
 def test_a_word_leads_to_a_place(word):
     (row,) = [row for row in ROWS if word in re.split(r", ", row[0])]

@@ -14,7 +14,10 @@ import pytest
 from tests.docs.pages import ROOT
 
 needs_sphinx = pytest.mark.skipif(
-    any(importlib.util.find_spec(name) is None for name in ("sphinx", "myst_parser", "sphinx_gallery", "pydata_sphinx_theme")),
+    any(
+        importlib.util.find_spec(name) is None
+        for name in ("sphinx", "myst_parser", "sphinx_gallery", "pydata_sphinx_theme")
+    ),
     reason="building the site needs the extra `docs`",
 )
 ELSEWHERE = re.compile(r"^(?:https?:)?//")
@@ -71,7 +74,9 @@ def test_the_site_loads_nothing_from_elsewhere(site):
 @needs_sphinx
 def test_formulas_are_drawn_by_the_browser_itself(site):
     assert (site / "methods" / "abmil.html").read_text(encoding="utf-8").count('<math xmlns="http') >= 1
-    assert not any("mathjax" in address.lower() for page in (site / "methods").glob("*.html") for address in Loads(page).found)
+    assert not any(
+        "mathjax" in address.lower() for page in (site / "methods").glob("*.html") for address in Loads(page).found
+    )
 
 
 @needs_sphinx

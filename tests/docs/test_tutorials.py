@@ -16,12 +16,21 @@ from tests.invented import invent
 
 TUTORIALS = ROOT / "docs" / "tutorials"
 # Each with what makes it small. The commands of a block are run one after the other, as a reader would.
-SMALL = ["--config.train.epochs=1", "--config.splits.folds=2", "--config.train.patience=0", "--config.train.min_epochs=0"]
+SMALL = [
+    "--config.train.epochs=1",
+    "--config.splits.folds=2",
+    "--config.train.patience=0",
+    "--config.train.min_epochs=0",
+]
 OPTIONS = {
     "mil_jax.train": SMALL,
     "mil_jax.sweep": SMALL,
     "mil_jax.benchmark": [*SMALL, "--methods=mean pooling,ABMIL"],
-    "mil_jax.profile": ["--config.data.synthetic.mean_size=50", "--config.data.synthetic.dim=16", "--config.splits.folds=2"],
+    "mil_jax.profile": [
+        "--config.data.synthetic.mean_size=50",
+        "--config.data.synthetic.dim=16",
+        "--config.splits.folds=2",
+    ],
     "scripts/slides_to_model.py": ["--small"],
 }
 
@@ -39,7 +48,11 @@ def shell(tmp_path) -> dict[str, str]:
     for name, line in scripts.items():
         (tools / name).write_text(f"#!/usr/bin/env bash\n{line}\n")
         (tools / name).chmod(0o755)
-    paths = {"PATH": f"{tools}:{os.environ['PATH']}", "PYTHONPATH": str(ROOT), "XDG_CACHE_HOME": str(tmp_path / "cache")}
+    paths = {
+        "PATH": f"{tools}:{os.environ['PATH']}",
+        "PYTHONPATH": str(ROOT),
+        "XDG_CACHE_HOME": str(tmp_path / "cache"),
+    }
     return {**os.environ, **paths, "MPLBACKEND": "agg"}
 
 
