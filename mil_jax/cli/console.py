@@ -44,7 +44,7 @@ def run_command(main: Callable[[list[str]], int]) -> None:
         else:
             shown(message, category, *where, **more)
 
-    warnings.showwarning = show  # type: ignore[assignment]
+    warnings.showwarning = show
     try:
         code = main(sys.argv[1:])
     except UserError as error:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from ml_collections import ConfigDict
 from rich.console import Group
 from rich.text import Text
 
@@ -30,9 +31,10 @@ def write_report(experiment: Experiment, folder: RunFolder, result: FitResult, s
     shared = collect.write_evaluation_metadata(experiment, folder)
     said = [*collect.failures(experiment, result), *collect.probe_notes(experiment, result)]
     protocol = collect.run_protocol(experiment, said, shared)
-    if is_final(experiment.config):
-        leave_validation(experiment.config, folder)
-        notes = final_settings(experiment.config).notes
+    asked = ConfigDict(folder.config)  # what was chosen automatically is not in it
+    if is_final(asked):
+        leave_validation(asked, folder)
+        notes = final_settings(asked).notes
         return write_final_summary(folder, statements=[*notes, *protocol.notes], **common)
     predictions = collect.predictions(experiment, result)
     if experiment.several:
