@@ -42,6 +42,7 @@ from mil_jax.strategies.base import Batch, TrainState
 from mil_jax.strategies.lr_schedule import Schedule
 from mil_jax.strategies.supervised import Supervised
 from mil_jax.tasks.classification import Classification
+from mil_jax.types import PyTree
 
 _MACHINE = flags.DEFINE_string("machine", DEFAULT_MACHINE, "Name of the machine, for the result's file.")
 _ROUNDS = flags.DEFINE_integer("rounds", 9, "Epochs of the engine; after each, one of each bare way.")
@@ -73,12 +74,11 @@ _SMALL = {
     "bar": 1.2,
 }
 CASES = (
-    Case("small bags, one length", **_SMALL, lengths=fit_ladder(MUSK1, max_waste=0.0, max_shapes=1).lengths),
+    Case("small bags, one length", **_SMALL, lengths=fit_ladder(MUSK1, max_padding=0.0, max_buckets=1).lengths),
     Case("small bags, fitted ladder", **_SMALL, lengths=fit_ladder(MUSK1).lengths),
     Case("large bags", np.full(16, 4096), 1024, {"feature_dim": 512, "attention_dim": 384}, 2, 1, (4096,), 1.05),
 )
 
-PyTree = Any
 Over = Callable[[Callable[[PyTree, jax.Array], PyTree], PyTree, jax.Array], PyTree]
 
 

@@ -37,12 +37,13 @@ import numpy as np
 from benchmarks.cases import AGGREGATORS, drawn_experiment, published_config, step_figures, with_runs
 from benchmarks.common import DEFAULT_MACHINE, RESULTS, write_result
 from mil_jax.cli.session import read
-from mil_jax.data.shards.reader import Shards, SlideBag, write_shards
+from mil_jax.data.shards.reader import Shards
+from mil_jax.data.shards.writer import write_shards
 from mil_jax.engine.runtime import use_one_device_per_core
 from mil_jax.experiment.experiment import Experiment
 from mil_jax.experiment.prepare import prepare
 from mil_jax.experiment.run import run
-from mil_jax.interop.slide_bag import Provenance
+from mil_jax.interop.slide_bag import Provenance, SlideBag
 from mil_jax.profiling.machine_peaks import measure_ceilings
 
 EPOCHS = 3  # measured, after the one in which programs are compiled
@@ -228,14 +229,14 @@ def order(context: Context) -> tuple[dict[str, Any], list[Row]]:
 
 def transmil(context: Context) -> tuple[dict[str, Any], list[Row]]:
     # Fewer lengths, so that compilation leaves time for epochs.
-    return _compared(context, "TransMIL", "transmil", {"4 lengths": ["data.max_shapes=4"]}, "forecast under 120 min")
+    return _compared(context, "TransMIL", "transmil", {"4 lengths": ["data.max_buckets=4"]}, "forecast under 120 min")
 
 
 def runs(context: Context) -> tuple[dict[str, Any], list[Row]]:
     figures, table = {}, []
     for mean_size in (context.size.mean_size, context.size.short):
         for count in context.size.runs:
-            case = _epochs(context, "abmil", count, ["data.max_shapes=4"], mean_size)
+            case = _epochs(context, "abmil", count, ["data.max_buckets=4"], mean_size)
             figures[f"{count} runs, mean {mean_size:.0f}"] = case
             table.append(_row(f"ABMIL, {count} runs, mean {mean_size:,.0f} instances", case))
         one, most = (figures[f"{count} runs, mean {mean_size:.0f}"] for count in (1, context.most_runs))

@@ -3,7 +3,7 @@
     python -m benchmarks.packing --machine laptop
 
 Gated ABMIL 512/384, D = 1024, float32: loss and gradients of `--bags` bags of one bucket, with the padding that the fitted ladder
-leaves (13 %) and that a longer one does (5 %: two to three times the lengths, `data.max_waste=0.05`). "padded": the library's aggregator
+leaves (13 %) and that a longer one does (5 %: two to three times the lengths, `data.max_padding=0.05`). "padded": the library's aggregator
 over [B, L], as the engine runs it. "packed": the same arithmetic over the real rows, softmax and pooling by segment (sorted ids, as a
 loader would give them). "in one room": as a compiled program has to have it, the rows of every batch in as many as the largest of
 1,000 drawn batches needs; the rest is padding again. It pays where this gains more than a longer ladder does.

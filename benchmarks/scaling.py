@@ -35,7 +35,7 @@ MEMORY_SHARE = 0.7
 SHORTEST_SECONDS = 1.0  # of measuring a step
 # What an epoch of the other parts trains: bags, runs, target columns, devices, of which one is varied.
 EPOCH = {"bags": 500, "runs": 5, "targets": 1, "devices": 1}
-EPOCH_WIDTHS = ["aggregator.feature_dim=64", "aggregator.attention_dim=32", "data.max_shapes=3"]
+EPOCH_WIDTHS = ["aggregator.feature_dim=64", "aggregator.attention_dim=32", "data.max_buckets=3"]
 DEFAULTS = {
     "instances": [1_000, 2_000, 4_000, 8_000, 16_000, 32_000, 64_000, 100_000],
     "bags": [100, 300, 1_000, 3_000, 10_000, 30_000, 100_000],

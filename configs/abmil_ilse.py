@@ -28,7 +28,7 @@ def get_config() -> ConfigDict:
     config.task.loss_name = "bernoulli"
     config.optimizer.update({"name": "adam", "lr": 5e-4, "weight_decay": 1e-4})  # --lr, --reg
     config.splits.val_fraction = 0.0  # the last epoch is taken, so every bag may train
-    config.train.update({"epochs": 20, "select": "last"})  # --epochs 20
+    config.train.update({"epochs": 20, "monitor": "last"})  # --epochs 20
     config.demo = ConfigDict(
         {
             "aggregator": {"feature_layer": "linear", "feature_dim": 128, "attention_dim": 64},

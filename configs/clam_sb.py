@@ -32,7 +32,7 @@ def get_config() -> ConfigDict:
         }
     )
     config.optimizer.update({"name": "adam", "lr": 2e-4, "weight_decay": 1e-5})  # --lr 2e-4 --reg 1e-5 (L2), constant
-    config.train.update({"epochs": 200, "balanced": True})  # --max_epochs 200 --weighted_sample
+    config.train.update({"epochs": 200, "balanced_sampling": True})  # --max_epochs 200 --weighted_sample
     config.train.update({"patience": 20, "min_epochs": 51})  # --early_stopping: 20 epochs, not before epoch 50
     config.demo = ConfigDict(
         {

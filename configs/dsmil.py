@@ -33,11 +33,11 @@ def get_config() -> ConfigDict:
         {"name": "adam", "b1": 0.5, "b2": 0.9, "lr": 1e-4, "weight_decay": 1e-3}
     )  # --lr --weight_decay (L2)
     config.optimizer.schedule.update({"name": "cosine", "epochs": 50, "min_lr": 5e-6})  # --num_epochs 50
-    config.train.update({"epochs": 50, "select": "val_auc", "patience": 11})  # --stop_epochs 10: after more than 10
+    config.train.update({"epochs": 50, "monitor": "val_auc", "patience": 11})  # --stop_epochs 10: after more than 10
     config.demo = ConfigDict(
         {
             "optimizer": {"lr": 5e-3, "weight_decay": 1e-5, "schedule": {"epochs": 40}},
-            "train": {"epochs": 40, "select": "val_loss", "patience": 0},
+            "train": {"epochs": 40, "monitor": "val_loss", "patience": 0},
         }
     )
     return config

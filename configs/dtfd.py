@@ -35,7 +35,7 @@ def get_config() -> ConfigDict:
         {"name": "step", "every": 100, "gamma": 0.2}
     )  # --epoch_step [100] --lr_decay_ratio 0.2
     config.train.update(
-        {"epochs": 200, "select": "val_auc"}
+        {"epochs": 200, "monitor": "val_auc"}
     )  # --EPOCH 200; the reference chooses among the last 40 only
     config.demo = ConfigDict(
         {

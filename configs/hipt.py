@@ -39,7 +39,7 @@ def get_config() -> ConfigDict:
         }
     )
     config.train.epochs = 20  # --max_epochs 20
-    config.train.balanced = True  # --weighted_sample
+    config.train.balanced_sampling = True  # --weighted_sample
     config.demo = ConfigDict(
         {
             "data": {"regions": 3, "normalize": "zscore"},
@@ -59,7 +59,7 @@ def get_config() -> ConfigDict:
                 "clip_norm": 1.0,
                 "schedule": {"name": "cosine", "warmup_epochs": 3.0},
             },
-            "train": {"epochs": 35, "batch_size": 8, "balanced": False},
+            "train": {"epochs": 35, "batch_size": 8, "balanced_sampling": False},
         }
     )
     return config

@@ -22,7 +22,7 @@ def get_config() -> ConfigDict:
     )  # --model_type hipt_n, small
     config.optimizer.update({"name": "adam", "lr": 2e-4, "weight_decay": 1e-5})  # --opt adam --lr 2e-4 --reg 1e-5 (L2)
     config.train.epochs = 20  # --max_epochs 20
-    config.train.balanced = True  # --weighted_sample
+    config.train.balanced_sampling = True  # --weighted_sample
     config.demo = ConfigDict(
         {
             "data": {"regions": 3, "normalize": "zscore"},

@@ -40,12 +40,12 @@ def get_config() -> ConfigDict:
     config.task.loss_name = "binary_cross_entropy"  # BCEWithLogitsLoss, of one-hot labels
     config.optimizer.update({"name": "adam", "b1": 0.5, "b2": 0.9, "lr": 1e-4, "weight_decay": 1e-4})  # --lr
     config.optimizer.schedule.update({"name": "cosine", "epochs": 50, "min_lr": 5e-6})  # CosineAnnealingLR(50, 5e-6)
-    config.train.update({"epochs": 50, "select": "val_auc"})  # --num_epochs 50
+    config.train.update({"epochs": 50, "monitor": "val_auc"})  # --num_epochs 50
     config.demo = ConfigDict(
         {
             "strategy": {"query_dim": 32},
             "optimizer": {"lr": 5e-3, "schedule": {"epochs": 40}},
-            "train": {"epochs": 40, "select": "val_loss"},
+            "train": {"epochs": 40, "monitor": "val_loss"},
         }
     )
     return config

@@ -4,7 +4,7 @@
     python -m mil_jax.train --config configs/pathgene.py --config.data.features=FEATURES --config.data.labels=xiangya2_EGFR_2_1_1.csv \
         --config.splits.file=xiangya2_EGFR_2_1_1.csv --config.data.classes=0,1 \
         --config.data.patient='regex:^[^-]+'
-    ... --config.train.protocol=reference --config.train.select=val_selection_score
+    ... --config.train.protocol=reference --config.train.monitor=val_selection_score
 
 The tables are read as they are: a byte-order mark, a missing header, paths with Windows drives (matched by the file's name); labels that
 are no class (11) are dropped and reported (data.unknown_labels). The first command is the demo; the second is the clean protocol, with
@@ -35,13 +35,13 @@ def get_config() -> ConfigDict:
     config.task.name = "pathgene"
     config.optimizer.update({"name": "adam", "lr": 1e-4, "weight_decay": 1e-4, "b1": 0.5, "b2": 0.9})
     config.optimizer.schedule.update({"name": "cosine", "epochs": 100, "min_lr": 5e-6})
-    config.train.update({"epochs": 99, "select": "val_auc"})
+    config.train.update({"epochs": 99, "monitor": "val_auc"})
     config.demo = ConfigDict(
         {
             "aggregator": {"attention_dim": 64},
             "data": {"target": ""},
             "optimizer": {"lr": 2e-3, "schedule": {"epochs": 20}},
-            "train": {"epochs": 20, "select": "val_loss"},
+            "train": {"epochs": 20, "monitor": "val_loss"},
         }
     )
     return config

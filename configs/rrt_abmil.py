@@ -38,7 +38,7 @@ def get_config() -> ConfigDict:
     )
     config.optimizer.update({"name": "adam", "lr": 2e-4, "weight_decay": 1e-5})  # weight decay as L2
     config.optimizer.schedule.update({"name": "cosine", "epochs": 200})
-    config.train.update({"epochs": 200, "patience": 30, "min_epochs": 130, "select": "val_auc"})
+    config.train.update({"epochs": 200, "patience": 30, "min_epochs": 130, "monitor": "val_auc"})
     config.demo = ConfigDict(
         {
             "reembed": {

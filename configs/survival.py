@@ -33,12 +33,13 @@ def get_config() -> ConfigDict:
     config.optimizer.update(
         {"name": "adam", "lr": 2e-4, "weight_decay": 1e-5, "accumulate_steps": 32}
     )  # --lr, --reg, --gc 32
-    config.train.update({"epochs": 20, "select": "last", "balanced": True})  # --max_epochs 20 --weighted_sample
+    config.train.update({"epochs": 20, "monitor": "last"})  # --max_epochs 20
+    config.train.balanced_sampling = True  # --weighted_sample
     config.demo = ConfigDict(
         {
             "aggregator": {"feature_dim": 128, "attention_dim": 64},
             "optimizer": {"lr": 1e-3, "accumulate_steps": 4},
-            "train": {"epochs": 20, "select": "val_loss"},
+            "train": {"epochs": 20, "monitor": "val_loss"},
         }
     )
     return config

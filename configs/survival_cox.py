@@ -5,8 +5,8 @@
         --config.data.target=survival_months --config.data.censored=censorship --config.data.patient=case_id
 
 The bags of a step are each other's risk sets. Bags of a step have one bucket length, so patients are compared with others of about as many
-tiles (a Cox model stratified by size); --config.data.max_shapes=1 compares all with all, at the price of padding. With it a
---config.train.batch_size of the whole training part gives its full likelihood; --config.train.bags_at_a_time=16 bounds the memory.
+tiles (a Cox model stratified by size); --config.data.max_buckets=1 compares all with all, at the price of padding. With it a
+--config.train.batch_size of the whole training part gives its full likelihood; --config.train.microbatch_size=16 bounds the memory.
 """
 
 from mil_jax.config import ConfigDict, base_config

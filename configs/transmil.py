@@ -40,7 +40,7 @@ def get_config() -> ConfigDict:
             "accumulate_steps": 2,  # General.grad_acc: 2
         }
     )
-    config.train.update({"epochs": 200, "patience": 10, "select": "val_loss"})  # General.epochs: 200, patience: 10
+    config.train.update({"epochs": 200, "patience": 10, "monitor": "val_loss"})  # General.epochs: 200, patience: 10
     config.demo = ConfigDict(
         {
             "aggregator": {"feature_dim": 64, "num_heads": 4, "num_landmarks": 8, "residual_kernel": 5},

@@ -45,9 +45,11 @@ def define_flags(values: flags.FlagValues) -> None:
         "picture", "", "picture to draw; default: inspect.png beside the folder's name", flag_values=values
     )
     flags.DEFINE_float(
-        "max-waste", 0.15, "share of padding that training's buckets may have", 0.0, 0.99, flag_values=values
+        "max-padding", 0.15, "share of padding that training's buckets may have", 0.0, 0.99, flag_values=values
     )
-    flags.DEFINE_integer("max-shapes", 12, "most buckets of training", 1, 100, flag_values=values)
+    flags.DEFINE_integer("max-buckets", 12, "most buckets of training", 1, 100, flag_values=values)
+    flags.DEFINE_alias("max-waste", "max-padding", flag_values=values)  # their old names
+    flags.DEFINE_alias("max-shapes", "max-buckets", flag_values=values)
 
 
 def main(arguments: list[str]) -> int:
@@ -58,9 +60,9 @@ def main(arguments: list[str]) -> int:
     folder = Path(values.shards)
     shards, index = Shards.open(folder), read_index(folder)
     sizes = shards.num_instances
-    max_waste: Any = values["max-waste"].value
-    max_shapes: Any = values["max-shapes"].value
-    ladder = fit_ladder(sizes, max_waste=max_waste, max_shapes=max_shapes)
+    max_padding: Any = values["max-padding"].value
+    max_buckets: Any = values["max-buckets"].value
+    ladder = fit_ladder(sizes, max_padding=max_padding, max_buckets=max_buckets)
     stored = int(index.records["length"].sum())
     _say_sizes(shards, sum(shard.num_bytes for shard in index.shards), len(index.shards), 1 - int(sizes.sum()) / stored)
     console.print(frame_table("buckets of training on all of them", _buckets(shards, ladder)))

@@ -12,7 +12,7 @@ import flax.struct
 import jax
 import jax.numpy as jnp
 
-Array = Any  # a jax.Array; on the host a numpy array, and under `eval_shape` a shape, in its place
+from mil_jax.types import AnyArray, Array
 
 
 class Bag(flax.struct.PyTreeNode):
@@ -27,13 +27,29 @@ class Bag(flax.struct.PyTreeNode):
     covariates: [V], what the label table says of the bag as a whole (`data/cohort/covariates.py`), or None.
     """
 
-    features: Array
-    mask: Array
-    coords: Array | None = None
-    slide_index: Array | None = None
-    part_mask: Array | None = None
-    neighbors: Array | None = None
-    covariates: Array | None = None
+    features: AnyArray
+    mask: AnyArray
+    coords: AnyArray | None = None
+    slide_index: AnyArray | None = None
+    part_mask: AnyArray | None = None
+    neighbors: AnyArray | None = None
+    covariates: AnyArray | None = None
+
+    @classmethod
+    def from_array(
+        cls, features: AnyArray, coords: AnyArray | None = None, *, pad_to: int = 1, **others: AnyArray
+    ) -> Bag:
+        """A bag of all rows of `features` [n, *F], with N the next multiple of `pad_to`; padded rows are zeros.
+
+        coords: [n, 2], level-0 pixels (x, y) of the tiles' upper left corners. others: further fields, each [n, ...].
+        """
+        n = len(features)
+        rows = {"features": features, "coords": coords, **others}
+        padded = {
+            name: None if value is None else jnp.pad(value, [(0, -n % pad_to), *[(0, 0)] * (jnp.ndim(value) - 1)])
+            for name, value in rows.items()
+        }
+        return cls(mask=jnp.arange(n + -n % pad_to) < n, **padded)
 
     def of_instances(self, rows: Array, mask: Array) -> Bag:
         """The bag of the instances `rows` [K], of which those count that `mask` [K] says; neighbours are not renumbered."""

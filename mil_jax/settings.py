@@ -7,6 +7,7 @@ names, is checked where it is used.
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 from mil_jax.errors import ConfigError
@@ -114,7 +115,7 @@ SETTINGS: dict[str, Setting] = {
         "(by size); changes no result.",
         choices=("auto", "resident", "streamed"),
     ),
-    "data.stream_gib": Setting(
+    "data.prefetch_gib": Setting(
         4.0,
         "Streamed: most GiB of host memory for features that are read ahead; so much of each device where all hold the cohort together.",
         least=1e-6,
@@ -123,13 +124,13 @@ SETTINGS: dict[str, Setting] = {
     "data.normalize": Setting(
         "none", "`none`, `l2` (each instance to length 1) or `zscore` (mean and deviation of the run's training bags)."
     ),
-    "data.max_waste": Setting(
+    "data.max_padding": Setting(
         0.15,
         "Bags are padded to a few lengths, as few as keep the padding under this part of all instances;",
         least=0.0,
         most=0.99,
     ),
-    "data.max_shapes": Setting(
+    "data.max_buckets": Setting(
         12,
         "at most this many lengths. Each is compiled once for training and once for evaluation.",
         least=1,
@@ -241,7 +242,7 @@ SETTINGS: dict[str, Setting] = {
     ),
     "train.seed": Setting(0, "The first seed.", least=0, most=MAX_SEED),
     "train.protocol": Setting("clean", "`clean` or `reference`; see the user guide."),
-    "train.select": Setting(
+    "train.monitor": Setting(
         "val_loss",
         "Which epoch counts: `last`, or the best `val_loss`, `val_auc` (classes), `val_pearson` (regression), `val_c_index` (survival), "
         "`val_quadratic_kappa` (ordinal) of the validation part.",
@@ -250,13 +251,13 @@ SETTINGS: dict[str, Setting] = {
     "train.min_epochs": Setting(0, "No run stops before.", least=0),
     "train.first_epoch": Setting(0, "The first epoch that may be chosen, from 0.", least=0),
     "train.batch_size": Setting(1, "Bags per step.", least=1),
-    "train.batch_devices": Setting(
+    "train.data_parallel": Setting(
         1,
         "Devices that share the bags of a step, at most: for fewer runs than devices. As many are taken as divide both the batch "
         "and the devices.",
         least=1,
     ),
-    "train.bag_devices": Setting(
+    "train.instance_parallel": Setting(
         1,
         "Devices that share the instances of each bag, at most: for bags too large for one device. As many are taken as divide both "
         "the devices and the lengths of the buckets.",
@@ -267,7 +268,7 @@ SETTINGS: dict[str, Setting] = {
         "Most instances drawn from a bag for a training step, anew in each; 0: all. Evaluation reads whole bags.",
         least=0,
     ),
-    "train.bags_at_a_time": Setting(
+    "train.microbatch_size": Setting(
         0,
         "Bags of a step that are computed together, the others after them and once more for the gradient: less memory for a large "
         "`train.batch_size`, the same loss over all its bags. 0: all.",
@@ -276,7 +277,7 @@ SETTINGS: dict[str, Setting] = {
     "train.class_weights": Setting(
         False, "Weigh each bag's loss by the inverse frequency of its class in the training part."
     ),
-    "train.balanced": Setting(False, "Draw training bags with replacement, all classes equally often."),
+    "train.balanced_sampling": Setting(False, "Draw training bags with replacement, all classes equally often."),
     "train.permute_labels": Setting(
         False, "A control: labels are shuffled among the bags, so every metric should be at chance."
     ),
@@ -288,7 +289,7 @@ SETTINGS: dict[str, Setting] = {
         "`independent`: each run shuffles its own bags; `shared`: all runs go through the same bags in the same order.",
         choices=("independent", "shared"),
     ),
-    "train.slots_per_dispatch": Setting(
+    "train.steps_per_dispatch": Setting(
         64, "Most steps of one bucket length that are sent to the device at once; changes no result.", least=1
     ),
     "train.replica_axis": Setting(
@@ -324,6 +325,34 @@ SETTINGS: dict[str, Setting] = {
     "distributed.num_processes": Setting(0, "How many processes there are; not needed with `auto`.", least=0),
     "distributed.process_id": Setting(-1, "Which one this is, from 0; not needed with `auto`.", least=-1),
 }
+
+RENAMED = {  # what settings were called in earlier versions; the old names work until 1.0
+    "data.max_shapes": "data.max_buckets",
+    "data.max_waste": "data.max_padding",
+    "data.stream_gib": "data.prefetch_gib",
+    "train.bag_devices": "train.instance_parallel",
+    "train.bags_at_a_time": "train.microbatch_size",
+    "train.balanced": "train.balanced_sampling",
+    "train.batch_devices": "train.data_parallel",
+    "train.select": "train.monitor",
+    "train.slots_per_dispatch": "train.steps_per_dispatch",
+}
+
+
+def present_settings(stored: Mapping[str, Any]) -> dict[str, Any]:
+    """The settings of a run folder, which an earlier version may have written, under their present names."""
+    present: dict[str, Any] = {}
+    for group, value in stored.items():
+        if group == "demo":
+            value = present_settings(value)
+        elif group == "sweep":
+            value = [
+                RENAMED.get(name, name) + "=" + values for name, _, values in (one.partition("=") for one in value)
+            ]
+        elif isinstance(value, dict):
+            value = {RENAMED.get(f"{group}.{name}", f"{group}.{name}").split(".")[1]: of for name, of in value.items()}
+        present[group] = value
+    return present
 
 
 def check_value(name: str, value: Any) -> None:

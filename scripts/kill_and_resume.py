@@ -29,12 +29,12 @@ import orbax.checkpoint as ocp
 SETTINGS = {
     "aggregator.feature_dim": 16,
     "aggregator.attention_dim": 8,
-    "data.max_shapes": 1,
+    "data.max_buckets": 1,
     "data.filter": "slide_id.str.endswith('0') or slide_id.str.endswith('1')",  # 120 of the 600 bags: quicker trials
     "data.min_matched": 0.1,
     "train.epochs": 6,
     "train.checkpoint_seconds": 0,
-    "data.stream_gib": 1e-4,
+    "data.prefetch_gib": 1e-4,
 }
 RESIDENCIES = ("resident", "streamed")
 MOST_KILLS = 4

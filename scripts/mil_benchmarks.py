@@ -25,7 +25,7 @@ from absl import flags
 
 from mil_jax.cli.console import console, frame_table, run_command, say
 from mil_jax.config import ConfigDict, help_text, parse
-from mil_jax.data.shards.reader import SlideBag, write_shards
+from mil_jax.data.shards.writer import write_shards
 from mil_jax.data.splits.folds import k_folds, label_counts
 from mil_jax.engine.runtime import use_one_device_per_core
 from mil_jax.engine.types import FitResult
@@ -33,7 +33,7 @@ from mil_jax.errors import ConfigError, DataError
 from mil_jax.experiment.experiment import Experiment
 from mil_jax.experiment.prepare import prepare
 from mil_jax.experiment.run import run
-from mil_jax.interop.slide_bag import Provenance
+from mil_jax.interop.slide_bag import Provenance, SlideBag
 
 FOLDS, REPEATS = 10, 5  # where a set comes without folds
 DIGIT, DIGIT_REPEATS = 9, 2
@@ -224,10 +224,12 @@ def _cross_validate(bags: BagSet, config: ConfigDict, folder: Path) -> None:
     """Trains and tests all runs of a set and prints its results."""
     started = time.monotonic()
     experiment = prepare(_write(bags, config, folder))
-    train, select = experiment.config.train, experiment.selection.select
+    train, monitor = experiment.config.train, experiment.selection.monitor
     if train.protocol != "clean":
         raise ConfigError("train.protocol=reference may choose epochs on the test part; benchmarks are run as clean")
-    chosen = f"the last of {train.epochs} epochs, fixed beforehand" if select == "last" else f"epoch chosen by {select}"
+    chosen = (
+        f"the last of {train.epochs} epochs, fixed beforehand" if monitor == "last" else f"epoch chosen by {monitor}"
+    )
     say(f"{len(experiment.plan.replicas)} runs as one program; {chosen}; normalize={experiment.config.data.normalize}")
     result = run(experiment, _Progress())
     rows = _rows(experiment, result, bags.repeat)
@@ -255,7 +257,7 @@ def _write(bags: BagSet, config: ConfigDict, folder: Path) -> ConfigDict:
     config = ConfigDict(config.to_dict())
     config.data.update({"shards": str(folder), "labels": str(labels), "target": "label", "patient": "patient_id"})
     config.splits.update({"kind": "file", "file": str(splits)})
-    if config.train.select == "last":
+    if config.train.monitor == "last":
         config.splits.val_fraction = 0.0  # nothing is chosen, so no bag is spent on it
     if bags.name != "mnist" and config.data.normalize == "none":
         config.data.normalize = "zscore"

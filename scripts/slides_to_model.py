@@ -49,7 +49,7 @@ def commands(out: Path, count: int, weights: str, small: bool) -> list[list[str]
     if small:
         preprocessing = ["--input-size=32", "--mean=0.485,0.456,0.406", "--std=0.229,0.224,0.225", "--pool=mean"]
         encoder = ["--encoder=resnet18", f"--weights={weights}", "--batch-size=32", *preprocessing]
-        training = ["--config.train.epochs=10", "--config.train.select=last", "--config.train.patience=0"]
+        training = ["--config.train.epochs=10", "--config.train.monitor=last", "--config.train.patience=0"]
         training += ["--config.splits.folds=2", "--config.aggregator.feature_dim=32"]
     data = [f"--config.data.shards={out}/shards", f"--config.data.labels={out}/slides/labels.csv"]
     return [

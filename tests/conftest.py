@@ -10,8 +10,16 @@ import jax
 import pytest
 
 from mil_jax.engine.runtime import use_one_device_per_core
+from tests.skips import counted
 
 use_one_device_per_core()
+
+
+@pytest.hookimpl(trylast=True)
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    """A check that did not run is not a check that passed."""
+    for line in counted(terminalreporter.stats.get("skipped", [])):
+        terminalreporter.write_line(line)
 
 
 @pytest.fixture(scope="session")
@@ -19,7 +27,7 @@ def shared() -> Path:
     """The folder of optional real data (public MIL sets, published checkpoints, parity cases)."""
     folder = os.environ.get("MIL_JAX_SHARED", "")
     if not folder or not Path(folder).is_dir():
-        pytest.skip("MIL_JAX_SHARED names no folder of optional data")
+        pytest.skip("MIL_JAX_SHARED names no folder of optional real data")
     return Path(folder)
 
 

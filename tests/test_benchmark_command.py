@@ -26,14 +26,14 @@ def get_benchmark():
     return Benchmark(
         name="small",
         settings={"task.name": "pathgene", "data.target": "label", "data.unknown_labels": "drop", "splits.folds": 3,
-                  "data.patient": "regex:^P[0-9]+", "data.max_shapes": 1, "train.epochs": 2, "train.patience": 0},
+                  "data.patient": "regex:^P[0-9]+", "data.max_buckets": 1, "train.epochs": 2, "train.patience": 0},
         methods={
             "probe": Method("configs/linear_probe.py", {"strategy.strengths": (0.01, 1.0)}),
             "weak probe": Method("configs/linear_probe.py", {"strategy.strengths": (10.0, 100.0)}, {"strategy.strengths": (30.0, 99.0)}),
             "mean pooling": Method("configs/mean_pooling.py", {"aggregator.feature_dim": 4}),
         },
         protocols={"clean": Protocol(),
-                   "pathgene": Protocol({"train.protocol": "reference", "train.select": "val_selection_score"}, own_folds=True)},
+                   "pathgene": Protocol({"train.protocol": "reference", "train.monitor": "val_selection_score"}, own_folds=True)},
         tables={"EGFR_2": Table("EGFR_2", 2), "TP53_3": Table("(?:p53|TP53)_3", 3), "ALK_2": Table("ALK_2", 2)},
     )
 """
@@ -220,14 +220,16 @@ def test_every_method_of_pathgene_has_the_published_settings_and_every_table_is_
         for one in runs(pathgene, [task], list(pathgene.methods), "pathgene", ["--config.data.features=x"], tmp_path):
             config, _, _ = parse(list(one.arguments), train.define_flags)
             assert config.train.epochs == 99
-            assert (config.train.protocol, config.train.select) == ("reference", "val_selection_score")
+            assert (config.train.protocol, config.train.monitor) == ("reference", "val_selection_score")
             softmax = one.method in ("DTFD-MIL", "IBMIL") or (one.method == "TransMIL" and classes > 2)
             assert config.task.loss_name == ("cross_entropy" if softmax else "binary_cross_entropy")
 
 
 def test_the_general_benchmark_has_configs_that_are_there():
     general = run_file(find_config("configs/benchmarks/usual.py"), "get_benchmark")
-    for one in runs(general, [Task()], list(general.methods), "clean", [], Path("out")):
+    planned = list(runs(general, [Task()], list(general.methods), "clean", [], Path("out")))
+    assert len(planned) == len(general.methods) >= 10
+    for one in planned:
         config, _, _ = parse(list(one.arguments), train.define_flags)
         assert config.train.protocol == "clean"
 

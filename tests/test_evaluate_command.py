@@ -314,7 +314,7 @@ TASKS = {
     "linear_probe": ["--config.data.target=subtype"],
     "mhim_abmil": ["--config.data.target=subtype", "--config.train.epochs=2", "--config.train.patience=0"],
     "ibmil_abmil": [
-        *("--config.data.target=subtype", "--config.train.epochs=2", "--config.train.select=val_loss"),
+        *("--config.data.target=subtype", "--config.train.epochs=2", "--config.train.monitor=val_loss"),
         *("--config.strategy.clusters=3", "--config.strategy.query_dim=4"),
     ],
     "abmil": ["--config.data.target=mutated,smoker", "--config.train.epochs=2", "--config.train.replica_axis=vmap"],

@@ -33,8 +33,10 @@ LAYERS = (
     "data",
     "interop",
     "bags",
+    "types",
     "files",
     "machine",
+    "settings",
     "errors",
     "__init__",  # the version
 )
@@ -65,28 +67,32 @@ def imported(tree: ast.AST) -> Iterator[tuple[str, int]]:
             yield from ((f"mil_jax.{name}" if inside else str(node.module), node.lineno) for name in names)
 
 
-def loaded_after(code: str) -> tuple[list[str], float]:
-    """The top-level modules that a fresh interpreter has loaded after `code`, and the seconds that it took."""
+def loaded_after(code: str) -> tuple[set[str], float]:
+    """The top-level modules that a fresh interpreter has loaded after `code`, and the seconds of processor time that it took."""
     report = (
-        "import sys, time; begun = time.perf_counter()\n"
+        "import sys, time; begun = time.process_time()\n"
         f"{code}\n"
-        "seconds = time.perf_counter() - begun\n"
+        "seconds = time.process_time() - begun\n"
         "import json; print(json.dumps([sorted({name.partition('.')[0] for name in sys.modules}), seconds]))"
     )
     run = subprocess.run([sys.executable, "-c", report], capture_output=True, text=True, check=True, cwd=ROOT)
     names, seconds = json.loads(run.stdout.splitlines()[-1])
-    return names, seconds
+    return set(names), seconds
 
 
-def test_importing_the_package_is_light():
-    names, seconds = loaded_after("import mil_jax")
-    assert not NOT_AT_IMPORT & set(names)
-    assert seconds < 2
+def test_importing_the_package_takes_at_most_a_twentieth_of_a_second():
+    """Of processor time, the best of five: others may use the machine."""
+    runs = [loaded_after("import mil_jax") for _ in range(5)]
+    assert "mil_jax" in runs[0][0]
+    assert not {"jax", "flax", "numpy", "pandas"} & runs[0][0]
+    assert min(seconds for _, seconds in runs) <= 0.05
 
 
-def test_no_module_imports_torch_or_tensorflow_when_imported():
+def test_training_and_every_other_module_load_neither_torch_nor_tensorflow_when_imported():
+    assert "mil_jax.train" in MODULES
     names, _ = loaded_after("\n".join(f"import {name.removesuffix('.__init__')}" for name in MODULES))
-    assert not NOT_AT_IMPORT & set(names)
+    assert {"jax", "flax", "pandas"} <= names
+    assert not NOT_AT_IMPORT & names
 
 
 @pytest.mark.parametrize("module", MODULES)
@@ -104,6 +110,7 @@ def test_imports_run_downwards(module):
 def project_files() -> Iterator[Path]:
     """Text files that belong to the project."""
     folders = ("mil_jax", "configs", "data_prep", "scripts", "benchmarks", "docs", "tests", ".ci")
+    assert all((ROOT / folder).is_dir() for folder in folders)
     found = [path for folder in folders for path in (ROOT / folder).rglob("*") if "__pycache__" not in path.parts]
     for path in [*found, *ROOT.iterdir()]:
         if path.is_file() and (path.suffix in TEXT_FILES or path.parent.name == ".ci"):
@@ -127,7 +134,7 @@ def test_the_folder_of_optional_data_is_named_by_tests_and_benchmarks_only():
         for path in project_files()
         if "MIL_JAX_" + "SHARED" in path.read_text(encoding="utf-8")
     }
-    assert readers <= {"tests", "benchmarks", ".ci"}
+    assert readers == {"tests", "benchmarks", ".ci"}
 
 
 @pytest.mark.parametrize(

@@ -25,7 +25,7 @@ DRAWN = (
     "--config.data.synthetic.bags=40",
     "--config.data.synthetic.mean_size=30",
     "--config.data.synthetic.dim=6",
-    "--config.data.max_shapes=2",
+    "--config.data.max_buckets=2",
     "--config.splits.folds=2",
 )
 
@@ -105,11 +105,11 @@ def forecast_of(part: str, padding: float = 0.0, idle: float = 0.0) -> Forecast:
 @pytest.mark.parametrize(
     ("part", "setting"),
     [
-        ("evaluation", "train.select=last"),
-        ("dispatches", "data.max_shapes"),
-        ("host", "train.select=last"),
+        ("evaluation", "train.monitor=last"),
+        ("dispatches", "data.max_buckets"),
+        ("host", "train.monitor=last"),
         ("reading", "float16"),
-        ("compilation", "data.max_shapes=1"),
+        ("compilation", "data.max_buckets=1"),
     ],
 )
 def test_the_verdict_names_the_largest_part_and_the_setting_that_changes_it(experiment, part, setting):
@@ -128,7 +128,7 @@ def test_the_verdict_names_the_largest_part_and_the_setting_that_changes_it(expe
         (Roofline(0.2, "products", 0.9), 1e12, 0.0, 0.0, "they move 90% of what memory can"),
         (Roofline(0.2, "products", 0.1), 1e12, 0.0, 0.0, "--trace"),
         (Roofline(0.02, "products", 0.1), 1e6, 0.0, 0.0, "too little work"),
-        (Roofline(0.8, "products", 0.1), 1e12, 0.3, 0.0, "data.max_waste=0"),
+        (Roofline(0.8, "products", 0.1), 1e12, 0.3, 0.0, "data.max_padding=0"),
         (Roofline(0.8, "products", 0.1), 1e12, 0.0, 0.4, "do not fill 2 devices evenly"),
     ],
 )

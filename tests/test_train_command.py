@@ -114,7 +114,7 @@ def test_help_shows_an_example_the_flags_and_the_settings_of_the_config(capsys):
 
 def test_a_streamed_run_ends_as_one_held_in_memory(digits, cache, tmp_path, capsys):
     arguments = [*DIGITS, cache, f"--config.run={tmp_path / 'run'}", "--config.data.residency=streamed"]
-    ended = run(train.main, [*arguments, "--config.data.stream_gib=1e-4"], capsys)
+    ended = run(train.main, [*arguments, "--config.data.prefetch_gib=1e-4"], capsys)
     assert ended.code == 0
     assert "streamed (as asked): 3 windows of host memory" in ended.out
     assert_same_end(tmp_path / "run", digits)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import os
 import subprocess
 import sys
@@ -12,6 +11,8 @@ from pathlib import Path
 
 import pytest
 
+from tests.skips import needs
+
 ROOT = Path(__file__).resolve().parent.parent
 
 pytestmark = pytest.mark.full
@@ -20,8 +21,7 @@ pytestmark = pytest.mark.full
 @pytest.fixture(scope="module")
 def python(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The interpreter of a new environment that holds the built wheel; dependencies are those of this environment."""
-    if importlib.util.find_spec("build") is None:
-        pytest.skip("building a wheel needs the extra `dev`")
+    needs("build")
     folder = tmp_path_factory.mktemp("wheel")
     run(sys.executable, "-m", "build", "--wheel", "--outdir", folder / "dist", ROOT)
     (wheel,) = (folder / "dist").glob("mil_jax-*.whl")

@@ -49,9 +49,9 @@ def get_benchmark() -> Benchmark:
             "RRT-MIL": Method("configs/rrt.py", EPOCHS),  # has no script: its authors' settings
         },
         protocols={
-            "clean": Protocol({"train.select": "val_auc"}),
+            "clean": Protocol({"train.monitor": "val_auc"}),
             "pathgene": Protocol(
-                {"train.protocol": "reference", "train.select": "val_selection_score"}, own_folds=True
+                {"train.protocol": "reference", "train.monitor": "val_selection_score"}, own_folds=True
             ),
         },
         tables={

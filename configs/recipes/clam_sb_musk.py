@@ -29,5 +29,5 @@ def get_config() -> ConfigDict:
     config.data.normalize = "zscore"
     config.splits.val_fraction = 0.0
     config.optimizer.update({"name": "adam", "lr": 5e-4, "weight_decay": 5e-3})
-    config.train.update({"epochs": 20, "select": "last"})
+    config.train.update({"epochs": 20, "monitor": "last"})
     return config

@@ -31,6 +31,6 @@ def get_config() -> ConfigDict:
     )  # --lr --weight_decay
     config.optimizer.schedule.update({"name": "cosine", "epochs": 40, "min_lr": 0.0})  # CosineAnnealingLR(40, 0)
     config.train.update(
-        {"epochs": 40, "select": "last", "class_weights": True}
+        {"epochs": 40, "monitor": "last", "class_weights": True}
     )  # --num_epoch 40, pos_weight = #neg / #pos
     return config

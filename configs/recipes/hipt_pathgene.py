@@ -18,13 +18,13 @@ def get_config() -> ConfigDict:
     config.task.loss_name = "binary_cross_entropy"  # BCEWithLogitsLoss on one-hot labels
     config.optimizer.update({"name": "lookahead_radam", "lr": 2e-4, "weight_decay": 1e-5})
     config.optimizer.schedule.update({"name": "cosine", "epochs": 100, "min_lr": 5e-6})  # CosineAnnealingLR(100, 5e-6)
-    config.train.update({"epochs": 99, "select": "val_auc"})  # epochs 1 to 99
+    config.train.update({"epochs": 99, "monitor": "val_auc"})  # epochs 1 to 99
     config.demo = ConfigDict(
         {
             "data": {"normalize": "zscore"},
             "aggregator": {"hidden_dim": 64},
             "optimizer": {"lr": 2e-3, "schedule": {"epochs": 20}},
-            "train": {"epochs": 20, "select": "val_loss"},
+            "train": {"epochs": 20, "monitor": "val_loss"},
         }
     )
     return config

@@ -44,12 +44,12 @@ def get_config() -> ConfigDict:
     config.splits.update({"kind": "monte_carlo", "folds": 5, "val_fraction": 0.1})  # none there, see above
     config.optimizer.update({"name": "adam", "b1": 0.5, "b2": 0.9, "lr": 1e-4, "weight_decay": 1e-4})  # --lr, Adam
     config.optimizer.schedule.update({"name": "cosine", "epochs": 50, "min_lr": 5e-6})  # CosineAnnealingLR(50, 5e-6)
-    config.train.update({"epochs": 49, "select": "val_auc"})  # --num_epochs 50: epochs 1 to 49
+    config.train.update({"epochs": 49, "monitor": "val_auc"})  # --num_epochs 50: epochs 1 to 49
     config.demo = ConfigDict(
         {
             "strategy": {"query_dim": 32},
             "optimizer": {"lr": 1e-2, "weight_decay": 1e-5, "schedule": {"epochs": 30}},
-            "train": {"epochs": 30, "select": "val_loss"},
+            "train": {"epochs": 30, "monitor": "val_loss"},
         }
     )
     return config

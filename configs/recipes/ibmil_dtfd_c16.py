@@ -44,13 +44,13 @@ def get_config() -> ConfigDict:
     config.optimizer.update({"name": "adam", "lr": 1e-4, "weight_decay": 5e-3})  # fixed, whatever --lr says; two Adams
     config.optimizer.clip_norm = 5.0  # grad_clipping = 5
     config.optimizer.schedule.update({"name": "step", "every": 10, "gamma": 0.2})  # at half of the epochs
-    config.train.update({"epochs": 19, "select": "val_auc"})  # --num_epochs 20: epochs 1 to 19
+    config.train.update({"epochs": 19, "monitor": "val_auc"})  # --num_epochs 20: epochs 1 to 19
     config.demo = ConfigDict(
         {
             "aggregator": {"feature_dim": 128, "attention_dim": 64, "num_partitions": 5},
             "strategy": {"query_dim": 32},
             "optimizer": {"lr": 1e-3, "weight_decay": 1e-5, "schedule": {"name": "constant"}},
-            "train": {"epochs": 20, "select": "val_loss"},
+            "train": {"epochs": 20, "monitor": "val_loss"},
         }
     )
     return config

@@ -45,13 +45,13 @@ def get_config() -> ConfigDict:
     config.task.loss_name = "bernoulli"  # --num_classes 1: BCEWithLogitsLoss of one logit
     config.splits.update({"kind": "monte_carlo", "folds": 5, "val_fraction": 0.1})  # none there, see above
     config.optimizer.update({"name": "lookahead_radam", "lr": 2e-4, "weight_decay": 1e-5})  # fixed, whatever --lr says
-    config.train.update({"epochs": 49, "select": "val_auc"})  # --num_epochs 50: epochs 1 to 49; no schedule is stepped
+    config.train.update({"epochs": 49, "monitor": "val_auc"})  # --num_epochs 50: epochs 1 to 49; no schedule is stepped
     config.demo = ConfigDict(
         {
             "aggregator": {"feature_dim": 64, "num_heads": 4, "num_landmarks": 8, "residual_kernel": 5},
             "strategy": {"query_dim": 32, "backbone_epochs": 8},
             "optimizer": {"lr": 2e-3},
-            "train": {"epochs": 12, "select": "val_loss"},
+            "train": {"epochs": 12, "monitor": "val_loss"},
         }
     )
     return config

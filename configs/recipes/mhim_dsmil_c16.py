@@ -54,7 +54,7 @@ def get_config() -> ConfigDict:
     config.optimizer.update({"name": "adam", "lr": 2e-4, "weight_decay": 1e-5})  # --lr, --weight_decay (L2)
     config.optimizer.schedule.update({"name": "cosine", "epochs": 200})  # --lr_sche cosine --num_epoch 200
     # --num_epoch 200; stops from epoch 132 on
-    config.train.update({"epochs": 200, "patience": 30, "min_epochs": 132, "select": "val_auc", "seed": 2021})
+    config.train.update({"epochs": 200, "patience": 30, "min_epochs": 132, "monitor": "val_auc", "seed": 2021})
     # In a demo bag one image decides: it is masked in a step out of five.
     config.demo = ConfigDict(
         {
@@ -67,7 +67,7 @@ def get_config() -> ConfigDict:
                 "schedule_epochs": 12,
             },
             "optimizer": {"lr": 1e-3, "schedule": {"epochs": 12}},
-            "train": {"epochs": 12, "patience": 0, "min_epochs": 0, "select": "val_loss"},
+            "train": {"epochs": 12, "patience": 0, "min_epochs": 0, "monitor": "val_loss"},
         }
     )
     return config

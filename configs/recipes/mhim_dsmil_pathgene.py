@@ -48,13 +48,13 @@ def get_config() -> ConfigDict:
     config.task.loss_name = "binary_cross_entropy"
     config.optimizer.update({"name": "lookahead_radam", "lr": 2e-4, "weight_decay": 1e-5})
     config.optimizer.schedule.update({"name": "cosine", "epochs": 100, "min_lr": 5e-6})
-    config.train.update({"epochs": 99, "select": "val_auc"})
+    config.train.update({"epochs": 99, "monitor": "val_auc"})
     config.demo = ConfigDict(
         {
             "aggregator": {"feature_dim": 128, "query_dim": 32},
             "strategy": {"momentum": 0.999},
             "optimizer": {"lr": 2e-3, "schedule": {"epochs": 20}},
-            "train": {"epochs": 20, "select": "val_loss"},
+            "train": {"epochs": 20, "monitor": "val_loss"},
         }
     )
     return config

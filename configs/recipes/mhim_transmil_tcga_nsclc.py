@@ -54,7 +54,7 @@ def get_config() -> ConfigDict:
     config.optimizer.schedule.update({"name": "cosine", "epochs": 200})  # --lr_sche cosine --num_epoch 200
     # --num_epoch 200; stops from epoch 72 on. The log: --save_best_model_stage 0.1, no model of an epoch before 20
     config.train.update(
-        {"epochs": 200, "patience": 20, "min_epochs": 72, "first_epoch": 20, "select": "val_auc", "seed": 2021}
+        {"epochs": 200, "patience": 20, "min_epochs": 72, "first_epoch": 20, "monitor": "val_auc", "seed": 2021}
     )
     # In a demo bag one image decides: it is masked in a step out of five.
     config.demo = ConfigDict(
@@ -69,7 +69,7 @@ def get_config() -> ConfigDict:
                 "schedule_epochs": 12,
             },
             "optimizer": {"lr": 2e-3, "schedule": {"epochs": 12}},
-            "train": {"epochs": 12, "patience": 0, "min_epochs": 0, "first_epoch": 0, "select": "val_loss"},
+            "train": {"epochs": 12, "patience": 0, "min_epochs": 0, "first_epoch": 0, "monitor": "val_loss"},
         }
     )
     return config

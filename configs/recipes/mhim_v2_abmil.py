@@ -49,7 +49,7 @@ def get_config() -> ConfigDict:
     config.optimizer.update({"name": "adam", "lr": 2e-4, "weight_decay": 1e-5})  # --lr, --weight_decay (L2)
     config.optimizer.schedule.update({"name": "cosine", "epochs": 200, "min_lr": 1e-7})  # timm's cosine to 1e-7
     config.train.update(
-        {"epochs": 100, "patience": 20, "select": "val_auc", "seed": 2021}
+        {"epochs": 100, "patience": 20, "monitor": "val_auc", "seed": 2021}
     )  # --max_epoch 100 --patience 20
     # In a demo bag one image decides: it is masked in a step out of five.
     config.demo = ConfigDict(
@@ -64,7 +64,7 @@ def get_config() -> ConfigDict:
                 "init_student": "fc",
             },
             "optimizer": {"lr": 1e-3, "schedule": {"epochs": 12}},
-            "train": {"epochs": 12, "patience": 0, "select": "val_loss"},
+            "train": {"epochs": 12, "patience": 0, "monitor": "val_loss"},
         }
     )
     return config

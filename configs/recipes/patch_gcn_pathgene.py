@@ -33,7 +33,7 @@ def get_config() -> ConfigDict:
         {"name": "adam", "lr": 1e-4, "b1": 0.5, "b2": 0.9, "weight_decay": 1e-4}
     )  # Adam(betas=(0.5, 0.9))
     config.optimizer.schedule.update({"name": "cosine", "epochs": 100, "min_lr": 5e-6})  # CosineAnnealingLR(100, 5e-6)
-    config.train.update({"epochs": 99, "select": "val_auc"})  # epochs 1 to 99
+    config.train.update({"epochs": 99, "monitor": "val_auc"})  # epochs 1 to 99
     config.demo = ConfigDict(
         {
             "data": {"normalize": "zscore"},
@@ -45,7 +45,7 @@ def get_config() -> ConfigDict:
                 "attention_dropout": 0.0,
             },
             "optimizer": {"lr": 2e-3, "schedule": {"epochs": 20}},
-            "train": {"epochs": 20, "batch_size": 8, "select": "val_loss"},
+            "train": {"epochs": 20, "batch_size": 8, "monitor": "val_loss"},
         }
     )
     return config

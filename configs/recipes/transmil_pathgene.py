@@ -34,12 +34,12 @@ def get_config() -> ConfigDict:
     config.optimizer.schedule.update(
         {"name": "cosine", "epochs": 100, "min_lr": 5e-6}
     )  # CosineAnnealingLR(100, 5e-6), per epoch
-    config.train.update({"epochs": 99, "select": "val_auc"})  # epochs 1 to 99
+    config.train.update({"epochs": 99, "monitor": "val_auc"})  # epochs 1 to 99
     config.demo = ConfigDict(
         {
             "aggregator": {"feature_dim": 64, "num_heads": 4, "num_landmarks": 8, "residual_kernel": 5},
             "optimizer": {"lr": 2e-3, "schedule": {"epochs": 12}},
-            "train": {"epochs": 12, "select": "val_loss"},
+            "train": {"epochs": 12, "monitor": "val_loss"},
         }
     )
     return config

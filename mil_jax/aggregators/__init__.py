@@ -1,7 +1,7 @@
 """One bag -> one prediction. An aggregator is a Flax module from a `Bag` to a `Prediction`, found here by name.
 
-A module of this package that defines `AGGREGATORS: dict[str, tuple[type[nn.Module], dict[str, dict[str, Any]]]]` adds aggregators:
-name -> (class, its published variants as values of the fields). Nothing else has to be touched.
+A module of this package that defines `AGGREGATORS = {name: class}` adds aggregators; `base.Aggregator` says what their classes may say of
+themselves. Nothing else has to be touched.
 """
 
 from __future__ import annotations
@@ -14,11 +14,10 @@ from collections.abc import Iterable
 from functools import cache
 from typing import Any, NamedTuple
 
-import flax.linen as nn
-
+from mil_jax.aggregators.base import Aggregator
 from mil_jax.errors import ConfigError
 
-__all__ = ["Variant", "create", "default_fields", "names", "variants"]
+__all__ = ["Aggregator", "Variant", "create", "default_fields", "names", "variants"]
 
 
 class Variant(NamedTuple):
@@ -31,8 +30,8 @@ class Variant(NamedTuple):
 
 
 @cache
-def _found() -> dict[str, tuple[type[nn.Module], dict[str, dict[str, Any]]]]:
-    found: dict[str, tuple[type[nn.Module], dict[str, dict[str, Any]]]] = {}
+def _found() -> dict[str, type[Aggregator]]:
+    found: dict[str, type[Aggregator]] = {}
     for module in pkgutil.iter_modules(__path__):
         found.update(getattr(importlib.import_module(f"{__name__}.{module.name}"), "AGGREGATORS", {}))
     return found
@@ -43,8 +42,8 @@ def variants() -> dict[str, Variant]:
     """All published variants by name."""
     return {
         variant: Variant(name, fields)
-        for name, (_, of_class) in _found().items()
-        for variant, fields in of_class.items()
+        for name, aggregator in _found().items()
+        for variant, fields in aggregator.variants.items()
     }
 
 
@@ -63,10 +62,10 @@ def default_fields(name: str) -> dict[str, Any]:
 
 def numeric_settings(name: str) -> tuple[str, ...]:
     """The fields of the aggregator `name` that it also reads from the collection "hyper". Raises ConfigError if unknown."""
-    return tuple(getattr(_class_of(name), "numeric_settings", ()))
+    return _class_of(name).numeric_settings
 
 
-def create(name: str, num_outputs: int, **fields: Any) -> nn.Module:
+def create(name: str, num_outputs: int, **fields: Any) -> Aggregator:
     """The aggregator `name` with `num_outputs` logits; `fields` override its defaults.
 
     Raises ConfigError for an unknown name or field (suggesting the nearest) and for settings that cannot work
@@ -79,10 +78,10 @@ def create(name: str, num_outputs: int, **fields: Any) -> nn.Module:
     return _class_of(name)(num_outputs=num_outputs, **fields)
 
 
-def _class_of(name: str) -> type[nn.Module]:
+def _class_of(name: str) -> type[Aggregator]:
     if name not in _found():
         raise ConfigError(f"aggregator.name={name!r} is not an aggregator; {_suggestion(name, _found())}")
-    return _found()[name][0]
+    return _found()[name]
 
 
 def _suggestion(word: str, known: Iterable[str]) -> str:

@@ -11,10 +11,10 @@ from __future__ import annotations
 from typing import Any, ClassVar
 
 import flax.linen as nn
-import jax
 import jax.numpy as jnp
 
 from mil_jax.aggregators import checks
+from mil_jax.aggregators.base import Aggregator
 from mil_jax.bags import Bag, Prediction
 from mil_jax.errors import ConfigError
 from mil_jax.layers import masked
@@ -24,6 +24,7 @@ from mil_jax.layers.dropout import draw_key, dropout, hyper
 from mil_jax.layers.initializers import KERNEL_INITIALIZERS, AffineParameters
 from mil_jax.layers.instance_masks import class_certainty
 from mil_jax.layers.lenet import CHANNELS, IMAGE_SIZE, KERNEL_SIZE, lenet_features
+from mil_jax.types import Array, PyTree
 
 _ILSE = {
     "feature_layer": "lenet",
@@ -119,10 +120,9 @@ _PUBLISHED_LAYERS: dict[str, dict[str, str]] = {
 }
 
 
-class ABMIL(nn.Module):
+class ABMIL(Aggregator):
     """Attention-based MIL pooling.
 
-    num_outputs: number of logits.
     feature_layer: "linear" (D -> feature_dim), "lenet" (images [28, 28, 1] -> feature_dim) or "none" (H = x).
     feature_activation: "relu" or "gelu" after the feature layer; `dropout` follows it in training.
     attention_dim: hidden width; None = the width of H.
@@ -137,7 +137,6 @@ class ABMIL(nn.Module):
     Raises ConfigError for settings that cannot work.
     """
 
-    num_outputs: int
     feature_layer: str = "linear"
     feature_dim: int = 512
     feature_activation: str = "relu"
@@ -149,10 +148,10 @@ class ABMIL(nn.Module):
     attention_dropout: float = 0.25
     initializer: str = "xavier_normal"
 
+    variants = VARIANTS
     numeric_settings: ClassVar[tuple[str, ...]] = ("dropout", "attention_dropout")
 
     def __post_init__(self) -> None:
-        checks.positive("num_outputs", self.num_outputs)
         checks.one_of("feature_layer", self.feature_layer, ("linear", "none", "lenet"))
         checks.positive("feature_dim", self.feature_dim)
         checks.one_of("feature_activation", self.feature_activation, ("relu", "gelu"))
@@ -187,7 +186,7 @@ class ABMIL(nn.Module):
             aux={"class_scores": masked.hide_padding(class_certainty(shares), bag.mask)},
         )
 
-    def _instance_features(self, x: jax.Array, train: bool) -> jax.Array:
+    def _instance_features(self, x: Array, train: bool) -> Array:
         expected = 4 if self.feature_layer == "lenet" else 2
         if x.ndim != expected:
             what = "images [N, height, width, channels]" if expected == 4 else "feature vectors [N, D]"
@@ -212,7 +211,7 @@ class ABMIL(nn.Module):
             h = dropout(h, hyper(self, "dropout", self.dropout), key)
         return h
 
-    def _scores(self, h: jax.Array, train: bool) -> jax.Array:
+    def _scores(self, h: Array, train: bool) -> Array:
         width, hidden = h.shape[-1], self.attention_dim or h.shape[-1]
 
         def layer(name: str, inputs: int, outputs: int) -> Any:
@@ -230,10 +229,6 @@ class ABMIL(nn.Module):
 
     @nn.nowrap
     def state_dict_map(self, variant: str) -> dict[str, tuple[str, str]]:
-        """Published parameter name -> (path of the parameter, transform), for `interop.torch_checkpoints`.
-
-        Raises ConfigError for an unknown variant.
-        """
         checks.one_of("variant", variant, _PUBLISHED_LAYERS)
         mapping, layers = {}, _PUBLISHED_LAYERS[variant]
         if variant == "mhim_pure_attn" and self.gated:
@@ -245,11 +240,10 @@ class ABMIL(nn.Module):
         return mapping
 
     @nn.nowrap
-    def feature_shape(self, params: Any) -> tuple[int, ...]:
-        """Shape F of the instances that `params` were made for."""
+    def feature_shape(self, params: PyTree) -> tuple[int, ...]:
         if self.feature_layer == "lenet":
             return (IMAGE_SIZE, IMAGE_SIZE, params["convolution_1"]["kernel"].shape[2])
         return (params["attention_v" if self.feature_layer == "none" else "feature"]["kernel"].shape[0],)
 
 
-AGGREGATORS = {"abmil": (ABMIL, VARIANTS)}
+AGGREGATORS = {"abmil": ABMIL}

@@ -11,10 +11,10 @@ from __future__ import annotations
 from typing import Any, ClassVar
 
 import flax.linen as nn
-import jax
 import jax.numpy as jnp
 
 from mil_jax.aggregators import checks
+from mil_jax.aggregators.base import Aggregator
 from mil_jax.bags import Bag, Prediction
 from mil_jax.errors import ConfigError
 from mil_jax.layers import losses, masked
@@ -23,6 +23,7 @@ from mil_jax.layers.attention_pool import attention_hidden, attention_pool
 from mil_jax.layers.dropout import draw_key, dropout_factors, hyper
 from mil_jax.layers.initializers import KERNEL_INITIALIZERS, Affine, AffineParameters
 from mil_jax.layers.topk import top_k
+from mil_jax.types import Array, PyTree
 
 SB_VARIANTS: dict[str, dict[str, Any]] = {
     "clam_sb": {},
@@ -47,7 +48,7 @@ _NEEDS_CLASSES = "the instance loss of CLAM needs classes as targets; set aggreg
 _INSTANCE_LOSSES = {"svm": losses.smooth_top1_svm, "cross_entropy": losses.cross_entropy}
 
 
-class ClamSB(nn.Module):
+class ClamSB(Aggregator):
     """One attention branch, one linear bag classifier over all classes.
 
     num_outputs: number of logits C, and of instance classifiers.
@@ -68,7 +69,6 @@ class ClamSB(nn.Module):
     "instance_logits" [N, C, 2]. Raises ConfigError for settings that cannot work.
     """
 
-    num_outputs: int
     pre_feature_dim: int = 0
     feature_dim: int = 512
     feature_activation: str = "relu"
@@ -84,11 +84,12 @@ class ClamSB(nn.Module):
     instance_weight: float | None = None
     initializer: str = "torch"
 
+    variants = SB_VARIANTS
     numeric_settings: ClassVar[tuple[str, ...]] = ("dropout", "attention_dropout", "bag_weight")
     branch_per_class: ClassVar[bool] = False
 
     def __post_init__(self) -> None:
-        for name in ("num_outputs", "feature_dim", "attention_dim", "num_sampled"):
+        for name in ("feature_dim", "attention_dim", "num_sampled"):
             checks.positive(name, getattr(self, name))
         if self.pre_feature_dim != 0:
             checks.positive("pre_feature_dim", self.pre_feature_dim)
@@ -142,18 +143,18 @@ class ClamSB(nn.Module):
             width = self.pre_feature_dim
         return [*layers, self._layer("feature", width, self.feature_dim)]
 
-    def _dropout_factors(self, num_instances: int, train: bool) -> jax.Array | None:
+    def _dropout_factors(self, num_instances: int, train: bool) -> Array | None:
         key = draw_key(self, "dropout", self.dropout, train, 0)
         if key is None:
             return None
         return dropout_factors(key, (num_instances, self.feature_dim), hyper(self, "dropout", self.dropout))
 
-    def _embed(self, x: jax.Array, layers: list[Affine], factors: jax.Array | None) -> jax.Array:
+    def _embed(self, x: Array, layers: list[Affine], factors: Array | None) -> Array:
         for layer in layers:
             x = ACTIVATIONS[self.feature_activation](layer(x))
         return x if factors is None else x * factors.astype(x.dtype)
 
-    def _scores(self, h: jax.Array, train: bool) -> jax.Array:
+    def _scores(self, h: Array, train: bool) -> Array:
         hidden = attention_hidden(
             h,
             self._layer("attention_v", self.feature_dim, self.attention_dim),
@@ -165,18 +166,18 @@ class ClamSB(nn.Module):
         w = self._layer("attention_w", self.attention_dim, num_branches)
         return jnp.dot(hidden, w.kernel, preferred_element_type=jnp.float32).T + w.bias[:, None]  # type: ignore[index]
 
-    def _bag_logits(self, embedding: jax.Array) -> jax.Array:
+    def _bag_logits(self, embedding: Array) -> Array:
         return self._layer("classifier", self.feature_dim, self.num_outputs)(embedding[0])
 
     def _pseudo_labelled(
         self,
-        x: jax.Array,
-        h: jax.Array,
-        scores: jax.Array,
-        mask: jax.Array,
+        x: Array,
+        h: Array,
+        scores: Array,
+        mask: Array,
         layers: list[Affine],
-        factors: jax.Array | None,
-    ) -> dict[str, jax.Array]:
+        factors: Array | None,
+    ) -> dict[str, Array]:
         """What the instance loss needs, for every class; which of it counts depends on the label."""
         classifiers = [self._layer(f"instance_classifier_{c}", self.feature_dim, 2) for c in range(self.num_outputs)]
         kernels = jnp.stack([layer.kernel for layer in classifiers])  # [C, L, 2]
@@ -196,7 +197,7 @@ class ClamSB(nn.Module):
         }
 
     @nn.nowrap
-    def training_loss(self, task: Any, predictions: Prediction, targets: jax.Array, weights: jax.Array) -> jax.Array:
+    def training_loss(self, task: Any, predictions: Prediction, targets: Array, weights: Array) -> Array:
         """bag_weight * bag loss + instance_weight * instance loss over a batch of bags [B]; weights [B], 0 = no bag.
 
         With `instance_loss` "none" the bag loss alone.
@@ -211,7 +212,7 @@ class ClamSB(nn.Module):
         return bag_weight * bag_loss + instance_weight * self.instance_loss_value(predictions, targets, weights)
 
     @nn.nowrap
-    def bag_loss_value(self, task: Any, predictions: Prediction, targets: jax.Array, weights: jax.Array) -> jax.Array:
+    def bag_loss_value(self, task: Any, predictions: Prediction, targets: Array, weights: Array) -> Array:
         """The task's loss, or the smooth top-1 SVM over the classes; a mean over bags."""
         if self.bag_loss == "task":
             return task.loss(predictions, targets, weights)
@@ -222,7 +223,7 @@ class ClamSB(nn.Module):
         return losses.mean_over_bags(losses.smooth_top1_svm(logits, jnp.maximum(targets, 0)), present, weights)
 
     @nn.nowrap
-    def instance_loss_value(self, predictions: Prediction, targets: jax.Array, weights: jax.Array) -> jax.Array:
+    def instance_loss_value(self, predictions: Prediction, targets: Array, weights: Array) -> Array:
         """The clustering loss, a mean over bags: pseudo labels of the bag's own classes, and with `subtyping` of the others."""
         inside, outside = _membership(targets, self.num_outputs)  # [B, C]
         present = (weights > 0) & jnp.any(inside | outside, axis=1)
@@ -230,7 +231,7 @@ class ClamSB(nn.Module):
         selected = jnp.minimum(self.num_sampled, aux["num_instances"])  # [B]
         counts = jnp.arange(self.num_sampled) < selected[:, None]  # [B, k]
 
-        def mean_loss(name: str, label: int) -> jax.Array:
+        def mean_loss(name: str, label: int) -> Array:
             logits = jnp.where(present[:, None, None, None], aux[name].astype(jnp.float32), 0.0)  # [B, C, k, 2]
             per_row = row_loss(logits, jnp.full(logits.shape[:-1], label))
             return jnp.sum(per_row * counts[:, None], axis=-1) / jnp.maximum(selected, 1)[:, None]  # [B, C]
@@ -248,7 +249,7 @@ class ClamSB(nn.Module):
 
         Raises ConfigError for an unknown variant, and for one of the other number of branches.
         """
-        checks.one_of("variant", variant, MB_VARIANTS if self.branch_per_class else SB_VARIANTS)
+        checks.one_of("variant", variant, self.variants)
         layers = self._published_body(variant)
         classifier = "classifier" if variant == "milab_clam_sb" else "classifiers"
         if self.branch_per_class:
@@ -282,14 +283,14 @@ class ClamSB(nn.Module):
         }
 
     @nn.nowrap
-    def feature_shape(self, params: Any) -> tuple[int, ...]:
-        """Shape F of the instances that `params` were made for."""
+    def feature_shape(self, params: PyTree) -> tuple[int, ...]:
         return (params["pre_feature" if self.pre_feature_dim else "feature"]["kernel"].shape[0],)
 
 
 class ClamMB(ClamSB):
     """One attention branch and one independent classifier per class; needs at least two classes. Fields: see `ClamSB`."""
 
+    variants = MB_VARIANTS
     branch_per_class: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
@@ -297,12 +298,12 @@ class ClamMB(ClamSB):
         if self.num_outputs < 2:
             raise ConfigError("clam_mb has one branch per class and needs at least two outputs, not 1; use clam_sb")
 
-    def _bag_logits(self, embedding: jax.Array) -> jax.Array:
+    def _bag_logits(self, embedding: Array) -> Array:
         layers = [self._layer(f"classifier_{c}", self.feature_dim, 1) for c in range(self.num_outputs)]
         return jnp.concatenate([layer(embedding[c]) for c, layer in enumerate(layers)])
 
 
-def _membership(targets: jax.Array, num_classes: int) -> tuple[jax.Array, jax.Array]:
+def _membership(targets: Array, num_classes: int) -> tuple[Array, Array]:
     """Targets [B] or [B, C] -> (the bag is of the class, the bag is not of it), bool [B, C]; neither where unknown.
 
     Raises ConfigError for targets that are no classes.
@@ -318,4 +319,4 @@ def _membership(targets: jax.Array, num_classes: int) -> tuple[jax.Array, jax.Ar
     return known & inside, known & ~inside
 
 
-AGGREGATORS = {"clam_sb": (ClamSB, SB_VARIANTS), "clam_mb": (ClamMB, MB_VARIANTS)}
+AGGREGATORS = {"clam_sb": ClamSB, "clam_mb": ClamMB}

@@ -16,6 +16,7 @@ import jax
 import jax.numpy as jnp
 
 from mil_jax.aggregators import checks
+from mil_jax.aggregators.base import Aggregator
 from mil_jax.bags import Bag, Prediction
 from mil_jax.errors import ConfigError
 from mil_jax.layers import masked
@@ -24,6 +25,7 @@ from mil_jax.layers.attention_pool import attention_pool
 from mil_jax.layers.dropout import draw_key, dropout, dropout_factors, hyper
 from mil_jax.layers.initializers import KERNEL_INITIALIZERS, Affine, AffineParameters
 from mil_jax.layers.topk import random_subset
+from mil_jax.types import Array, PyTree
 
 _MHIM = {"feature_layer": "linear", "dropout": 0.25, "value": "relu", "initializer": "xavier_normal"}
 
@@ -62,7 +64,7 @@ _PUBLISHED_LAYERS: dict[str, dict[str, str]] = {
 }
 
 
-class DSMIL(nn.Module):
+class DSMIL(Aggregator):
     """Dual-stream MIL.
 
     num_outputs: number of logits C; the authors use one for a binary task, and a sigmoid per class.
@@ -82,7 +84,6 @@ class DSMIL(nn.Module):
     Raises ConfigError for settings that cannot work.
     """
 
-    num_outputs: int
     feature_layer: str = "none"
     feature_dim: int = 512
     feature_activation: str = "relu"
@@ -99,7 +100,7 @@ class DSMIL(nn.Module):
     max_weight: float = 0.5
     initializer: str = "orthogonal"
 
-    bag_logits: ClassVar[str] = "bag_logits"  # the entry of `aux` that `with_bag_logits` replaces
+    variants = VARIANTS
     numeric_settings: ClassVar[tuple[str, ...]] = (
         "dropout",
         "value_dropout",
@@ -109,7 +110,7 @@ class DSMIL(nn.Module):
     )
 
     def __post_init__(self) -> None:
-        for name in ("num_outputs", "feature_dim", "query_dim"):
+        for name in ("feature_dim", "query_dim"):
             checks.positive(name, getattr(self, name))
         checks.one_of("feature_layer", self.feature_layer, ("none", "linear"))
         checks.one_of("feature_activation", self.feature_activation, ("relu", "gelu"))
@@ -176,7 +177,7 @@ class DSMIL(nn.Module):
     def _layer(self, name: str, inputs: int, outputs: int) -> Affine:
         return AffineParameters(outputs, self.initializer, name=name)(inputs)
 
-    def _kept(self, mask: jax.Array, train: bool) -> jax.Array:
+    def _kept(self, mask: Array, train: bool) -> Array:
         """The instances of this step: all, or in training a random subset of int(n (1 - rate)), at least one."""
         key = draw_key(self, "instance_dropout", self.instance_dropout, train, 2)
         if key is None:
@@ -186,7 +187,7 @@ class DSMIL(nn.Module):
         count = jnp.floor(jnp.sum(mask) * (1.0 - rate) + 1e-3).astype(jnp.int32)
         return random_subset(key, mask, jnp.maximum(count, 1))
 
-    def _feature(self, width: int, num_instances: int, train: bool) -> tuple[Any, jax.Array | None]:
+    def _feature(self, width: int, num_instances: int, train: bool) -> tuple[Any, Array | None]:
         """The feature layer with its activation, or None; and the factors of its dropout [N, L], or None."""
         if self.feature_layer == "none":
             return None, None
@@ -198,13 +199,13 @@ class DSMIL(nn.Module):
             factors = dropout_factors(key, (num_instances, self.feature_dim), rate)
         return lambda x: activation(layer(x)), factors
 
-    def _scores(self, h: jax.Array, rows: jax.Array) -> jax.Array:
+    def _scores(self, h: Array, rows: Array) -> Array:
         """q(h_i) . q(row_c) / sqrt(Q): [C, N], float32."""
         first = self._layer("query_1" if self.nonlinear_query else "query", h.shape[-1], self.query_dim)
         if self.nonlinear_query:
             second = self._layer("query_2", self.query_dim, self.query_dim)
 
-            def query(x: jax.Array) -> jax.Array:
+            def query(x: Array) -> Array:
                 return jnp.tanh(second(jax.nn.relu(first(x))))
 
             scores = jnp.dot(query(rows), query(h).T, preferred_element_type=jnp.float32)
@@ -214,7 +215,7 @@ class DSMIL(nn.Module):
             scores = scores + (critical @ first.bias)[:, None]  # type: ignore[operator]
         return scores / math.sqrt(self.query_dim)
 
-    def _embedding(self, attention: jax.Array, h: jax.Array, train: bool) -> jax.Array:
+    def _embedding(self, attention: Array, h: Array, train: bool) -> Array:
         if self.value != "identity":
             layer = self._layer("value", h.shape[-1], h.shape[-1])
             key = draw_key(self, "value_dropout", self.value_dropout, train, 1)
@@ -229,7 +230,7 @@ class DSMIL(nn.Module):
             embedding = nn.LayerNorm(epsilon=1e-5, use_fast_variance=False, name="norm")(embedding)
         return embedding
 
-    def _predicted(self, bag_logits: jax.Array, max_logits: jax.Array) -> jax.Array:
+    def _predicted(self, bag_logits: Array, max_logits: Array) -> Array:
         if self.prediction == "bag":
             return bag_logits
         if self.prediction == "mean_logit":
@@ -242,13 +243,19 @@ class DSMIL(nn.Module):
         return present - absent
 
     @nn.nowrap
-    def with_bag_logits(self, prediction: Prediction, bag_logits: jax.Array) -> Prediction:
+    def bag_logits(self, prediction: Prediction) -> Array:
+        """Of the bag's stream, [C]."""
+        logits: Array = prediction.aux["bag_logits"]
+        return logits
+
+    @nn.nowrap
+    def with_bag_logits(self, prediction: Prediction, bag_logits: Array) -> Prediction:
         """The prediction for one bag with other bag logits [C] in place of its classifier's."""
         logits = self._predicted(bag_logits, prediction.aux["max_logits"])
         return prediction.replace(logits=logits, aux={**prediction.aux, "bag_logits": bag_logits})
 
     @nn.nowrap
-    def training_loss(self, task: Any, predictions: Prediction, targets: jax.Array, weights: jax.Array) -> jax.Array:
+    def training_loss(self, task: Any, predictions: Prediction, targets: Array, weights: Array) -> Array:
         """The loss of both streams, or of the prediction, over a batch of bags [B]; weights [B], 0 = no bag."""
         if self.loss == "prediction":
             return task.loss(predictions, targets, weights)
@@ -260,10 +267,6 @@ class DSMIL(nn.Module):
 
     @nn.nowrap
     def state_dict_map(self, variant: str) -> dict[str, tuple[str, str]]:
-        """Published parameter name -> (path of the parameter, transform), for `interop.torch_checkpoints`.
-
-        Raises ConfigError for an unknown variant.
-        """
         checks.one_of("variant", variant, _PUBLISHED_LAYERS)
         layers = dict(_PUBLISHED_LAYERS[variant])
         stream = (_ENCODER if variant == "mhim_pure_dsmil" else "") + "b_classifier"
@@ -284,7 +287,6 @@ class DSMIL(nn.Module):
 
     @nn.nowrap
     def unused_entries(self, variant: str) -> dict[str, tuple[int, ...]]:
-        """Parameters that a published model has and never reads, name -> shape."""
         width = self.feature_dim
         if variant == "mhim_pure_dsmil":
             return {"predictor.weight": (self.num_outputs, width), "predictor.bias": (self.num_outputs,)}
@@ -293,17 +295,16 @@ class DSMIL(nn.Module):
         return {}
 
     @nn.nowrap
-    def feature_shape(self, params: Any) -> tuple[int, ...]:
-        """Shape F of the instances that `params` were made for."""
+    def feature_shape(self, params: PyTree) -> tuple[int, ...]:
         layer = "instance_classifier" if self.feature_layer == "none" else "feature"
         return (params[layer]["kernel"].shape[0],)
 
 
-def _embed(x: jax.Array, feature: Any, factors: jax.Array | None) -> jax.Array:
+def _embed(x: Array, feature: Any, factors: Array | None) -> Array:
     if feature is None:
         return x
     h = feature(x)
     return h if factors is None else h * factors.astype(h.dtype)
 
 
-AGGREGATORS = {"dsmil": (DSMIL, VARIANTS)}
+AGGREGATORS = {"dsmil": DSMIL}

@@ -15,6 +15,7 @@ import jax
 import jax.numpy as jnp
 
 from mil_jax.aggregators import checks
+from mil_jax.aggregators.base import Aggregator
 from mil_jax.bags import Bag, Prediction
 from mil_jax.errors import ConfigError
 from mil_jax.layers import masked
@@ -22,8 +23,7 @@ from mil_jax.layers.attention_pool import attention_pool, attention_scores
 from mil_jax.layers.dropout import draw_key, dropout, hyper
 from mil_jax.layers.initializers import KERNEL_INITIALIZERS, Affine, AffineParameters
 from mil_jax.layers.topk import random_ranks, top_k
-
-Array = jax.Array
+from mil_jax.types import Array, PyTree
 
 VARIANTS: dict[str, dict[str, Any]] = {"dtfd": {}}
 DISTILLATIONS = ("max", "max_min", "max_attention", "pooled")
@@ -51,7 +51,7 @@ class GatedAttention(NamedTuple):
         return attention_scores(h, self.v, w, self.u)
 
 
-class DTFD(nn.Module):
+class DTFD(Aggregator):
     """Two tiers of gated attention pooling; for tasks with cross entropy.
 
     num_outputs: number of logits C, at least 2; instances are ranked by the probability of the LAST class, whatever the label.
@@ -74,7 +74,6 @@ class DTFD(nn.Module):
     Raises ConfigError for settings that cannot work.
     """
 
-    num_outputs: int
     feature_dim: int = 512
     num_residual: int = 0
     attention_dim: int = 128
@@ -88,9 +87,9 @@ class DTFD(nn.Module):
     tier1_weight: float = 0.3
     initializer: str = "torch"
 
+    variants = VARIANTS
     numeric_settings: ClassVar[tuple[str, ...]] = ("feature_dropout", "dropout", "tier1_weight")
     strategy: ClassVar[str] = "dtfd"
-    bag_logits: ClassVar[str] = "partition_logits"  # the entry of `aux` that `with_bag_logits` replaces
 
     def __post_init__(self) -> None:
         for name in ("feature_dim", "attention_dim", "num_groups", "instances_per_group", "num_partitions"):
@@ -176,6 +175,12 @@ class DTFD(nn.Module):
         return Distilled(h[chosen], real.reshape(chosen.shape))
 
     @nn.nowrap
+    def bag_logits(self, prediction: Prediction) -> Array:
+        """Of tier 2, [P, C]."""
+        logits: Array = prediction.aux["partition_logits"]
+        return logits
+
+    @nn.nowrap
     def with_bag_logits(self, prediction: Prediction, bag_logits: Array) -> Prediction:
         """The prediction for one bag with other logits [P, C] in place of those of tier 2's classifier."""
         return prediction.replace(logits=_log_mean(bag_logits), aux={**prediction.aux, "partition_logits": bag_logits})
@@ -221,7 +226,7 @@ class DTFD(nn.Module):
         return mapping
 
     @nn.nowrap
-    def feature_shape(self, params: Any) -> tuple[int, ...]:
+    def feature_shape(self, params: PyTree) -> tuple[int, ...]:
         """Shape of the instances that `params` fit."""
         return (params["dim_reduction"]["feature"]["kernel"].shape[0],)
 
@@ -292,4 +297,4 @@ def _log_mean(logits: Array) -> Array:
     return jax.nn.logsumexp(log_p, axis=0) - jnp.log(len(logits))
 
 
-AGGREGATORS = {"dtfd": (DTFD, VARIANTS)}
+AGGREGATORS = {"dtfd": DTFD}

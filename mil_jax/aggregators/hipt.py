@@ -16,6 +16,7 @@ import jax
 import jax.numpy as jnp
 
 from mil_jax.aggregators import checks
+from mil_jax.aggregators.base import Aggregator
 from mil_jax.bags import Bag, Prediction
 from mil_jax.encoders.vit import GRID_SIDE, VisionTransformer
 from mil_jax.errors import ConfigError
@@ -25,8 +26,8 @@ from mil_jax.layers.attention_pool import attention_pool, attention_scores
 from mil_jax.layers.dropout import draw_key, dropout, hyper
 from mil_jax.layers.initializers import Affine, AffineParameters
 from mil_jax.layers.transformer import BlockParameters, post_norm_block
+from mil_jax.types import Array, PyTree
 
-Array = jax.Array
 EPSILON = 1e-5
 NUM_LAYERS = 2
 _LEVEL_2, _ENCODER = "hipt_vit4096", "region_encoder"
@@ -46,10 +47,9 @@ _PUBLISHED = {
 }
 
 
-class HIPT(nn.Module):
+class HIPT(Aggregator):
     """Vision transformer over the tiles of each region, transformer and gated attention over the regions.
 
-    num_outputs: number of logits.
     region_encoder: "vit" (features [R, T, D], T a square) or "none" (features [R, D] are vectors of regions).
     region_dim, region_depth, region_heads, table_side: of the ViT; the table is interpolated where sqrt(T) is another side.
     mask_parts: tiles that a region lacks are attended to by none.
@@ -68,7 +68,6 @@ class HIPT(nn.Module):
     "projected" and "transformed" [R, .]. Raises ConfigError for settings that cannot work, and bags of another shape.
     """
 
-    num_outputs: int
     region_encoder: str = "vit"
     region_dim: int = 192
     region_depth: int = 6
@@ -84,11 +83,12 @@ class HIPT(nn.Module):
     guided: bool = False
     guidance_weight: float = 1.0
 
+    variants = VARIANTS
     numeric_settings: ClassVar[tuple[str, ...]] = ("dropout", "guidance_weight")
 
     def __post_init__(self) -> None:
         checks.one_of("region_encoder", self.region_encoder, ("vit", "none"))
-        for name in ("num_outputs", "region_dim", "region_depth", "region_heads", "table_side", "regions_at_once"):
+        for name in ("region_dim", "region_depth", "region_heads", "table_side", "regions_at_once"):
             checks.positive(name, getattr(self, name))
         checks.positive("hidden_dim", self.hidden_dim)
         checks.positive("num_heads", self.num_heads)
@@ -240,11 +240,10 @@ class HIPT(nn.Module):
 
     @property
     def frozen_parts(self) -> tuple[str, ...]:
-        """Groups of parameters that training leaves as they are, to the bit."""
         return (_ENCODER,) if self.frozen else ()
 
     @nn.nowrap
-    def starting_from(self, params: Any) -> Any:
+    def starting_from(self, params: PyTree) -> Any:
         """Fresh parameters, with the encoder of regions from the file that `region_weights` names.
 
         Raises DataError for a file that does not fit, and ConfigError for an encoder that would stay at its random numbers.
@@ -263,10 +262,6 @@ class HIPT(nn.Module):
 
     @nn.nowrap
     def state_dict_map(self, variant: str) -> dict[str, tuple[str, str]]:
-        """Published parameter name -> (path of the parameter, transform), for `interop.torch_checkpoints`.
-
-        Raises ConfigError for an unknown variant.
-        """
         checks.one_of("variant", variant, VARIANTS)
         mapping = {}
         if self.region_encoder == "vit":
@@ -291,11 +286,11 @@ class HIPT(nn.Module):
         return mapping
 
     @nn.nowrap
-    def feature_shape(self, params: Any) -> tuple[int, ...]:
+    def feature_shape(self, params: PyTree) -> tuple[int, ...]:
         """Shape of the instances that `params` were made for; of regions, the published number of tiles."""
         if self.region_encoder == "none":
             return (params["region"]["kernel"].shape[0],)
         return (GRID_SIDE**2, params[_ENCODER]["vit"]["embedding"]["kernel"].shape[0])
 
 
-AGGREGATORS = {"hipt": (HIPT, VARIANTS)}
+AGGREGATORS = {"hipt": HIPT}

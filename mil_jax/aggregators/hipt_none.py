@@ -14,6 +14,7 @@ import jax
 import jax.numpy as jnp
 
 from mil_jax.aggregators import checks
+from mil_jax.aggregators.base import Aggregator
 from mil_jax.bags import Bag, Prediction
 from mil_jax.encoders.vit import GRID_SIDE
 from mil_jax.errors import ConfigError
@@ -21,8 +22,7 @@ from mil_jax.layers import masked
 from mil_jax.layers.attention_pool import attention_pool, attention_scores
 from mil_jax.layers.dropout import draw_key, dropout, hyper
 from mil_jax.layers.initializers import AffineParameters
-
-Array = jax.Array
+from mil_jax.types import Array, PyTree
 
 VARIANTS: dict[str, dict[str, Any]] = {
     "hipt_none": {},
@@ -42,10 +42,9 @@ _PUBLISHED = {
 }
 
 
-class HIPTNone(nn.Module):
+class HIPTNone(Aggregator):
     """Two gated attentions, one above the other.
 
-    num_outputs: number of logits.
     hidden_dim: width of all layers; 256 is the reference's size "small", 512 "big".
     one_region: the bag is tiles [N, D], which are one region.
     dropout: behind `tile`, `region` and `bag` and on both branches of both attentions.
@@ -55,15 +54,14 @@ class HIPTNone(nn.Module):
     [R, hidden_dim]. Raises ConfigError for bags of another shape.
     """
 
-    num_outputs: int
     hidden_dim: int = 256
     one_region: bool = False
     dropout: float = 0.25
 
+    variants = VARIANTS
     numeric_settings: ClassVar[tuple[str, ...]] = ("dropout",)
 
     def __post_init__(self) -> None:
-        checks.positive("num_outputs", self.num_outputs)
         checks.positive("hidden_dim", self.hidden_dim)
         checks.rate("dropout", self.dropout)
         super().__post_init__()
@@ -125,10 +123,6 @@ class HIPTNone(nn.Module):
 
     @nn.nowrap
     def state_dict_map(self, variant: str) -> dict[str, tuple[str, str]]:
-        """Published parameter name -> (path of the parameter, transform), for `interop.torch_checkpoints`.
-
-        Raises ConfigError for an unknown variant.
-        """
         checks.one_of("variant", variant, VARIANTS)
         mapping = {}
         for layer, published in _PUBLISHED.items():
@@ -137,10 +131,10 @@ class HIPTNone(nn.Module):
         return mapping
 
     @nn.nowrap
-    def feature_shape(self, params: Any) -> tuple[int, ...]:
+    def feature_shape(self, params: PyTree) -> tuple[int, ...]:
         """Shape of the instances that `params` were made for; of regions, the published number of tiles."""
         width = params["tile"]["kernel"].shape[0]
         return (width,) if self.one_region else (GRID_SIDE**2, width)
 
 
-AGGREGATORS = {"hipt_none": (HIPTNone, VARIANTS)}
+AGGREGATORS = {"hipt_none": HIPTNone}

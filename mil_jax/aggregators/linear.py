@@ -5,28 +5,18 @@ x [N, D] -> mean over instances -> Linear. A slide-level embedding is a bag of o
 
 from __future__ import annotations
 
-from typing import Any
-
 import flax.linen as nn
 
-from mil_jax.aggregators import checks
+from mil_jax.aggregators.base import Aggregator
 from mil_jax.bags import Bag, Prediction
 from mil_jax.errors import ConfigError
 from mil_jax.layers import masked
 from mil_jax.layers.initializers import AffineParameters
+from mil_jax.types import PyTree
 
 
-class Linear(nn.Module):
-    """Logits of the mean instance; `embedding` [D] is the mean instance, and every instance counts equally.
-
-    num_outputs: number of logits.
-    """
-
-    num_outputs: int
-
-    def __post_init__(self) -> None:
-        checks.positive("num_outputs", self.num_outputs)
-        super().__post_init__()
+class Linear(Aggregator):
+    """Logits of the mean instance; `embedding` [D] is the mean instance, and every instance counts equally."""
 
     @nn.compact
     def __call__(self, bag: Bag, train: bool = False) -> Prediction:
@@ -45,9 +35,8 @@ class Linear(nn.Module):
         )
 
     @nn.nowrap
-    def feature_shape(self, params: Any) -> tuple[int, ...]:
-        """Shape F of the instances that `params` were made for."""
+    def feature_shape(self, params: PyTree) -> tuple[int, ...]:
         return (params["classifier"]["kernel"].shape[0],)
 
 
-AGGREGATORS: dict[str, tuple[type[nn.Module], dict[str, dict[str, Any]]]] = {"linear": (Linear, {})}
+AGGREGATORS = {"linear": Linear}

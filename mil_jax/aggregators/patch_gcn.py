@@ -14,6 +14,7 @@ import jax
 import jax.numpy as jnp
 
 from mil_jax.aggregators import checks
+from mil_jax.aggregators.base import Aggregator
 from mil_jax.bags import Bag, Prediction
 from mil_jax.errors import ConfigError
 from mil_jax.layers import masked
@@ -23,8 +24,8 @@ from mil_jax.layers.dropout import draw_key, dropout, hyper
 from mil_jax.layers.feature_clusters import feature_clusters, within
 from mil_jax.layers.graph_conv import GENConv, Graph, make_graph
 from mil_jax.layers.initializers import Affine, AffineParameters
+from mil_jax.types import Array, PyTree
 
-Array = jax.Array
 BLOCKS = ("res", "res+")
 READOUTS = ("attention", "mean", "max")
 COARSE_GRAPHS = ("none", "parallel", "sequential")
@@ -45,10 +46,9 @@ _PUBLISHED = {
 }
 
 
-class PatchGCN(nn.Module):
+class PatchGCN(Aggregator):
     """Graph convolutions and a read-out over all their depths.
 
-    num_outputs: number of logits.
     hidden_dim: width d of the nodes; the read-out is (num_convolutions + 1) d wide.
     num_convolutions: graph convolutions, the first of them bare; the reference's `num_layers` - 1.
     block: "res" (convolution, norm, activation, sum, dropout) or "res+" (norm, activation, dropout, convolution, sum).
@@ -65,7 +65,6 @@ class PatchGCN(nn.Module):
     Raises ConfigError for settings that cannot work, and for a bag without a graph.
     """
 
-    num_outputs: int
     hidden_dim: int = 128
     num_convolutions: int = 3
     block: str = "res"
@@ -79,10 +78,10 @@ class PatchGCN(nn.Module):
     context_dropout: float = 0.25
     attention_dropout: float = 0.25
 
+    variants = VARIANTS
     numeric_settings: ClassVar[tuple[str, ...]] = ("dropout", "conv_dropout", "context_dropout", "attention_dropout")
 
     def __post_init__(self) -> None:
-        checks.positive("num_outputs", self.num_outputs)
         checks.positive("hidden_dim", self.hidden_dim)
         checks.positive("num_convolutions", self.num_convolutions)
         checks.one_of("block", self.block, BLOCKS)
@@ -222,9 +221,8 @@ class PatchGCN(nn.Module):
         return {f"layers.0.norm.{name}": (self.hidden_dim,) for name in ("weight", "bias")}
 
     @nn.nowrap
-    def feature_shape(self, params: Any) -> tuple[int, ...]:
-        """Shape F of the instances that `params` were made for."""
+    def feature_shape(self, params: PyTree) -> tuple[int, ...]:
         return (params["feature"]["kernel"].shape[0],)
 
 
-AGGREGATORS = {"patch_gcn": (PatchGCN, VARIANTS)}
+AGGREGATORS = {"patch_gcn": PatchGCN}

@@ -16,12 +16,14 @@ import jax
 import jax.numpy as jnp
 
 from mil_jax.aggregators import checks
+from mil_jax.aggregators.base import Aggregator
 from mil_jax.bags import Bag, Prediction
 from mil_jax.errors import ConfigError
 from mil_jax.layers import masked
 from mil_jax.layers.activations import ACTIVATIONS
 from mil_jax.layers.dropout import draws, dropout_factors, hyper
 from mil_jax.layers.initializers import KERNEL_INITIALIZERS, Affine, AffineParameters
+from mil_jax.types import Array, PyTree
 
 MEAN_VARIANTS: dict[str, dict[str, Any]] = {"mean_pooling": {}}
 MAX_VARIANTS: dict[str, dict[str, Any]] = {
@@ -38,7 +40,7 @@ _PUBLISHED_LAYERS = {
 }
 
 
-class InstanceClassifier(nn.Module):
+class InstanceClassifier(Aggregator):
     """What mean and max pooling share: fields, parameters, dropout.
 
     feature_layer: "linear" (D -> feature_dim, then feature_activation "relu" or "gelu") or "none". dropout: after it, in
@@ -46,7 +48,6 @@ class InstanceClassifier(nn.Module):
     "kaiming_uniform".
     """
 
-    num_outputs: int
     feature_layer: str = "linear"
     feature_dim: int = 512
     feature_activation: str = "relu"
@@ -56,7 +57,6 @@ class InstanceClassifier(nn.Module):
     numeric_settings: ClassVar[tuple[str, ...]] = ("dropout",)
 
     def __post_init__(self) -> None:
-        checks.positive("num_outputs", self.num_outputs)
         checks.one_of("feature_layer", self.feature_layer, ("linear", "none"))
         checks.positive("feature_dim", self.feature_dim)
         checks.one_of("feature_activation", self.feature_activation, ("relu", "gelu"))
@@ -69,7 +69,7 @@ class InstanceClassifier(nn.Module):
             )
         super().__post_init__()
 
-    def _layers(self, x: jax.Array) -> tuple[Affine | None, Affine]:
+    def _layers(self, x: Array) -> tuple[Affine | None, Affine]:
         if x.ndim != 2:
             raise ConfigError(
                 f"mean and max pooling read feature vectors [N, D], but the bag has the shape {list(x.shape)}"
@@ -80,13 +80,13 @@ class InstanceClassifier(nn.Module):
             width = self.feature_dim
         return feature, AffineParameters(self.num_outputs, self.initializer, name="classifier")(width)
 
-    def _dropout_factors(self, num_instances: int, train: bool) -> jax.Array | None:
+    def _dropout_factors(self, num_instances: int, train: bool) -> Array | None:
         if not draws(self, "dropout", self.dropout, train):
             return None
         rate = hyper(self, "dropout", self.dropout)
         return dropout_factors(self.make_rng("dropout"), (num_instances, self.feature_dim), rate)
 
-    def _embed(self, x: jax.Array, feature: Affine | None, factors: jax.Array | None) -> jax.Array:
+    def _embed(self, x: Array, feature: Affine | None, factors: Array | None) -> Array:
         if feature is None:
             return x
         h = ACTIVATIONS[self.feature_activation](feature(x))
@@ -94,10 +94,6 @@ class InstanceClassifier(nn.Module):
 
     @nn.nowrap
     def state_dict_map(self, variant: str) -> dict[str, tuple[str, str]]:
-        """Published parameter name -> (path of the parameter, transform), for `interop.torch_checkpoints`.
-
-        Raises ConfigError for an unknown variant.
-        """
         checks.one_of("variant", variant, _PUBLISHED_LAYERS)
         mapping = {}
         for layer, published in _PUBLISHED_LAYERS[variant].items():
@@ -108,13 +104,14 @@ class InstanceClassifier(nn.Module):
         return mapping
 
     @nn.nowrap
-    def feature_shape(self, params: Any) -> tuple[int, ...]:
-        """Shape F of the instances that `params` were made for."""
+    def feature_shape(self, params: PyTree) -> tuple[int, ...]:
         return (params["classifier" if self.feature_layer == "none" else "feature"]["kernel"].shape[0],)
 
 
 class MeanPooling(InstanceClassifier):
     """Logits are the mean of the instance logits; `embedding` [E] is the mean feature."""
+
+    variants = MEAN_VARIANTS
 
     @nn.compact
     def __call__(self, bag: Bag, train: bool = False) -> Prediction:
@@ -141,6 +138,8 @@ class MaxPooling(InstanceClassifier):
 
     choose: str = "class"
 
+    variants = MAX_VARIANTS
+
     def __post_init__(self) -> None:
         checks.one_of("choose", self.choose, ("class", "positive", "any", "feature"))
         super().__post_init__()
@@ -148,6 +147,11 @@ class MaxPooling(InstanceClassifier):
             raise ConfigError(
                 f"aggregator.choose='positive' is for two outputs, not {self.num_outputs}; use 'any' for more classes"
             )
+
+    @property
+    def chooses_by_logits(self) -> bool:
+        """Unless it chooses by features."""
+        return self.choose != "feature"
 
     @nn.compact
     def __call__(self, bag: Bag, train: bool = False) -> Prediction:
@@ -179,7 +183,7 @@ class MaxPooling(InstanceClassifier):
             aux={"chosen": chosen},
         )
 
-    def _chosen(self, instance_logits: jax.Array, mask: jax.Array) -> jax.Array:
+    def _chosen(self, instance_logits: Array, mask: Array) -> Array:
         if self.choose == "class":
             return masked.argmax(instance_logits, mask)
         probabilities = jax.nn.softmax(instance_logits, axis=-1)
@@ -187,4 +191,4 @@ class MaxPooling(InstanceClassifier):
         return masked.argmax(best, mask)[None]
 
 
-AGGREGATORS = {"mean_pooling": (MeanPooling, MEAN_VARIANTS), "max_pooling": (MaxPooling, MAX_VARIANTS)}
+AGGREGATORS = {"mean_pooling": MeanPooling, "max_pooling": MaxPooling}

@@ -13,7 +13,7 @@ from __future__ import annotations
 import dataclasses
 import math
 from collections.abc import Callable
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import flax.linen as nn
 import jax
@@ -28,8 +28,7 @@ from mil_jax.layers.dropout import draws, dropout, hyper
 from mil_jax.layers.initializers import Affine, AffineParameters
 from mil_jax.layers.ppeg import position_encoding
 from mil_jax.layers.region_attention import Grid, cross_region_attention, region_attention, region_weights
-
-Array = jax.Array
+from mil_jax.types import Array, PyTree
 
 LAYER_NORM_EPSILON = 1e-5
 PPEG_COLUMNS = 7  # a smaller square is laid out in rows of this length
@@ -295,7 +294,7 @@ class RegionTransformer(nn.Module, kw_only=True):
         return mapping
 
     @nn.nowrap
-    def feature_shape(self, params: Any) -> tuple[int, ...]:
+    def feature_shape(self, params: PyTree) -> tuple[int, ...]:
         """Shape F of the instances that `params` were made for."""
         return params["norm"]["scale"].shape if self.feature_layer == "none" else params["feature"]["kernel"].shape[:1]
 
@@ -315,3 +314,9 @@ class R2T(RegionTransformer, kw_only=True):
         """
         checks.one_of("variant", variant, ("encoder",))
         return self._encoder_map("")
+
+    @nn.nowrap
+    def unused_entries(self, variant: str) -> dict[str, tuple[int, ...]]:
+        """None: the encoder reads all of its parameters."""
+        del variant
+        return {}

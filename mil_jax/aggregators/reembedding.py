@@ -13,20 +13,21 @@ from collections.abc import Mapping
 from typing import Any, ClassVar
 
 import flax.linen as nn
-import jax
 
-from mil_jax.aggregators.r2t import R2T
+from mil_jax.aggregators.base import Aggregator
+from mil_jax.aggregators.r2t import R2T, RegionTransformer
 from mil_jax.bags import Bag, Prediction
 from mil_jax.errors import ConfigError
+from mil_jax.types import Array
 
-REEMBEDDINGS: dict[str, type[nn.Module]] = {"rrt": R2T}
+REEMBEDDINGS: dict[str, type[RegionTransformer]] = {"rrt": R2T}
 
 
-class Reembedded(nn.Module):
+class Reembedded(Aggregator):
     """`aggregator` on the bag that `reembed` returns. Parameters, and entries of "hyper", lie under these two names."""
 
-    reembed: nn.Module
-    aggregator: nn.Module
+    reembed: RegionTransformer
+    aggregator: Aggregator
 
     mixes_instances: ClassVar[bool] = True
 
@@ -34,11 +35,8 @@ class Reembedded(nn.Module):
         return self.aggregator(self.reembed(bag, train), train)
 
     @nn.nowrap
-    def training_loss(self, task: Any, predictions: Prediction, targets: jax.Array, weights: jax.Array) -> jax.Array:
-        """The aggregator's own loss where it has one, else the task's."""
-        if hasattr(self.aggregator, "training_loss"):
-            return self.aggregator.training_loss(task, predictions, targets, weights)
-        return task.loss(predictions, targets, weights)
+    def training_loss(self, task: Any, predictions: Prediction, targets: Array, weights: Array) -> Array:
+        return self.aggregator.training_loss(task, predictions, targets, weights)
 
 
 def default_fields(name: str) -> dict[str, Any]:
@@ -49,10 +47,10 @@ def default_fields(name: str) -> dict[str, Any]:
 
 def numeric_settings(name: str) -> tuple[str, ...]:
     """The fields of the re-embedding `name` that it also reads from the collection "hyper". Raises ConfigError if unknown."""
-    return tuple(getattr(_class_of(name), "numeric_settings", ()))
+    return _class_of(name).numeric_settings
 
 
-def _class_of(name: str) -> type[nn.Module]:
+def _class_of(name: str) -> type[RegionTransformer]:
     if name not in REEMBEDDINGS:
         raise ConfigError(
             f"reembed.name={name!r} is unknown; choose one of {', '.join(REEMBEDDINGS)}, or leave it empty"
@@ -60,7 +58,7 @@ def _class_of(name: str) -> type[nn.Module]:
     return REEMBEDDINGS[name]
 
 
-def reembedded(aggregator: nn.Module, settings: Mapping[str, Any]) -> nn.Module:
+def reembedded(aggregator: Aggregator, settings: Mapping[str, Any]) -> Aggregator:
     """`aggregator` behind the re-embedding that the config group `reembed` asks for; itself when its name is empty.
 
     Raises ConfigError for an unknown name or field (suggesting the nearest) and for settings that cannot work.
@@ -75,6 +73,6 @@ def reembedded(aggregator: nn.Module, settings: Mapping[str, Any]) -> nn.Module:
             advice = f"did you mean {nearest[0]!r}?" if nearest else f"known: {', '.join(sorted(known))}"
             raise ConfigError(f"reembed.{key} is not a setting of {settings['name']!r}; {advice}")
     try:
-        return Reembedded(REEMBEDDINGS[settings["name"]](**fields), aggregator)
+        return Reembedded(aggregator.num_outputs, REEMBEDDINGS[settings["name"]](**fields), aggregator)
     except ConfigError as error:
         raise ConfigError(str(error).replace("aggregator.", "reembed.")) from error

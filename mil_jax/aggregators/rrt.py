@@ -12,6 +12,7 @@ from typing import Any, ClassVar
 import flax.linen as nn
 
 from mil_jax.aggregators import checks
+from mil_jax.aggregators.base import Aggregator
 from mil_jax.aggregators.r2t import RegionTransformer
 from mil_jax.bags import Bag, Prediction
 from mil_jax.layers import masked
@@ -23,24 +24,23 @@ from mil_jax.layers.initializers import Affine, AffineParameters
 VARIANTS: dict[str, dict[str, Any]] = {"rrtmil": {"attention_activation": "relu"}}
 
 
-class RRTMIL(RegionTransformer, kw_only=True):
+class RRTMIL(RegionTransformer, Aggregator, kw_only=True):
     """Re-embedding, then attention pooling and a linear classifier.
 
-    num_outputs: number of logits. attention_dim, attention_activation ("tanh", "relu" or "gelu"), attention_gated,
+    attention_dim, attention_activation ("tanh", "relu" or "gelu"), attention_gated,
     attention_bias, attention_dropout: of the pooling. Other fields: `RegionTransformer`. The prediction's `embedding` is [E].
     """
 
-    num_outputs: int
     attention_dim: int = 128
     attention_activation: str = "tanh"
     attention_gated: bool = False
     attention_bias: bool = False
     attention_dropout: float = 0.0
 
+    variants = VARIANTS
     numeric_settings: ClassVar[tuple[str, ...]] = ("dropout", "transformer_dropout", "attention_dropout")
 
     def __post_init__(self) -> None:
-        checks.positive("num_outputs", self.num_outputs)
         checks.positive("attention_dim", self.attention_dim)
         checks.one_of("attention_activation", self.attention_activation, ACTIVATIONS)
         checks.rate("attention_dropout", self.attention_dropout)
@@ -72,10 +72,6 @@ class RRTMIL(RegionTransformer, kw_only=True):
 
     @nn.nowrap
     def state_dict_map(self, variant: str) -> dict[str, tuple[str, str]]:
-        """Published parameter name -> (path of the parameter, transform), for `interop.torch_checkpoints`.
-
-        Raises ConfigError for an unknown variant.
-        """
         checks.one_of("variant", variant, VARIANTS)
         # With dropout the pooling's Sequential is one longer.
         layers = {"feature": "patch_to_emb.0", "classifier": "predictor"}
@@ -94,4 +90,4 @@ class RRTMIL(RegionTransformer, kw_only=True):
         return mapping
 
 
-AGGREGATORS = {"rrt": (RRTMIL, VARIANTS)}
+AGGREGATORS = {"rrt": RRTMIL}

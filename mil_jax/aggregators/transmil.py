@@ -15,6 +15,7 @@ import jax
 import jax.numpy as jnp
 
 from mil_jax.aggregators import checks
+from mil_jax.aggregators.base import Aggregator
 from mil_jax.bags import Bag, Prediction
 from mil_jax.errors import ConfigError
 from mil_jax.layers import masked
@@ -30,8 +31,7 @@ from mil_jax.layers.nystrom import (
     nystrom_attention,
 )
 from mil_jax.layers.ppeg import complete_square, position_encoding, square_encoding, square_side
-
-Array = jax.Array
+from mil_jax.types import Array, PyTree
 
 VARIANTS: dict[str, dict[str, Any]] = {
     "transmil_original": {},
@@ -49,10 +49,9 @@ _PUBLISHED: dict[str, tuple[str, str, str, str, str, str]] = {
 }
 
 
-class TransMIL(nn.Module):
+class TransMIL(Aggregator):
     """Transformer of two Nystrom layers over all instances of a bag, in their order.
 
-    num_outputs: number of logits.
     feature_layer: "linear" (D -> feature_dim, then `feature_activation`, then `dropout` in training) or "none" (feature_dim = D).
     input_norm: a LayerNorm before the feature layer.
     num_heads, head_dim: of both attention layers; head_dim None = feature_dim / num_heads.
@@ -71,7 +70,6 @@ class TransMIL(nn.Module):
     that cannot work.
     """
 
-    num_outputs: int
     feature_layer: str = "linear"
     feature_dim: int = 512
     feature_activation: str = "relu"
@@ -89,6 +87,7 @@ class TransMIL(nn.Module):
     class_token_deviation: float = 1.0
     initializer: str = "torch"
 
+    variants = VARIANTS
     numeric_settings: ClassVar[tuple[str, ...]] = ("dropout", "attention_dropout")
     mixes_instances: ClassVar[bool] = True
 
@@ -97,7 +96,7 @@ class TransMIL(nn.Module):
         checks.one_of("feature_activation", self.feature_activation, ("relu", "gelu"))
         checks.one_of("position", self.position, ("ppeg", "peg", "none"))
         checks.one_of("initializer", self.initializer, KERNEL_INITIALIZERS)
-        for name in ("num_outputs", "feature_dim", "num_heads", "pinv_iterations"):
+        for name in ("feature_dim", "num_heads", "pinv_iterations"):
             checks.positive(name, getattr(self, name))
         for name in ("head_dim", "num_landmarks"):
             if getattr(self, name) is not None:
@@ -232,10 +231,6 @@ class TransMIL(nn.Module):
 
     @nn.nowrap
     def state_dict_map(self, variant: str) -> dict[str, tuple[str, str]]:
-        """Published parameter name -> (path of the parameter, transform), for `interop.torch_checkpoints`.
-
-        Raises ConfigError for an unknown variant.
-        """
         checks.one_of("variant", variant, _PUBLISHED)
         feature, encoder, attention, position, norm, classifier = _PUBLISHED[variant]
         mapping = {f"{encoder}cls_token": ("class_token", "same")}
@@ -267,8 +262,7 @@ class TransMIL(nn.Module):
         return mapping
 
     @nn.nowrap
-    def feature_shape(self, params: Any) -> tuple[int, ...]:
-        """Shape F of the instances that `params` were made for."""
+    def feature_shape(self, params: PyTree) -> tuple[int, ...]:
         if self.feature_layer == "linear":
             return (params["feature"]["kernel"].shape[0],)
         return (params["norm"]["scale"].shape[0],)
@@ -278,4 +272,4 @@ def _layer_norm(name: str) -> nn.LayerNorm:
     return nn.LayerNorm(epsilon=1e-5, use_fast_variance=False, name=name)
 
 
-AGGREGATORS = {"transmil": (TransMIL, VARIANTS)}
+AGGREGATORS = {"transmil": TransMIL}

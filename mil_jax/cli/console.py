@@ -10,13 +10,16 @@ import errno
 import signal
 import sys
 from collections.abc import Callable
+from typing import TYPE_CHECKING
 
-import pandas as pd
 from rich import box
 from rich.console import Console
 from rich.table import Table
 
 from mil_jax.errors import UserError
+
+if TYPE_CHECKING:
+    import pandas as pd  # half a second, which `--help` need not wait
 
 STOPPED_BY_SIGTERM = 128 + signal.SIGTERM
 console = Console(soft_wrap=True)
@@ -42,7 +45,7 @@ def run_command(main: Callable[[list[str]], int]) -> None:
         where = f"{error.filename}: " if error.filename else ""
         code = _refused(f"{where}the disk is full; free some space and run the command again")
     except KeyboardInterrupt:
-        _errors.print("stopped by the keyboard; what was saved can be gone on with (--resume)", markup=False)
+        _errors.print("stopped by the keyboard; what was saved can be resumed (--resume)", markup=False)
         code = 130
     sys.exit(code)
 
@@ -56,7 +59,7 @@ def frame_table(title: str, frame: pd.DataFrame) -> Table:
     """A data frame as a table for the terminal."""
     table = Table(title=title, title_justify="left", title_style="bold", box=box.SIMPLE_HEAD)
     for name in frame.columns:
-        table.add_column(str(name), justify="right" if pd.api.types.is_numeric_dtype(frame[name]) else "left")
+        table.add_column(str(name), justify="right" if frame[name].dtype.kind in "biufc" else "left")
     for row in frame.itertuples(index=False):
         table.add_row(*(f"{value:g}" if isinstance(value, float) else str(value) for value in row))
     return table

@@ -73,7 +73,7 @@ def _stages_before(config: ConfigDict, stages: Sequence[str]) -> Iterator[str]:
     """What happens before the last stage."""
     if stages[0] in (TEACHER, BACKBONE):
         epochs = config.strategy[f"{stages[0]}_epochs"] or config.train.epochs
-        state = "last" if config.train.select == "last" else "best"
+        state = "last" if config.train.monitor == "last" else "best"
         use = {
             TEACHER: f"its {state} state is the first teacher",
             BACKBONE: f"its {state} state gives the embeddings for the dictionary",
@@ -164,12 +164,12 @@ def _counts_by_fold(counts: pd.DataFrame) -> pd.DataFrame:
 
 def _monitor(experiment: Experiment) -> str:
     """What chooses the epoch of each run."""
-    select = experiment.selection.select
-    if select == "last":
+    monitor = experiment.selection.monitor
+    if monitor == "last":
         return "the last epoch of each run is taken"
-    chosen_by = monitor_label(select, "").strip()
+    chosen_by = monitor_label(monitor, "").strip()
     if experiment.selection_part == TEST:
         return f"the epoch is chosen by the {chosen_by} of the TEST part (protocol reference)"
-    asked, task = experiment.config.train.select, experiment.task
+    asked, task = experiment.config.train.monitor, experiment.task
     why = f", not the {monitor_label(asked, '').strip()}: {task.few_cases}" if experiment.fallback else ""
     return f"the epoch is chosen by the validation {chosen_by}{why}"

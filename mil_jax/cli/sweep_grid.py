@@ -33,15 +33,15 @@ _REFUSED = {
     "task.joint": _OTHER_COHORT,
     "task.transform": _OTHER_COHORT,
     "task.loss_name": "changes the validation loss by which settings are compared",
-    "train.select": "says by which score settings are compared",
+    "train.monitor": "says by which score settings are compared",
     "train.protocol": "says whether there is a validation part to compare settings by",
     "train.permute_labels": "is a control, not a way to train",
     "train.seed": "is luck, and choosing the luckiest seed would overstate the result; use train.num_seeds",
     "train.num_seeds": "changes how sure a score is, not the score",
 }
 _NO_RESULT = (
-    *("checkpoint_seconds", "slots_per_dispatch", "replica_axis", "matmul_precision", "tensorboard", "wandb"),
-    *("batch_devices", "bag_devices", "memory_gib", "debug_nans"),
+    *("checkpoint_seconds", "steps_per_dispatch", "replica_axis", "matmul_precision", "tensorboard", "wandb"),
+    *("data_parallel", "instance_parallel", "memory_gib", "debug_nans"),
 )
 _REFUSED |= {f"train.{name}": "changes no result" for name in _NO_RESULT}
 _REFUSED |= {f"distributed.{name}": "changes no result" for name in ("coordinator", "num_processes", "process_id")}

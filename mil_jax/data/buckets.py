@@ -41,10 +41,10 @@ def round_up(sizes: ArrayLike) -> np.ndarray:
     return -(-sizes // step) * step
 
 
-def fit_ladder(sizes: ArrayLike, *, max_waste: float = 0.15, max_shapes: int = 12) -> Ladder:
-    """The shortest ladder whose padding is at most `max_waste` of all padded instances, within `max_shapes` lengths.
+def fit_ladder(sizes: ArrayLike, *, max_padding: float = 0.15, max_buckets: int = 12) -> Ladder:
+    """The shortest ladder whose padding is at most `max_padding` of all padded instances, within `max_buckets` lengths.
 
-    sizes: [num_bags], instances per bag, all at least 1. When `max_shapes` lengths cannot keep the waste limit, the
+    sizes: [num_bags], instances per bag, all at least 1. When `max_buckets` lengths cannot keep this limit, the
     best ladder of that many is returned; `Ladder.waste` says what it costs.
 
     Raises ValueError for no bags, an empty bag, or a limit that makes no sense.
@@ -52,8 +52,10 @@ def fit_ladder(sizes: ArrayLike, *, max_waste: float = 0.15, max_shapes: int = 1
     sizes = np.asarray(sizes, np.int64).ravel()
     if sizes.size == 0 or sizes.min() < 1:
         raise ValueError("a ladder needs at least one bag, and every bag at least one instance")
-    if max_shapes < 1 or not 0 <= max_waste < 1:
-        raise ValueError(f"max_shapes must be at least 1 and max_waste in [0, 1), not {max_shapes} and {max_waste}")
+    if max_buckets < 1 or not 0 <= max_padding < 1:
+        raise ValueError(
+            f"max_buckets must be at least 1 and max_padding in [0, 1), not {max_buckets} and {max_padding}"
+        )
     unique, counts = np.unique(round_up(sizes), return_counts=True)
     lengths = [int(length) for length in unique]
     below = [0, *(int(count) for count in np.cumsum(counts))]  # below[k]: bags no longer than the first k lengths
@@ -63,7 +65,7 @@ def fit_ladder(sizes: ArrayLike, *, max_waste: float = 0.15, max_shapes: int = 1
     # begins.
     cost = [0, *(length * count for length, count in zip(lengths, below[1:]))]
     choices = [[0] * len(cost)]
-    while 1.0 - total / cost[-1] > max_waste and len(choices) < min(max_shapes, len(lengths)):
+    while 1.0 - total / cost[-1] > max_padding and len(choices) < min(max_buckets, len(lengths)):
         cost, choice = _one_more_bucket(cost, lengths, below)
         choices.append(choice)
 

@@ -16,8 +16,7 @@ from mil_jax.bags import Bag
 from mil_jax.errors import ConfigError
 from mil_jax.layers import masked
 from mil_jax.layers.convolution import NormedConvolutionParameters, max_pool
-
-Array = jax.Array
+from mil_jax.types import Array
 
 BLOCKS: dict[int, tuple[int, ...]] = {18: (2, 2, 2, 2), 34: (3, 4, 6, 3), 50: (3, 4, 6, 3)}
 WIDTHS = (64, 128, 256, 512)

@@ -21,8 +21,8 @@ from mil_jax.layers import masked
 from mil_jax.layers.convolution import NormedConvolutionParameters, convolve
 from mil_jax.layers.initializers import Affine, AffineParameters
 from mil_jax.layers.transformer import Block, BlockParameters, Norm, NormParameters
+from mil_jax.types import Array
 
-Array = jax.Array
 EPSILON = 1e-5
 STEM_STRIDE = 4
 MLP_RATIO = 4

@@ -18,8 +18,7 @@ from mil_jax.errors import ConfigError
 from mil_jax.layers import masked
 from mil_jax.layers.query_pool import QueryPoolParameters
 from mil_jax.layers.vit import EPSILON, ViT, ViTParameters, embed, encode, patches
-
-Array = jax.Array
+from mil_jax.types import Array
 
 VARIANTS: dict[str, dict[str, Any]] = {
     "hipt_vit256": {"dim": 384, "depth": 12, "num_heads": 6, "patch_size": 16},
@@ -158,6 +157,12 @@ class VisionTransformer(nn.Module):
             if not published.startswith("attn_pool_contrast.to_"):  # these have none
                 mapping[f"{published}.bias"] = (f"{layer}/bias", "same")
         return mapping
+
+    @nn.nowrap
+    def unused_entries(self, variant: str) -> dict[str, tuple[int, ...]]:
+        """None: published files hold what is read."""
+        del variant
+        return {}
 
     @nn.nowrap
     def feature_shape(self, params: Any) -> tuple[int, ...]:

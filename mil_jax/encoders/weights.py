@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 from pathlib import Path
-from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -13,9 +12,9 @@ from mil_jax.bags import Bag
 from mil_jax.encoders.registry import TileEncoder, fitted_to
 from mil_jax.errors import ConfigError, DataError
 from mil_jax.interop.torch_checkpoints import import_state_dict, load_state_dict
+from mil_jax.types import PyTree
 
 RANDOM = "random"
-PyTree = Any
 
 
 def load_weights(encoder: TileEncoder, weights: str) -> tuple[TileEncoder, PyTree]:

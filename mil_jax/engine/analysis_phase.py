@@ -15,11 +15,10 @@ from mil_jax.engine import programs
 from mil_jax.engine.callbacks import TrainingInterrupted
 from mil_jax.engine.checkpoints import Checkpoints
 from mil_jax.strategies.base import Analysis, TrainState
+from mil_jax.types import PyTree
 
 if TYPE_CHECKING:
     from mil_jax.engine.engine import Engine
-
-PyTree = Any
 
 
 def run(

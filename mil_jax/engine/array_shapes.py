@@ -17,8 +17,7 @@ from mil_jax.engine.bag_order import EpochOrder
 from mil_jax.engine.plan import Plan
 from mil_jax.engine.types import EngineData
 from mil_jax.strategies.base import Steps, Strategy, TrainState
-
-PyTree = Any
+from mil_jax.types import PyTree
 
 
 def schedules(
@@ -61,7 +60,7 @@ def moving_shapes(
     """Of what a step changes; `state`: shapes of all replicas. placed: of the leading axis."""
     rows = state.step.shape[0]
     metrics = step_metrics(strategy, plan, state, cohort, length, batch_size)
-    sums: Any = {name: jax.ShapeDtypeStruct((rows, *x.shape), x.dtype) for name, x in metrics.items()}
+    sums = {name: jax.ShapeDtypeStruct((rows, *x.shape), x.dtype) for name, x in metrics.items()}
     moving: programs.StepCarry = jax.tree.map(
         lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=placed), programs.StepCarry(state, sums)
     )

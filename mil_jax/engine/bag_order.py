@@ -64,7 +64,7 @@ class BagOrder:
         *,
         batch_size: int = 1,
         data_seed: int = 0,
-        slots_per_dispatch: int = 64,
+        steps_per_dispatch: int = 64,
         sampling: np.ndarray | None = None,
         row: Callable[[Replica], int] = attrgetter("fold"),
         shared: bool = False,
@@ -79,7 +79,7 @@ class BagOrder:
         self.num_buckets = num_buckets
         self.batch_size = batch_size
         self.data_seed = data_seed
-        self.slots_per_dispatch = slots_per_dispatch
+        self.steps_per_dispatch = steps_per_dispatch
         self.sampling = sampling
         self.slot_counts = self._slot_counts()
         self.max_steps = int(self.slot_counts.sum())
@@ -120,7 +120,7 @@ class BagOrder:
         row = np.ones_like(busy) if self.by_slot else busy
         done = np.concatenate([np.zeros((len(replicas), 1), np.int64), np.cumsum(row, axis=1)], axis=1)
         dispatches = []
-        for start, stop in _stretches(slots, self.slots_per_dispatch):
+        for start, stop in _stretches(slots, self.steps_per_dispatch):
             if busy[:, start:stop].any():
                 dispatches.append((int(slots[start]), done[:, start].astype(np.int32), done[:, stop].astype(np.int32)))
         return EpochOrder(bags, tuple(dispatches), busy.sum(axis=1))

@@ -20,8 +20,8 @@ import orbax.checkpoint as ocp
 
 from mil_jax.engine.distributed import is_first
 from mil_jax.errors import RunFolderError
+from mil_jax.types import PyTree
 
-PyTree = Any
 _BYTES_BESIDE_ARRAYS = 1 << 20  # orbax's own files and `place`
 
 

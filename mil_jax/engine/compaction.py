@@ -8,13 +8,10 @@ only, two trainings need not do it in the same epoch.
 
 from __future__ import annotations
 
-from typing import Any
-
 import numpy as np
 
 from mil_jax.engine.mesh import Placement
-
-PyTree = Any
+from mil_jax.types import PyTree
 
 
 class InactiveReplicas:

@@ -19,6 +19,7 @@ from jax.sharding import AxisType, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from mil_jax.errors import ConfigError, UserError
+from mil_jax.types import Array
 
 CONNECT_SECONDS = 300  # how long processes wait for one another at the start
 LEAVE_SECONDS = 30  # how long a process that ends alone waits for the others
@@ -92,7 +93,7 @@ class Vote:
 
     def __init__(self) -> None:
         self.alone = jax.process_count() == 1
-        self._waiting: collections.deque[jax.Array] = collections.deque()
+        self._waiting: collections.deque[Array] = collections.deque()
 
     def blocking(self, said: bool) -> bool:
         """The answer; waits for all processes."""
@@ -131,7 +132,7 @@ def _ballot() -> tuple[Mesh, jax.stages.Wrapped]:
     return mesh, jax.jit(lambda said: said.max(), out_shardings=NamedSharding(mesh, P()))
 
 
-def _vote(said: float) -> jax.Array:
+def _vote(said: float) -> Array:
     """The largest of what the processes say, as an array that is being computed."""
     mesh, count = _ballot()
     mine = np.full(mesh.local_mesh.size, said, np.float32)

@@ -14,25 +14,27 @@ from mil_jax.tasks.base import higher_is_better
 
 @dataclass(frozen=True)
 class Selection:
-    """select: "last", or a monitor of the task such as "val_loss". patience: epochs without improvement before a run stops, 0 = never.
+    """monitor: "last", or a score of the task such as "val_loss". patience: epochs without improvement before a run stops, 0 = never.
 
     min_epochs: no run stops before this many epochs. first_epoch: the first that may be chosen, from 0; until then nobody waits.
     """
 
-    select: str = "val_loss"
+    monitor: str = "val_loss"
     patience: int = 0
     min_epochs: int = 0
     first_epoch: int = 0
 
     def __post_init__(self) -> None:
-        if self.select == "last" and self.patience:
-            raise ConfigError("train.patience needs a validation score: set train.select to val_loss, or patience to 0")
+        if self.monitor == "last" and self.patience:
+            raise ConfigError(
+                "train.patience needs a validation score: set train.monitor to val_loss, or patience to 0"
+            )
 
     def better(self, score: float, best: float) -> bool:
         """Whether `score` improves on `best`; NaN never does."""
         if math.isnan(score):
             return False
-        return score > best if higher_is_better(self.select) else score < best
+        return score > best if higher_is_better(self.monitor) else score < best
 
 
 @dataclass
@@ -52,7 +54,7 @@ class Progress:
     @classmethod
     def start(cls, num_replicas: int, selection: Selection) -> Progress:
         """Before the first epoch."""
-        worst = -np.inf if higher_is_better(selection.select) else np.inf
+        worst = -np.inf if higher_is_better(selection.monitor) else np.inf
         return cls(
             best=np.full(num_replicas, worst),
             best_epoch=np.full(num_replicas, -1, np.int64),

@@ -39,8 +39,7 @@ from mil_jax.engine.types import AnalysisPhase, AnyPhase, EngineData, EngineSett
 from mil_jax.engine.validation import ValidationScorer
 from mil_jax.strategies.base import Analysis, Strategy, TrainState
 from mil_jax.tasks.base import Task
-
-PyTree = Any
+from mil_jax.types import Array, PyTree
 
 
 def fit(
@@ -70,9 +69,9 @@ class Engine:
         self.all_programs, self.analyses = list[Programs](), dict[str, PyTree]()
         self.side_by_side, self.kept = copy.deepcopy(settings.side_by_side), settings.side_by_side
         self.num_replicas = len(plan.replicas)
-        bag_devices = sharing(settings.bag_devices, jax.device_count(), *data.lengths)
-        batch_devices = sharing(settings.batch_devices, jax.device_count() // bag_devices, settings.batch_size)
-        self.placement = Placement(self.num_replicas, batch_devices, bag_devices)
+        instance_parallel = sharing(settings.instance_parallel, jax.device_count(), *data.lengths)
+        data_parallel = sharing(settings.data_parallel, jax.device_count() // instance_parallel, settings.batch_size)
+        self.placement = Placement(self.num_replicas, data_parallel, instance_parallel)
         self.shard, self.fetch, self.strip_padding = (
             self.placement.shard,
             self.placement.fetch,
@@ -86,7 +85,7 @@ class Engine:
             len(data.lengths),
             batch_size=settings.batch_size,
             data_seed=settings.data_seed,
-            slots_per_dispatch=settings.slots_per_dispatch,
+            steps_per_dispatch=settings.steps_per_dispatch,
             sampling=data.sampling,
             row=data.row,
             shared=settings.order == "shared",
@@ -235,7 +234,7 @@ class Engine:
         """One phase, from its start or from its newest checkpoint. Returns the state with each replica's chosen parameters."""
         strategy = phase.strategy
         self.prepare(strategy)
-        keeps_best = phase.selection.select != "last"
+        keeps_best = phase.selection.monitor != "last"
         progress = Progress.start(self.num_replicas, phase.selection)
         epoch, dispatch = 0, 0
         left_out, whole = InactiveReplicas(self.placement), self.programs
@@ -324,7 +323,7 @@ class Engine:
         or shapes.
         """
         whole = len(self.placement.members) == self.num_replicas
-        between = self.data.selection.any(axis=0) & (whole or phase.selection.select != "last")
+        between = self.data.selection.any(axis=0) & (whole or phase.selection.monitor != "last")
         seen = between | (np.any([part.any(axis=0) for part in self.parts.values()], axis=0) & whole)
         evaluate = np.unique(self.data.bucket[seen]).tolist()
         logits = self.longest_part, self.task.num_outputs
@@ -356,7 +355,7 @@ class Engine:
         if suspects.any():
             raise nan_debugging.find(suspects, order.bags, epoch, dispatches, before, again, fetch)
 
-    def evaluate(self, state: TrainState, part: np.ndarray, active: np.ndarray | None = None) -> jax.Array:
+    def evaluate(self, state: TrainState, part: np.ndarray, active: np.ndarray | None = None) -> Array:
         """Logits [R, V, C] of each replica's bags of the part, in the order of `_part`; of those that are `active` [R], or all."""
         return self.predict(state, self._part(part, active)[0], (self.task.num_outputs,))
 
@@ -365,7 +364,7 @@ class Engine:
 
     def predict(
         self, state: TrainState, bags: np.ndarray, shape: tuple[int, ...], tell: Callable[[int], None] | None = None
-    ) -> jax.Array:
+    ) -> Array:
         """Logits [R, V, *shape] of the bags [R, V], -1 for none, which are in order of their bucket. tell: how many more were sent."""
         logits = self.shard(np.zeros((*bags.shape, *shape), np.float32))
         spread_bags = self.shard(bags)

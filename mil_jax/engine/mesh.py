@@ -3,17 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
 
 import jax
 import numpy as np
 from jax.sharding import AxisType, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
+from mil_jax.aggregators.base import Aggregator
 from mil_jax.engine.programs import AXIS, DATA_AXIS, INSTANCE_AXIS, replica_sharding, shared_sharding
 from mil_jax.errors import ConfigError
-
-PyTree = Any
+from mil_jax.types import Array, PyTree
 
 # Of glibc's malloc.h: parameters of mallopt.
 _TRIM_THRESHOLD, _MMAP_THRESHOLD, _ARENA_MAX = -1, -3, -8
@@ -24,15 +23,17 @@ def wait(tree: PyTree) -> PyTree:
     return jax.block_until_ready(tree)
 
 
-def replica_mesh(batch_devices: int = 1, bag_devices: int = 1) -> Mesh:
+def replica_mesh(data_parallel: int = 1, instance_parallel: int = 1) -> Mesh:
     """A mesh of all devices of all processes, also when there are fewer replicas: XLA compiles a program for one device otherwise
     than for several, and a replica alone would then not be bit-identical to the same replica in company.
 
-    batch_devices: how many devices share a batch. bag_devices: how many share each bag of it. Their product divides the devices.
+    data_parallel: how many devices share a batch. instance_parallel: how many share each bag of it. Their product divides the devices.
     """
     devices = jax.devices()
-    axes = {AXIS: len(devices) // (batch_devices * bag_devices)}
-    axes |= {name: count for name, count in ((DATA_AXIS, batch_devices), (INSTANCE_AXIS, bag_devices)) if count > 1}
+    axes = {AXIS: len(devices) // (data_parallel * instance_parallel)}
+    axes |= {
+        name: count for name, count in ((DATA_AXIS, data_parallel), (INSTANCE_AXIS, instance_parallel)) if count > 1
+    }
     return jax.make_mesh(tuple(axes.values()), tuple(axes), axis_types=(AxisType.Auto,) * len(axes), devices=devices)
 
 
@@ -41,7 +42,7 @@ def sharing(at_most: int, *wholes: int) -> int:
     return max(count for count in range(1, max(at_most, 1) + 1) if not any(whole % count for whole in wholes))
 
 
-def put(array: np.ndarray, sharding: NamedSharding) -> jax.Array:
+def put(array: np.ndarray, sharding: NamedSharding) -> Array:
     """A host array, which every process has whole, on the devices."""
     if jax.process_count() == 1:
         return jax.device_put(array, sharding)
@@ -49,19 +50,20 @@ def put(array: np.ndarray, sharding: NamedSharding) -> jax.Array:
     return jax.make_array_from_callback(array.shape, sharding, lambda index: array[index])
 
 
-def require_devices(module: Any, batch_devices: int, bag_devices: int) -> None:
+def require_devices(module: Aggregator, data_parallel: int, instance_parallel: int) -> None:
     """Raises ConfigError where there are fewer devices than are to share a batch, and where devices cannot share a bag: `module` says
     with `mixes_instances` that it computes each instance from others, all of which every device would need.
     """
-    if batch_devices * bag_devices > jax.device_count():
+    if data_parallel * instance_parallel > jax.device_count():
         raise ConfigError(
-            f"train.batch_devices={batch_devices} and train.bag_devices={bag_devices} ask for {batch_devices * bag_devices} devices for "
-            f"one batch, and there are {jax.device_count()}: lower one of them"
+            f"train.data_parallel={data_parallel} and train.instance_parallel={instance_parallel} ask for "
+            f"{data_parallel * instance_parallel} devices for one batch, and there are "
+            f"{jax.device_count()}: lower one of them"
         )
-    if bag_devices > 1 and getattr(module, "mixes_instances", False):
+    if instance_parallel > 1 and module.mixes_instances:
         raise ConfigError(
-            f"train.bag_devices={bag_devices} would save no memory: {type(module).__name__} computes each instance from others, so every "
-            "device would need the whole bag; leave it at 1, and where bags are too large set train.sample_instances"
+            f"train.instance_parallel={instance_parallel} would save no memory: {type(module).__name__} computes each instance from "
+            "others, so every device would need the whole bag; leave it at 1, and where bags are too large set train.sample_instances"
         )
 
 
@@ -69,13 +71,13 @@ class Placement:
     """Where the arrays of R replicas lie: the leading axis in equal parts over the devices, filled up where R does not divide.
 
     Arrays on the host are always those of all R replicas; devices have those of the `members`, all of them at first.
-    batch_devices, bag_devices: as many devices hold the same replicas, and share their batches and each bag. count: int32 [devices],
+    data_parallel, instance_parallel: as many devices hold the same replicas, and share their batches and each bag. count: int32 [devices],
     how many replicas each device (or each such group) really has.
     """
 
-    def __init__(self, num_replicas: int, batch_devices: int = 1, bag_devices: int = 1) -> None:
+    def __init__(self, num_replicas: int, data_parallel: int = 1, instance_parallel: int = 1) -> None:
         self.num_replicas = num_replicas
-        self.mesh = replica_mesh(batch_devices, bag_devices)
+        self.mesh = replica_mesh(data_parallel, instance_parallel)
         self.places = self.mesh.shape[AXIS]
         self.keep_on_device(np.arange(num_replicas))
         self.split: Callable[[PyTree], PyTree] | None = self._split if INSTANCE_AXIS in self.mesh.axis_names else None
@@ -94,7 +96,7 @@ class Placement:
     def shard(self, tree: PyTree) -> PyTree:
         """Host arrays [R, ...] over the devices."""
 
-        def place(array: np.ndarray) -> jax.Array:
+        def place(array: np.ndarray) -> Array:
             full = np.zeros((self.per_device * self.places, *array.shape[1:]), array.dtype)
             full[: len(self.members)] = array[self.members]
             return put(full, replica_sharding(self.mesh))

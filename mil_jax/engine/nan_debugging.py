@@ -13,8 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from mil_jax.data.loading.windows import Dispatch
-
-PyTree = Any
+from mil_jax.types import Array, PyTree
 
 
 class NotFinite(Exception):
@@ -43,7 +42,7 @@ class NotFinite(Exception):
 
 
 @jax.jit
-def finite_replicas(tree: PyTree) -> jax.Array:
+def finite_replicas(tree: PyTree) -> Array:
     """bool [R]: whether all numbers of a replica are finite. Each leaf has the leading axis [R]."""
     leaves = [x for x in jax.tree.leaves(tree) if jnp.issubdtype(x.dtype, jnp.floating)]
     return jnp.stack([jnp.isfinite(x).reshape(x.shape[0], -1).all(axis=1) for x in leaves]).all(axis=0)

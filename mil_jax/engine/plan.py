@@ -8,6 +8,7 @@ import jax
 import numpy as np
 
 from mil_jax.errors import ConfigError
+from mil_jax.types import Array
 
 Overrides = tuple[tuple[str, float], ...]  # dotted names of numeric settings and their values
 
@@ -60,7 +61,7 @@ class Plan:
             for replica in self.replicas
         ]
 
-    def keys(self) -> jax.Array:
+    def keys(self) -> Array:
         """[R] keys; replicas that differ only in their overrides share theirs."""
         folds = np.array([replica.fold for replica in self.replicas], np.uint32)
         seeds = np.array([replica.seed for replica in self.replicas], np.uint32)

@@ -9,7 +9,6 @@ laid out over them, and XLA's partitioner does the reductions.
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
 
 import flax.struct
 import jax
@@ -20,9 +19,8 @@ from jax.sharding import PartitionSpec as P
 from mil_jax.bags import Bag
 from mil_jax.data.loading.resident import ResidentBags
 from mil_jax.strategies.base import Batch, Strategy, TrainState
+from mil_jax.types import AnyArray, Array, PyTree
 
-PyTree = Any
-Array = jax.Array
 AXIS = "replica"
 DATA_AXIS = "data"  # devices that share the bags of a batch; a mesh without it has one device for each batch
 INSTANCE_AXIS = "instance"  # devices that share the instances of a bag; a mesh without it has one device for each bag
@@ -37,8 +35,8 @@ class DeviceCohort(flax.struct.PyTreeNode):
     """
 
     bags: ResidentBags
-    targets: Any
-    covariates: Any = None
+    targets: AnyArray
+    covariates: AnyArray | None = None
 
 
 class ReplicaIds(flax.struct.PyTreeNode):
@@ -51,15 +49,15 @@ class ReplicaIds(flax.struct.PyTreeNode):
 class EpochInputs(flax.struct.PyTreeNode):
     """One epoch's order: bags [R, T, B] (-1 for none) and the strategy's schedule, each [R, T]."""
 
-    bags: Any
-    extras: dict[str, Any]
+    bags: AnyArray
+    extras: dict[str, AnyArray]
 
 
 class StepCarry(flax.struct.PyTreeNode):
     """What a step changes: the state, and the sums of the step metrics over the epoch. Every leaf has the leading axis [R]."""
 
     state: TrainState
-    metrics: dict[str, Array]
+    metrics: dict[str, AnyArray]
 
 
 def replica_sharding(mesh: Mesh) -> NamedSharding:
@@ -304,10 +302,10 @@ def initial(
     return _over_replicas(count, lambda r, states: _put(states, fresh(r), r), empty)
 
 
-def keep_improved(best: PyTree, now: PyTree, improved: jax.Array) -> PyTree:
+def keep_improved(best: PyTree, now: PyTree, improved: Array) -> PyTree:
     """`now` where a replica improved, else `best`."""
 
-    def choose(old: jax.Array, new: jax.Array) -> jax.Array:
+    def choose(old: Array, new: Array) -> Array:
         return jnp.where(improved.reshape(-1, *(1,) * (old.ndim - 1)), new, old)
 
     return jax.tree.map(choose, best, now)

@@ -14,8 +14,7 @@ from mil_jax.data.loading.streamed import StreamedBags
 from mil_jax.engine.early_stopping import Progress, Selection
 from mil_jax.engine.plan import Replica
 from mil_jax.strategies.base import Analysis, Strategy, TrainingBags
-
-PyTree = Any
+from mil_jax.types import PyTree
 
 
 @dataclass(frozen=True)
@@ -91,18 +90,18 @@ AnyPhase = Phase | AnalysisPhase
 class EngineSettings:
     """order: "independent" (each replica shuffles its bags) or "shared" (all see the same bag at a time).
     replica_axis: "auto" (map on a CPU, vmap elsewhere), "map" or "vmap". batch_size: bags a step and replica.
-    batch_devices, bag_devices: at most so many devices share a batch, or a bag. slots_per_dispatch: at most so many steps are sent at once.
-    debug_nans: raises NotFinite with the step where a run stops being finite; keeps a copy of the state and fetches more.
-    memory_gib: what may be used of a device; 0: what it has. side_by_side: by phase and bucket length, how many replicas of
+    data_parallel, instance_parallel: at most so many devices share a batch, or a bag. steps_per_dispatch: at most so many steps are sent at
+    once. debug_nans: raises NotFinite with the step where a run stops being finite; keeps a copy of the state and fetches more. memory_gib:
+    what may be used of a device; 0: what it has. side_by_side: by phase and bucket length, how many replicas of
     a device go side by side: what was chosen earlier. Others are decided on before training.
     """
 
     order: str = "independent"
     batch_size: int = 1
-    batch_devices: int = 1
-    bag_devices: int = 1
+    data_parallel: int = 1
+    instance_parallel: int = 1
     data_seed: int = 0
-    slots_per_dispatch: int = 64
+    steps_per_dispatch: int = 64
     replica_axis: str = "auto"
     debug_nans: bool = False
     memory_gib: float = 0.0

@@ -47,6 +47,6 @@ class ValidationScorer:
                 targets = self.data.targets[replica.target][bags[r, : counts[r]]]
                 for name in self.tasks[r].monitors:
                     row[name] = self.tasks[r].monitor(name, logits[r, : counts[r]], targets)
-                scores[r] = row[phase.selection.select]
+                scores[r] = row[phase.selection.monitor]
             rows.append(row)
         return scores, rows

@@ -180,7 +180,7 @@ def engine_data(experiment: Experiment) -> EngineData:
     lengths, shards, slides = experiment.ladder.lengths, experiment.shards, experiment.cohort.slides
     data = experiment.config.data
     return EngineData(
-        bags=open_bags(experiment.residency, shards, slides, lengths[-1], data.stream_gib, data.neighbors),
+        bags=open_bags(experiment.residency, shards, slides, lengths[-1], data.prefetch_gib, data.neighbors),
         targets=np.stack([target.values for target in experiment.targets]),
         training=training,
         selection=parts == experiment.selection_part,
@@ -195,7 +195,7 @@ def engine_data(experiment: Experiment) -> EngineData:
 
 def sampling_weights(experiment: Experiment) -> np.ndarray | None:
     """Weights to draw training bags by, [rows, M], so that all classes come equally often; None where each comes once."""
-    if not experiment.config.train.balanced:
+    if not experiment.config.train.balanced_sampling:
         return None
     training = experiment.parts == TRAIN
     sampling = np.zeros(training.shape)

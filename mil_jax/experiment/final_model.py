@@ -20,12 +20,12 @@ VALIDATION = "validation.csv"  # in the final model's folder
 # What may differ between the cross-validation and the final model.
 _FREE = (
     *("name", "run", "splits", "distributed", "demo"),
-    *("data.features", "data.shards", "data.cache", "data.residency", "data.stream_gib", "data.labels", "data.min_matched"),
-    *(f"train.{name}" for name in ("epochs", "epochs_of", "select", "patience", "min_epochs", "num_seeds", "seed", "order")),
+    *("data.features", "data.shards", "data.cache", "data.residency", "data.prefetch_gib", "data.labels", "data.min_matched"),
+    *(f"train.{name}" for name in ("epochs", "epochs_of", "monitor", "patience", "min_epochs", "num_seeds", "seed", "order")),
     "train.first_epoch",
-    *(f"train.{name}" for name in ("checkpoint_seconds", "slots_per_dispatch", "replica_axis", "memory_gib", "debug_nans")),
-    *(f"train.{name}" for name in ("tensorboard", "wandb", "batch_devices", "bag_devices", "matmul_precision", "protocol")),
-    "train.bags_at_a_time",
+    *(f"train.{name}" for name in ("checkpoint_seconds", "steps_per_dispatch", "replica_axis", "memory_gib", "debug_nans")),
+    *(f"train.{name}" for name in ("tensorboard", "wandb", "data_parallel", "instance_parallel", "matmul_precision", "protocol")),
+    "train.microbatch_size",
 )  # fmt: skip
 
 
@@ -54,10 +54,10 @@ def final_settings(config: ConfigDict) -> Final:
     config = ConfigDict(config.to_dict())
     nothing_held_out = "The final model: every bag was trained on and none was held out, so nothing is measured here"
     if not source:
-        if config.train.select != "last":
+        if config.train.monitor != "last":
             raise ConfigError(
-                f"splits.folds=0 leaves no validation part for train.select={config.train.select}: name the cross-validated run whose "
-                "epochs to take with train.epochs_of=RUN, or set train.select=last and train.epochs"
+                f"splits.folds=0 leaves no validation part for train.monitor={config.train.monitor}: name the cross-validated run whose "
+                "epochs to take with train.epochs_of=RUN, or set train.monitor=last and train.epochs"
             )
         return Final(config, (f"{nothing_held_out}. It was trained for {config.train.epochs} epochs, as set.",))
     folder = RunFolder.require_complete(source)
@@ -69,7 +69,7 @@ def final_settings(config: ConfigDict) -> Final:
     epochs = int(np.median(chosen))
     # The learning rate falls as it did there, so the schedule keeps its length.
     schedule = folder.config["optimizer"]["schedule"]["epochs"] or trained
-    config.train.update(epochs=epochs, select="last", patience=0, min_epochs=0, first_epoch=0)
+    config.train.update(epochs=epochs, monitor="last", patience=0, min_epochs=0, first_epoch=0)
     config.optimizer.schedule.epochs = schedule
     note = (
         f"{nothing_held_out}. It was trained for {epochs} epochs, the median of those that the {len(chosen)} runs of {source} chose "

@@ -22,11 +22,11 @@ from mil_jax.experiment.pretrained_weights import InitialWeights, Source, Target
 from mil_jax.files import atomic_write
 from mil_jax.run_folder.folder import RunFolder, is_run_folder
 from mil_jax.strategies.ibmil_settings import DICTIONARY, IBMILSettings
+from mil_jax.types import PyTree
 
 if TYPE_CHECKING:
     from mil_jax.experiment.experiment import Experiment
 
-PyTree = Any
 ENTRIES, MEMBERS = "dictionary.npz", "dictionary.csv"
 
 

@@ -28,6 +28,7 @@ from mil_jax.strategies.base import TrainingBags
 from mil_jax.strategies.linear_probe_settings import LinearProbeSettings
 from mil_jax.strategies.supervised import COVARIATES
 from mil_jax.tasks.base import Task, fitted
+from mil_jax.types import Array
 
 if TYPE_CHECKING:
     from mil_jax.experiment.experiment import Experiment
@@ -43,15 +44,15 @@ def require_probe(experiment: Experiment) -> None:
         "data.normalize": (config.data.normalize, "none"),
         "train.num_seeds": (config.train.num_seeds, 1),
         "train.class_weights": (config.train.class_weights, False),
-        "train.balanced": (config.train.balanced, False),
+        "train.balanced_sampling": (config.train.balanced_sampling, False),
     }
     for name, (value, only) in wanted.items():
         if value != only:
             raise ConfigError(
                 f"{name}={value} does not go with strategy.name={PROBE}, which is exact: set it to {only}"
             )
-    if experiment.selection.select == "last":
-        raise ConfigError(f"strategy.name={PROBE} chooses its strength on validation: set train.select to val_loss")
+    if experiment.selection.monitor == "last":
+        raise ConfigError(f"strategy.name={PROBE} chooses its strength on validation: set train.monitor to val_loss")
 
 
 def fit_probes(experiment: Experiment, listener: Callback) -> FitResult:
@@ -87,7 +88,7 @@ def fit_probes(experiment: Experiment, listener: Callback) -> FitResult:
     progress = Progress.start(len(plan.replicas), experiment.selection)
     for place, of_strength in enumerate(rows):
         losses = np.array([row["train_loss"] for row in of_strength])
-        scores = np.array([row[experiment.selection.select] for row in of_strength])
+        scores = np.array([row[experiment.selection.monitor] for row in of_strength])
         improved = progress.update(place, losses, scores, dataclasses.replace(experiment.selection, patience=0))
         for row, better in zip(of_strength, improved):
             row["improved"] = bool(better)
@@ -138,8 +139,8 @@ def _objective(
     x, targets, present = jnp.asarray(scaled), jnp.asarray(values), jnp.asarray(training.astype(np.float64))
 
     @jax.jit
-    def both(point: jax.Array, strength: jax.Array) -> tuple[jax.Array, jax.Array]:
-        def penalised(point: jax.Array) -> jax.Array:
+    def both(point: Array, strength: Array) -> tuple[Array, Array]:
+        def penalised(point: Array) -> Array:
             weights = point.reshape(-1, task.num_outputs)
             logits = x @ weights[:-1] + weights[-1]
             return task.loss(Prediction(logits=logits), targets, present) + 0.5 * strength * jnp.sum(weights[:-1] ** 2)

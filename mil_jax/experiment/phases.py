@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from typing import Any
 
-import flax.linen as nn
 import jax
 from ml_collections import ConfigDict
 
 from mil_jax import aggregators
 from mil_jax.aggregators import reembedding
+from mil_jax.aggregators.base import Aggregator
 from mil_jax.engine.early_stopping import Selection
 from mil_jax.engine.plan import Plan
 from mil_jax.engine.types import AnalysisPhase, AnyPhase, Phase
@@ -30,9 +30,9 @@ PROBE = "linear_probe"  # which no step trains: `experiment/linear_probe.py`
 TEACHER, BACKBONE = "teacher", "backbone"  # phases of plain runs, before those of MHIM-MIL and IBMIL
 
 
-def strategy_class(aggregator: nn.Module) -> type[Supervised]:
+def strategy_class(aggregator: Aggregator) -> type[Supervised]:
     """How an aggregator is trained where the config chooses nothing: by the strategy that it names, or plainly supervised."""
-    return STRATEGIES[getattr(aggregator, "strategy", "supervised")]
+    return STRATEGIES[aggregator.strategy]
 
 
 def make_strategy(config: ConfigDict, task: Task, plan: Plan) -> Supervised:
@@ -51,9 +51,9 @@ def make_strategy(config: ConfigDict, task: Task, plan: Plan) -> Supervised:
     if config.strategy.name == "ibmil":
         kind = TwoTierIBMIL if plainly is TwoTiers else IBMIL
         return kind(**common, confounders=IBMILSettings(**settings))
-    if config.train.bag_devices > 1:
+    if config.train.instance_parallel > 1:
         raise ConfigError(
-            "train.bag_devices lets devices share a bag, and strategy.name=mhim ranks all its instances: leave it at 1"
+            "train.instance_parallel lets devices share a bag, and strategy.name=mhim ranks all its instances: leave it at 1"
         )
     masking = MHIMSettings(**settings)
     per_run = [masking.with_hyper(plan.replica_hyper(replica)) for replica in plan.replicas]
@@ -99,10 +99,9 @@ def make_plain(config: ConfigDict, task: Task) -> Supervised:
     return Supervised(**common, name=TEACHER)
 
 
-def _aggregator(module: Any) -> nn.Module:
+def _aggregator(module: Aggregator) -> Aggregator:
     """The module, or the one behind a re-embedding."""
-    own: nn.Module = module.aggregator if isinstance(module, reembedding.Reembedded) else module
-    return own
+    return module.aggregator if isinstance(module, reembedding.Reembedded) else module
 
 
 def _common(config: ConfigDict, task: Task) -> dict[str, Any]:
@@ -118,7 +117,7 @@ def _common(config: ConfigDict, task: Task) -> dict[str, Any]:
         "normalize": config.data.normalize,
         "class_weights": config.train.class_weights,
         "sample_instances": config.train.sample_instances,
-        "bags_at_a_time": config.train.bags_at_a_time,
+        "microbatch_size": config.train.microbatch_size,
         "precision": resolve_precision(config),
     }
 

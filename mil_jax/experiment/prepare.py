@@ -64,13 +64,13 @@ def prepare(
     targets, left_out = make_targets(config, cohort, settings, split_settings(config, strict), found)
     sizes = cohort.bags["num_instances"].to_numpy()
     ladder = given_ladder(sizes, (choices or {}).get("ladder"))
-    ladder = ladder or fit_ladder(sizes, max_waste=config.data.max_waste, max_shapes=config.data.max_shapes)
+    ladder = ladder or fit_ladder(sizes, max_padding=config.data.max_padding, max_buckets=config.data.max_buckets)
     asked = config.data.residency
     if asked == AUTO:  # what was chosen before is chosen again
         asked = (choices or {}).get("residency", AUTO)
     instance = row_bytes(shards, config.data.neighbors)
     residency = choose_residency(
-        asked, sizes, ladder.lengths[-1], instance, config.data.stream_gib, available_memory(config.train.memory_gib)
+        asked, sizes, ladder.lengths[-1], instance, config.data.prefetch_gib, available_memory(config.train.memory_gib)
     )
     experiment = Experiment(
         config=config,
@@ -80,7 +80,7 @@ def prepare(
         left_out=left_out,
         plan=make_plan(config, [len(target.splits.parts) for target in targets], overrides),
         ladder=ladder,
-        selection=_selection(config, config.train.select),
+        selection=_selection(config, config.train.monitor),
         residency=residency,
         side_by_side=side_by_side(choices or {}),
         covariates=covariates,
@@ -95,7 +95,7 @@ def derived(experiment: Experiment, config: ConfigDict, overrides: Sequence[Over
     Raises UserError for settings that do not fit.
     """
     folds = [len(target.splits.parts) for target in experiment.targets]
-    selection = _selection(config, config.train.select)
+    selection = _selection(config, config.train.monitor)
     plan = make_plan(config, folds, overrides)
     other = dataclasses.replace(experiment, config=config, plan=plan, selection=selection, fallback="")
     _check(other)
@@ -121,27 +121,27 @@ def _check(experiment: Experiment) -> None:
     if DICTIONARY in stage_names(experiment.config):
         ibmil_dictionary.require_bags(experiment)
     train = experiment.config.train
-    require_devices(strategy(experiment).module, train.batch_devices, train.bag_devices)
-    if train.order == "shared" and train.balanced:
+    require_devices(strategy(experiment).module, train.data_parallel, train.instance_parallel)
+    if train.order == "shared" and train.balanced_sampling:
         raise ConfigError(
-            "train.order=shared shows all runs the same bags, and train.balanced draws them for each run: leave one of them out"
+            "train.order=shared shows all runs the same bags, and train.balanced_sampling draws them for each run: leave one of them out"
         )
     for target in experiment.targets:
         if train.class_weights:
             target.task.class_weights(target.values)
-        if train.balanced:
+        if train.balanced_sampling:
             target.task.sampling_weights(target.values)
 
 
 def _choose_selection(experiment: Experiment) -> None:
     """Decides which part and which monitor choose epochs."""
-    select, config = experiment.selection.select, experiment.config
-    if select == "last":
+    monitor, config = experiment.selection.monitor, experiment.config
+    if monitor == "last":
         return
-    if select not in experiment.task.monitors:
+    if monitor not in experiment.task.monitors:
         known = ", ".join(("last", *experiment.task.monitors))
         raise ConfigError(
-            f"train.select={select!r} is no monitor of task.name={experiment.task.name}; choose one of {known}"
+            f"train.monitor={monitor!r} is no monitor of task.name={experiment.task.name}; choose one of {known}"
         )
     parts = experiment.parts
     bare = ~(parts == VALIDATION).any(axis=1)
@@ -150,19 +150,19 @@ def _choose_selection(experiment: Experiment) -> None:
     elif bare.any():
         names = [name for target in experiment.targets for name in target.splits.names]
         raise ConfigError(
-            f"train.select={select} needs a validation part, but fold {np.array(names)[bare][0]} has none: "
-            "set splits.val_fraction above 0, or train.select=last"
+            f"train.monitor={monitor} needs a validation part, but fold {np.array(names)[bare][0]} has none: "
+            "set splits.val_fraction above 0, or train.monitor=last"
         )
     enough = (
         target.task.enough_cases(target.values[part == VALIDATION])
         for target in experiment.targets
         for part in target.splits.parts
     )
-    if select != "val_loss" and experiment.selection_part == VALIDATION and not all(enough):
+    if monitor != "val_loss" and experiment.selection_part == VALIDATION and not all(enough):
         # With few cases such a metric takes few values, and the best of many epochs is an accident.
         experiment.fallback = "val_loss"
         experiment.selection = _selection(config, "val_loss")
 
 
-def _selection(config: ConfigDict, select: str) -> Selection:
-    return Selection(select, config.train.patience, config.train.min_epochs, config.train.first_epoch)
+def _selection(config: ConfigDict, monitor: str) -> Selection:
+    return Selection(monitor, config.train.patience, config.train.min_epochs, config.train.first_epoch)

@@ -12,7 +12,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import flax.linen as nn
 import jax
 import numpy as np
 from ml_collections import ConfigDict
@@ -27,8 +26,8 @@ from mil_jax.experiment.targets import Target
 from mil_jax.interop.torch_checkpoints import import_state_dict, load_state_dict
 from mil_jax.run_folder.folder import RunFolder, is_run_folder
 from mil_jax.strategies.supervised import Supervised
+from mil_jax.types import PyTree
 
-PyTree = Any
 OWN = {"teacher": ("train", "none"), "backbone": ("train",)}  # values that name nothing from elsewhere
 TORCH_FILES = ("fold_{}_model_best_auc.pt", "fold_{}_model_best.pt")  # as MHIM-MIL names them, v1 and v2
 
@@ -165,17 +164,16 @@ def _torch_file(source: Source, fold: int) -> Path:
     )
 
 
-def _imported(source: Source, file: Path, module: nn.Module, name: str) -> PyTree:
+def _imported(source: Source, file: Path, module: aggregators.Aggregator, name: str) -> PyTree:
     """By the published form whose names are most like those of the file; it must fit that one strictly."""
     state = load_state_dict(file)
     forms = [variant for variant, of in aggregators.variants().items() if of.aggregator == name]
     if not forms:
         raise ConfigError(f"{source.setting}={file}: {name} has no published PyTorch form; name a run folder")
     last_parts = {key.replace("patch_to_emb.", "feature.") for key in state}
-    importable: Any = module
-    likest = max(forms, key=lambda variant: len(last_parts & set(importable.state_dict_map(variant))))
+    likest = max(forms, key=lambda variant: len(last_parts & set(module.state_dict_map(variant))))
     try:
-        return jax.tree.map(np.asarray, import_state_dict(importable, state, likest))
+        return jax.tree.map(np.asarray, import_state_dict(module, state, likest))
     except DataError as error:
         raise DataError(f"{source.setting}={file}: {error}") from error
 

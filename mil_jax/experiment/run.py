@@ -18,9 +18,9 @@ from mil_jax.run_folder.folder import RunFolder
 from mil_jax.strategies.ibmil_settings import DICTIONARY
 
 FREE_ON_RESUME = (
-    *("run", "distributed", "data.cache", "data.residency", "data.stream_gib"),
+    *("run", "distributed", "data.cache", "data.residency", "data.prefetch_gib"),
     *("train.checkpoint_seconds", "train.debug_nans", "train.tensorboard", "train.wandb"),
-    *("train.batch_devices", "train.bag_devices"),
+    *("train.data_parallel", "train.instance_parallel"),
 )
 
 

@@ -39,7 +39,7 @@ from mil_jax.tasks.predictions_table import predictions_table
 
 _FREE = (
     *("labels", "features", "shards", "slides_table", "id_column", "patient", "site", "filter", "encoder_name"),
-    *("target", "event", "censored", "duplicates", "min_matched", "nonfinite", "cache", "residency", "stream_gib"),
+    *("target", "event", "censored", "duplicates", "min_matched", "nonfinite", "cache", "residency", "prefetch_gib"),
 )
 _OWN_FILES = ("features", "shards", "labels", "slides_table", "filter", "encoder_name", "site")  # not the run's
 

@@ -24,6 +24,7 @@ from mil_jax.inference import trained_run
 from mil_jax.inference.trained_run import TrainedRun
 from mil_jax.strategies.base import TrainState
 from mil_jax.tasks.classification import Classification
+from mil_jax.types import Array
 
 
 def require_scores(run: TrainedRun) -> Classification:
@@ -52,10 +53,10 @@ def instance_scores(
     strategy = make_strategy(config, task, plan)
     sizes = cohort.bags["num_instances"].to_numpy()
     ladder = trained_run.ladder_of(run, sizes)
-    hyper: Any = plan.stacked_hyper()
+    hyper = plan.stacked_hyper()
 
     @jax.jit
-    def predict(state: TrainState, bag: Any) -> tuple[jax.Array, jax.Array | None, jax.Array | None]:
+    def predict(state: TrainState, bag: Any) -> tuple[Array, Array | None, Array | None]:
         prediction: Prediction = strategy.predict(state, bag)
         return prediction.logits, prediction.attention, prediction.instance_logits
 

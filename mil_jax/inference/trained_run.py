@@ -30,8 +30,7 @@ from mil_jax.run_folder import tasks_json
 from mil_jax.run_folder.folder import RunFolder
 from mil_jax.strategies.base import TrainState
 from mil_jax.tasks.base import Task
-
-PyTree = Any
+from mil_jax.types import PyTree
 
 
 class ModelPredictions(NamedTuple):
@@ -127,14 +126,14 @@ def predict(
         sizes,
         ladder.lengths[-1],
         instance,
-        config.data.stream_gib,
+        config.data.prefetch_gib,
         available_memory(config.train.memory_gib),
     )
     rows = np.concatenate(scored)
     first_row = tuple(np.cumsum([0, *map(len, scored[:-1])]).tolist())
     data = EngineData(
         bags=open_bags(
-            residency, shards, cohort.slides, ladder.lengths[-1], config.data.stream_gib, config.data.neighbors
+            residency, shards, cohort.slides, ladder.lengths[-1], config.data.prefetch_gib, config.data.neighbors
         ),
         targets=np.zeros((len(scored), len(sizes)), np.int32),  # nothing is judged on the device
         # Windows of streamed bags are sized by it; a task that would have training bags predicted gets none.
@@ -150,9 +149,8 @@ def predict(
     engine = Engine(data, task, plan, engine_settings(config))
     with engine.exits:
         engine.prepare(make_strategy(config, task, plan))
-        steps: Any = np.zeros(len(plan.replicas), np.int32)
-        hyper_of_all: Any = plan.stacked_hyper()
-        state = TrainState(steps, run.params, {}, hyper_of_all, run.constants)
+        steps = np.zeros(len(plan.replicas), np.int32)
+        state = TrainState(steps, run.params, {}, plan.stacked_hyper(), run.constants)
         result = engine.result(engine.shard(state), Progress.start(len(plan.replicas), Selection("last")))
     return [
         ModelPredictions(

@@ -23,8 +23,8 @@ import numpy as np
 from mil_jax.bags import Bag
 from mil_jax.errors import DataError
 from mil_jax.interop import safetensors
+from mil_jax.types import PyTree
 
-PyTree = Any
 StateDict = dict[str, np.ndarray]
 
 _WRAPPERS = ("model", "state_dict", "teacher")  # DINO saves the student, too; the teacher is what is used
@@ -56,11 +56,13 @@ _TRANSFORMS: dict[str, tuple[_Transform, _Transform]] = {
 
 
 class Importable(Protocol):
-    """What an aggregator offers for import: its table of names, and the shape of the instances that parameters
-    fit.
+    """What an aggregator offers for import (see `Aggregator`): its table of names, the published entries that are not read, and the
+    shape of the instances that parameters fit.
     """
 
     def state_dict_map(self, variant: str) -> dict[str, tuple[str, str]]: ...
+
+    def unused_entries(self, variant: str) -> dict[str, tuple[int, ...]]: ...
 
     def feature_shape(self, params: PyTree) -> tuple[int, ...]: ...
 
@@ -105,7 +107,7 @@ def import_state_dict(module: Importable, state_dict: Mapping[str, Any], variant
     Raises DataError naming missing, unexpected and wrongly shaped entries; ConfigError for an unknown variant.
     """
     mapping = module.state_dict_map(variant)
-    unused = _unused_entries(module, variant)
+    unused = module.unused_entries(variant)
     arrays = _canonical(_unwrap(state_dict), {*mapping, *unused})
     arrays = {name: value for name, value in arrays.items() if name not in unused}
     missing = sorted(set(mapping) - set(arrays))
@@ -131,7 +133,7 @@ def export_state_dict(module: Importable, params: PyTree, variant: str) -> State
 
     Parameters that the reference has and never reads are zeros.
     """
-    exported = {name: np.zeros(shape, np.float32) for name, shape in _unused_entries(module, variant).items()}
+    exported = {name: np.zeros(shape, np.float32) for name, shape in module.unused_entries(variant).items()}
     for name, (path, transform) in module.state_dict_map(variant).items():
         value = params
         for part in path.split("/"):
@@ -158,12 +160,6 @@ def _without_prefix(arrays: dict[str, Any], prefix: str) -> dict[str, Any]:
     if arrays and all(name.startswith(prefix) for name in arrays):
         return {name.removeprefix(prefix): value for name, value in arrays.items()}
     return arrays
-
-
-def _unused_entries(module: Importable, variant: str) -> dict[str, tuple[int, ...]]:
-    """Published parameters that the reference never reads, name -> shape: the aggregator's `unused_entries(variant)`."""
-    method = getattr(module, "unused_entries", None)
-    return method(variant) if method else {}
 
 
 def _canonical(state_dict: Mapping[str, Any], expected: set[str]) -> dict[str, Any]:

@@ -14,8 +14,7 @@ import jax.numpy as jnp
 
 from mil_jax.layers.dropout import dropout_factors
 from mil_jax.layers.initializers import Affine
-
-Array = jax.Array
+from mil_jax.types import Array
 
 
 def attention_hidden(

@@ -12,8 +12,8 @@ import jax
 import jax.numpy as jnp
 
 from mil_jax.layers.graph_conv import Graph
+from mil_jax.types import Array
 
-Array = jax.Array
 _FAR = jnp.iinfo(jnp.int32).max
 
 

@@ -13,8 +13,8 @@ import jax
 import jax.numpy as jnp
 
 from mil_jax.layers.initializers import KERNEL_INITIALIZERS
+from mil_jax.types import Array
 
-Array = jax.Array
 EPSILON = 1e-5  # of PyTorch's batch norm
 
 

@@ -15,8 +15,7 @@ import jax.numpy as jnp
 
 from mil_jax.layers.dropout import draw_key, dropout, hyper
 from mil_jax.layers.initializers import Affine, AffineParameters
-
-Array = jax.Array
+from mil_jax.types import Array
 
 MERGES = ("cat", "add", "sub")
 

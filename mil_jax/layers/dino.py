@@ -7,7 +7,7 @@ The teacher is a moving average of the student (`layers/moving_average.py`), the
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -15,9 +15,8 @@ import numpy as np
 
 from mil_jax.layers.initializers import Affine
 from mil_jax.layers.moving_average import ema_update
+from mil_jax.types import Array, PyTree
 
-Array = jax.Array
-PyTree = Any
 STUDENT_TEMPERATURE = 0.1
 
 

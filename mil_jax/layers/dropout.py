@@ -15,7 +15,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-Array = jax.Array
+from mil_jax.types import Array
 
 
 def hyper(module: nn.Module, name: str, default: Any) -> Any:

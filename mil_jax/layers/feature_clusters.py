@@ -10,8 +10,8 @@ import jax
 import jax.numpy as jnp
 
 from mil_jax.layers import masked
+from mil_jax.types import Array
 
-Array = jax.Array
 ROUNDS = 10
 
 

@@ -14,8 +14,8 @@ import jax
 import jax.numpy as jnp
 
 from mil_jax.layers.initializers import AffineParameters
+from mil_jax.types import Array
 
-Array = jax.Array
 MESSAGE_EPSILON = 1e-7
 
 

@@ -18,7 +18,7 @@ import jax
 import jax.numpy as jnp
 from jax.nn.initializers import normal, orthogonal, variance_scaling
 
-Array = jax.Array
+from mil_jax.types import Array
 
 KERNEL_INITIALIZERS = {
     "torch": variance_scaling(1.0 / 3.0, "fan_in", "uniform"),

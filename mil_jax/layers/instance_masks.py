@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-Array = jax.Array
+from mil_jax.types import AnyArray, Array
 
 FUSIONS = ("vote", "mean")
 
@@ -25,10 +25,10 @@ class MaskCounts(NamedTuple):
     With fusion "mean" the size of the pool is not known beforehand, and `high` is the share of it that is drawn.
     """
 
-    random: Any = None
-    low: Any = None
-    pool: Any = None
-    high: Any = None
+    random: AnyArray | None = None
+    low: AnyArray | None = None
+    pool: AnyArray | None = None
+    high: AnyArray | None = None
 
 
 def count(sizes: np.ndarray, ratio: Any) -> np.ndarray:

@@ -11,8 +11,7 @@ import jax
 import jax.numpy as jnp
 
 from mil_jax.layers.initializers import Affine
-
-Array = jax.Array
+from mil_jax.types import Array
 
 CHANNELS = (20, 50)
 KERNEL_SIZE = 5

@@ -11,7 +11,7 @@ import math
 import jax
 import jax.numpy as jnp
 
-Array = jax.Array
+from mil_jax.types import Array
 
 
 def smooth_top1_svm(

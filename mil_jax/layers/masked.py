@@ -10,7 +10,7 @@ from __future__ import annotations
 import jax
 import jax.numpy as jnp
 
-Array = jax.Array
+from mil_jax.types import Array
 
 
 def _over(mask: Array, values: Array) -> Array:

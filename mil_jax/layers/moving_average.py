@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import jax
 
-PyTree = Any
+from mil_jax.types import PyTree
 
 
 def ema_update(average: PyTree, new: PyTree, rate: jax.Array | float) -> PyTree:

@@ -19,8 +19,7 @@ from jax import lax
 
 from mil_jax.layers.initializers import Affine
 from mil_jax.layers.pseudo_inverse import apply_pseudo_inverse
-
-Array = jax.Array
+from mil_jax.types import Array
 
 _BLOCK = 96  # tokens that one matrix product of the residual convolution covers
 

@@ -16,8 +16,7 @@ import numpy as np
 from jax import lax
 
 from mil_jax.layers.initializers import Affine
-
-Array = jax.Array
+from mil_jax.types import Array
 
 
 def square_side(count: Array) -> Array:

@@ -15,7 +15,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-Array = jax.Array
+from mil_jax.types import Array
 
 _SHIFT = 1.375  # b
 _VECTORS = 4  # columns of w up to which the last power of X is applied as products with w instead of being built

@@ -16,8 +16,7 @@ import jax.numpy as jnp
 from mil_jax.layers import masked
 from mil_jax.layers.dropout import dropout, dropout_factors
 from mil_jax.layers.initializers import AffineParameters
-
-Array = jax.Array
+from mil_jax.types import Array
 
 QUERIES = "queries"  # the parameter that is an average
 

@@ -12,8 +12,8 @@ import jax.numpy as jnp
 
 from mil_jax.layers.initializers import Affine, AffineParameters
 from mil_jax.layers.transformer import Norm, NormParameters
+from mil_jax.types import Array
 
-Array = jax.Array
 EPSILON = 1e-5
 
 

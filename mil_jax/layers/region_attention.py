@@ -24,8 +24,7 @@ import numpy as np
 from mil_jax.layers import masked
 from mil_jax.layers.initializers import Affine
 from mil_jax.layers.ppeg import square_side
-
-Array = jax.Array
+from mil_jax.types import Array
 
 GROUP_ELEMENTS = 2**22
 # A region whose logits differ by rounding only counts as constant: dividing by its range would amplify noise.

@@ -9,7 +9,7 @@ from __future__ import annotations
 import jax
 import jax.numpy as jnp
 
-Array = jax.Array
+from mil_jax.types import Array
 
 
 def top_k(values: Array, mask: Array, k: int) -> Array:

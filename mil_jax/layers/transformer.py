@@ -17,8 +17,7 @@ import numpy as np
 from mil_jax.layers import masked
 from mil_jax.layers.dropout import dropout, dropout_factors
 from mil_jax.layers.initializers import Affine, AffineParameters
-
-Array = jax.Array
+from mil_jax.types import Array
 
 
 class Norm(NamedTuple):

@@ -17,8 +17,8 @@ import numpy as np
 
 from mil_jax.layers.initializers import Affine, AffineParameters
 from mil_jax.layers.transformer import Block, BlockParameters, Norm, NormParameters, pre_norm_block
+from mil_jax.types import Array
 
-Array = jax.Array
 EPSILON = 1e-6
 MLP_RATIO = 4
 # dino: DINO's own code; torch: PyTorch's bicubic to a size, as `transformers` does; timm: the same with antialiasing, whose kernel differs.

@@ -59,7 +59,7 @@ def plan_epoch(experiment: Experiment) -> EpochPlan:
         buckets,
         batch_size=settings.batch_size,
         data_seed=settings.data_seed,
-        slots_per_dispatch=settings.slots_per_dispatch,
+        steps_per_dispatch=settings.steps_per_dispatch,
         sampling=sampling_weights(experiment),
         row=experiment.row,
         shared=settings.order == "shared",
@@ -74,7 +74,7 @@ def plan_epoch(experiment: Experiment) -> EpochPlan:
         return np.stack([np.bincount(bucket[parts[experiment.row(r)] == part], minlength=buckets) for r in replicas])
 
     evaluated = counts(experiment.selection_part)
-    if experiment.selection.select == "last":
+    if experiment.selection.monitor == "last":
         evaluated = np.zeros_like(evaluated)
     return EpochPlan(steps, slots, evaluated, counts(TEST), seconds, epoch)
 

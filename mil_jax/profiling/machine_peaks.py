@@ -15,6 +15,7 @@ import jax.numpy as jnp
 
 from mil_jax.engine.mesh import replica_mesh, wait
 from mil_jax.engine.programs import replica_sharding
+from mil_jax.types import Array
 
 ENOUGH_SECONDS = 0.05  # a measured call is made larger until it takes so long
 LARGEST_MATRIX, LARGE_COPY = 16_384, 256 << 20  # edge; bytes on each device
@@ -70,14 +71,14 @@ def _copy(size: int) -> float:
         rounds *= 4
 
 
-def _on_all(shape: tuple[int, ...], kind: Any) -> jax.Array:
+def _on_all(shape: tuple[int, ...], kind: Any) -> Array:
     """Ones, an array of this shape on every device."""
     mesh = replica_mesh()
     make = jax.jit(lambda: jnp.ones((mesh.size, *shape), kind), out_shardings=replica_sharding(mesh))
     return make()
 
 
-def _best(function: Callable[[jax.Array], jax.Array], x: jax.Array) -> float:
+def _best(function: Callable[[Array], Array], x: Array) -> float:
     wait(function(x))
     seconds = []
     for _ in range(ROUNDS):

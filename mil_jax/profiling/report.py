@@ -148,28 +148,28 @@ def verdict(
         advice = f"each bucket length costs {duration(each)}, once"
         if lengths > 1:
             fewer = max(1, lengths // 2)
-            waste = fit_ladder(_sizes(experiment), max_waste=0.0, max_shapes=fewer).waste
+            waste = fit_ladder(_sizes(experiment), max_padding=0.0, max_buckets=fewer).waste
             advice += (
-                f"; data.max_shapes={fewer} (now {lengths} lengths) would save about {duration(each * (lengths - fewer))} for "
+                f"; data.max_buckets={fewer} (now {lengths} lengths) would save about {duration(each * (lengths - fewer))} for "
                 f"{waste:.0%} padding instead of {experiment.ladder.waste:.0%}"
             )
         return [largest, f"{advice[0].upper()}{advice[1:]}. With more epochs or runs its share falls."]
     if part == "evaluation":
         return [
             largest,
-            "Held-out bags are evaluated after every epoch to choose it; train.select=last evaluates none between epochs.",
+            "Held-out bags are evaluated after every epoch to choose it; train.monitor=last evaluates none between epochs.",
         ]
     if part == "dispatches":
         per_epoch = forecast.seconds["dispatches"] / config.train.epochs
         return [
             largest,
             f"An epoch spends {duration(per_epoch)} on starting programs, because neighbouring bags have different lengths: "
-            f"fewer lengths (data.max_shapes, now {lengths}; data.max_waste, now {config.data.max_waste:g}) make longer dispatches.",
+            f"fewer lengths (data.max_buckets, now {lengths}; data.max_padding, now {config.data.max_padding:g}) make longer dispatches.",
         ]
     if part == "host":
         return [
             largest,
-            "Between epochs the host draws the order and judges the held-out predictions of every run: train.select=last leaves the "
+            "Between epochs the host draws the order and judges the held-out predictions of every run: train.monitor=last leaves the "
             "judging out, a larger train.batch_size leaves fewer steps to order (and is another recipe).",
         ]
     kind = experiment.shards.dtype
@@ -202,17 +202,17 @@ def _about_steps(
     allowed = {"products": "matrix products allow", "memory": "memory allows"}[bound]
     said = []
     if forecast.padding_share > MUCH_PADDING:
-        finer = fit_ladder(_sizes(experiment), max_waste=0.0, max_shapes=min(2 * len(figures), 24))
+        finer = fit_ladder(_sizes(experiment), max_padding=0.0, max_buckets=min(2 * len(figures), 24))
         saved = steps * (forecast.padding_share - finer.waste)
         costs = compile_each * (len(finer.lengths) - len(figures))
         said.append(
-            f"{forecast.padding_share:.0%} of the steps' time is spent on padding: data.max_waste=0 with data.max_shapes="
+            f"{forecast.padding_share:.0%} of the steps' time is spent on padding: data.max_padding=0 with data.max_buckets="
             f"{len(finer.lengths)} would take {finer.waste:.0%}, so about {duration(max(saved, 0))} less, for {duration(max(costs, 0))} "
             "more of compilation."
         )
     if forecast.idle_share > MUCH_IDLE:
         what = (
-            "runs wait where their folds have no bag of the length at hand (fewer lengths: data.max_shapes)"
+            "runs wait where their folds have no bag of the length at hand (fewer lengths: data.max_buckets)"
             if vectorised
             else f"{len(experiment.plan.replicas)} runs do not fill {devices} devices evenly (train.num_seeds)"
         )

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Mapping, Sequence
-from typing import Any, cast
+from typing import Any
 
 import numpy as np
 
@@ -28,21 +28,18 @@ def read(folder: RunFolder) -> dict[str, Task]:
 
 def described(task: Task) -> dict[str, Any]:
     """A task as JSON can hold it; what is not known yet is left out."""
-    changed: Any = task
-    fields = {field.name: getattr(task, field.name) for field in dataclasses.fields(changed)}
+    fields = {field.name: getattr(task, field.name) for field in dataclasses.fields(task)}
     return {"name": task.name, "fields": {name: _plain(value) for name, value in fields.items() if _is_known(value)}}
 
 
 def restored(content: Mapping[str, Any]) -> Task:
     """The inverse of `described`."""
-    kind: Any = tasks.kind(content["name"])
-    return cast(Task, kind(**_tuples(content["fields"])))
+    return tasks.kind(content["name"])(**_tuples(content["fields"]))
 
 
 def of_run(task: Task, learnt: Mapping[str, Any]) -> Task:
     """The task of one run, with what its training part told, as its checkpoint holds it."""
-    changed: Any = task
-    return cast(Task, dataclasses.replace(changed, **_tuples(learnt)))
+    return dataclasses.replace(task, **_tuples(learnt))
 
 
 def _tuples(fields: Mapping[str, Any]) -> dict[str, Any]:

@@ -11,7 +11,7 @@ With `aggregator.joint` there is one loss, tier1_weight L1 + (1 - tier1_weight) 
 from __future__ import annotations
 
 import dataclasses
-from typing import Any, cast
+from typing import cast
 
 import jax
 import jax.numpy as jnp
@@ -23,9 +23,7 @@ from mil_jax.errors import ConfigError
 from mil_jax.strategies.base import Batch, TrainState
 from mil_jax.strategies.supervised import COVARIATES, Supervised
 from mil_jax.tasks.base import Task
-
-Array = jax.Array
-PyTree = Any
+from mil_jax.types import Array, PyTree
 
 
 @dataclasses.dataclass(frozen=True)

@@ -22,9 +22,8 @@ from mil_jax.strategies.dtfd import TwoTiers
 from mil_jax.strategies.ibmil_clusters import clusters
 from mil_jax.strategies.ibmil_settings import DICTIONARY, IBMILSettings
 from mil_jax.strategies.supervised import COVARIATES, Supervised
+from mil_jax.types import Array, PyTree
 
-Array = jax.Array
-PyTree = Any
 BRANCH = "deconfounding"  # an entry of the parameters, as is DICTIONARY, beside the aggregator's
 BRANCH_STREAM = 2**32 - 2  # folded into a bag's key for the branch's dropout
 
@@ -43,7 +42,7 @@ class IBMIL(Supervised):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if getattr(self._aggregator, "choose", "feature") != "feature":
+        if self._aggregator.chooses_by_logits:
             raise ConfigError(
                 "strategy.name=ibmil replaces the aggregator's classifier, by which this one chooses its instances: set "
                 "aggregator.choose=feature"
@@ -69,7 +68,7 @@ class IBMIL(Supervised):
             self.confounders.merge,
             self.confounders.merged_norm,
             self.confounders.dictionary_dropout,
-            getattr(self._aggregator, "initializer", "torch"),
+            self._aggregator.initializer,
         )
 
     def _first_params(self, key: Array, bag: Bag, previous: TrainState | None) -> PyTree:
@@ -106,10 +105,7 @@ class IBMIL(Supervised):
         own = {name: value for name, value in params.items() if name not in (BRANCH, DICTIONARY, COVARIATES)}
         prediction = super()._apply(own, hyper, bag, key, module)
         logits, merged, attention = self._deconfounded(params, hyper, self.read(prediction), key)
-        if hasattr(self._aggregator, "with_bag_logits"):
-            prediction = self._aggregator.with_bag_logits(prediction, logits)
-        else:
-            prediction = prediction.replace(logits=logits)
+        prediction = self._aggregator.with_bag_logits(prediction, logits)
         prediction = prediction.replace(embedding=merged, aux={**prediction.aux, "dictionary_attention": attention})
         return self._with_covariates(params, bag, prediction)
 

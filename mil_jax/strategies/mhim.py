@@ -16,7 +16,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from mil_jax.aggregators.reembedding import Reembedded
 from mil_jax.bags import Bag, Prediction
 from mil_jax.errors import ConfigError
 from mil_jax.layers import instance_masks
@@ -26,9 +25,8 @@ from mil_jax.layers.moving_average import ema_update
 from mil_jax.strategies.base import Batch, Steps, TrainState, map_bags
 from mil_jax.strategies.mhim_settings import MHIMSettings
 from mil_jax.strategies.supervised import Inputs, Supervised
+from mil_jax.types import Array, PyTree
 
-Array = jax.Array
-PyTree = Any
 _COUNTS = tuple(f"mask_{part}" for part in MaskCounts._fields)
 
 
@@ -53,8 +51,8 @@ class MHIM(Supervised):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        aggregator = self.module.aggregator if isinstance(self.module, Reembedded) else self.module
-        if hasattr(aggregator, "strategy"):
+        aggregator = self._aggregator
+        if aggregator.strategy != Supervised.name:
             raise ConfigError(
                 f"strategy.name=mhim trains an aggregator by one loss, and {type(aggregator).__name__} is trained in a way of its own: "
                 "choose another aggregator, or leave strategy.name empty"
@@ -89,7 +87,7 @@ class MHIM(Supervised):
         teacher_outputs = map_bags(
             lambda bag, key, counts: self._lesson(teacher, state.hyper, bag, key, counts),
             *(inputs.bags, inputs.keys, counts),
-            at_a_time=self.bags_at_a_time,
+            at_a_time=self.microbatch_size,
         )
         inputs = inputs._replace(bags=teacher_outputs.bag)
         teacher_embedding = batch.gathered(teacher_outputs.embedding)

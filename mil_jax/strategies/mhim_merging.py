@@ -11,7 +11,6 @@ from __future__ import annotations
 import dataclasses
 from typing import Any
 
-import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -28,9 +27,8 @@ from mil_jax.layers.query_merging import QUERIES, QueryMerging
 from mil_jax.strategies.base import Batch, Steps, TrainState, map_bags
 from mil_jax.strategies.mhim import MHIM
 from mil_jax.strategies.supervised import Inputs
+from mil_jax.types import Array, PyTree
 
-Array = jax.Array
-PyTree = Any
 MERGING = "merging"  # the entry of the parameters
 
 
@@ -40,7 +38,7 @@ class MergingMHIM(MHIM):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if getattr(self.module, "feature_layer", "") != "linear" or getattr(self.module, "input_norm", False):
+        if self.module.feature_layer != "linear" or self.module.input_norm:
             raise ConfigError(
                 "strategy.merge_queries merges instances behind the feature layer: it needs an aggregator with "
                 "aggregator.feature_layer=linear, and neither reembed.name nor aggregator.input_norm"
@@ -100,7 +98,7 @@ class MergingMHIM(MHIM):
             return self._merged(params, hyper, bag, stay, others, key)
 
         stay = extras["merge_stay"][batch.places]
-        return batch.gathered(map_bags(answer, inputs.bags, inputs.keys, stay, at_a_time=self.bags_at_a_time))
+        return batch.gathered(map_bags(answer, inputs.bags, inputs.keys, stay, at_a_time=self.microbatch_size))
 
     def _averaged(
         self, before: PyTree, params: PyTree, predictions: Prediction, batch: Batch, extras: dict[str, Array]
@@ -126,7 +124,7 @@ class MergingMHIM(MHIM):
         place = jnp.arange(size)
         rows = jnp.where((place < stay)[:, None], jnp.pad(h, ((0, len(tokens)), (0, 0))), 0)
         rows = jax.lax.dynamic_update_slice_in_dim(rows, tokens.astype(h.dtype), stay, axis=0)
-        encoder: nn.Module = self.module.clone(feature_layer="none", dropout=0.0)
+        encoder = self.module.clone(feature_layer="none", dropout=0.0)
         rest = {name: value for name, value in self._plain(params).items() if name != "feature"}
         merged = Bag(rows, place < stay + len(tokens), covariates=bag.covariates)
         prediction = self._apply(rest, hyper, merged, key, encoder)
@@ -137,9 +135,8 @@ class MergingMHIM(MHIM):
         x = masked.zero_padding(bag.features, bag.mask)
         if self.precision == "bfloat16":
             layer, x = jax.tree.map(lambda value: value.astype(jnp.bfloat16), (layer, x))
-        module: Any = self.module
-        h = ACTIVATIONS[module.feature_activation](Affine(layer["kernel"], layer["bias"])(x))
-        rate = hyper.get("aggregator.dropout", module.dropout)
-        if key is not None and ("aggregator.dropout" in hyper or module.dropout > 0):
+        h = ACTIVATIONS[self.module.feature_activation](Affine(layer["kernel"], layer["bias"])(x))
+        rate = hyper.get("aggregator.dropout", self.module.dropout)
+        if key is not None and ("aggregator.dropout" in hyper or self.module.dropout > 0):
             h = dropout(h, rate, key)
         return h

@@ -18,9 +18,7 @@ import jax.numpy as jnp
 import optax
 
 from mil_jax.errors import ConfigError
-
-Array = jax.Array
-PyTree = Any
+from mil_jax.types import Array, PyTree
 
 NAMES = ("adam", "adamw", "sgd", "lookahead_radam")
 

@@ -18,14 +18,15 @@ from flax.traverse_util import flatten_dict, unflatten_dict
 
 from mil_jax.aggregators.reembedding import Reembedded
 from mil_jax.bags import Bag
-from mil_jax.errors import ConfigError
+from mil_jax.errors import ConfigError, DataError
 from mil_jax.interop.torch_checkpoints import StateDict, export_state_dict, import_state_dict
 from mil_jax.layers.query_merging import QUERIES
 from mil_jax.strategies.ibmil import BRANCH, IBMIL
 from mil_jax.strategies.ibmil_settings import DICTIONARY
 from mil_jax.strategies.mhim_merging import MERGING, MergingMHIM
+from mil_jax.strategies.supervised import Supervised
+from mil_jax.types import PyTree
 
-PyTree = Any
 Mapped = dict[str, tuple[str, str]]  # published name -> (path of the parameter, transform)
 
 
@@ -99,6 +100,28 @@ def export_params(strategy: IBMIL | MergingMHIM, params: PyTree, layout: str) ->
     return exported | {name: exported[same] for name, same in _TWICE.items() if same in exported}
 
 
+def published_state_dict(strategy: Supervised, params: PyTree, layout: str = "") -> StateDict:
+    """The parameters by the names of a published form, float32 arrays.
+
+    layout: a variant of the aggregator, or one of LAYOUTS; the first that holds just these parameters where none is named.
+    Raises ConfigError where none does, and for one that does not.
+    """
+    branched = isinstance(strategy, IBMIL | MergingMHIM)
+    forms = [layout] if layout else LAYOUTS if branched else [*strategy.module.variants]
+    for form in forms:
+        try:
+            if isinstance(strategy, IBMIL | MergingMHIM):
+                return export_params(strategy, params, form)
+            if len(strategy.module.state_dict_map(form)) == len(jax.tree.leaves(params)):
+                return export_state_dict(strategy.module, params, form)
+        except (ConfigError, DataError):
+            continue
+    raise ConfigError(
+        f"{type(strategy.module).__name__} with these settings has no published PyTorch form {layout}".rstrip()
+        + f"; there are: {', '.join(LAYOUTS if branched else strategy.module.variants) or 'none'}"
+    )
+
+
 def _form(strategy: IBMIL | MergingMHIM, layout: str) -> _Form:
     if isinstance(strategy.module, Reembedded):
         raise ConfigError("there are no published weights with reembed.name: leave it empty to import or export")
@@ -144,8 +167,7 @@ class _WithQueries(_Form):
         return {**self.module.state_dict_map(_MHIM_V2[variant]), **merging}
 
     def unused_entries(self, variant: str) -> dict[str, tuple[int, ...]]:
-        of_module = getattr(self.module, "unused_entries", None)
-        unused = of_module(_MHIM_V2[variant]) if of_module else {}
+        unused = self.module.unused_entries(_MHIM_V2[variant])
         return unused | dict.fromkeys(_TWICE, (1, self.strategy.masking.merge_queries, self.module.feature_dim))
 
 

@@ -1,9 +1,5 @@
 """Plain supervised training: the loss of the task on the bags of a step, one optimiser for all parameters.
 
-An aggregator with losses of its own (on instances, on a second stream) defines `training_loss(task, predictions, targets, weights)
--> scalar`, from the batched predictions [B] and what they carry in `aux`; it is used in place of the task's loss. One that starts from
-published weights defines `starting_from(params) -> params`; one with parts that are not trained names them in `frozen_parts`.
-
 The field's setting is one bag a step. Feature normalisation is fitted to the replica's own training bags: `zscore` with their mean
 and standard deviation over all instances (a constant column becomes 0), `l2` per instance; of regions, tile by tile. Covariates of a bag,
 where there are any, are read by the classifier beside the bag's embedding.
@@ -14,12 +10,12 @@ from __future__ import annotations
 import dataclasses
 from typing import Any, NamedTuple
 
-import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
 
+from mil_jax.aggregators.base import Aggregator
 from mil_jax.aggregators.reembedding import Reembedded
 from mil_jax.bags import Bag, Prediction
 from mil_jax.data.cohort import covariates
@@ -27,9 +23,8 @@ from mil_jax.errors import ConfigError
 from mil_jax.layers.topk import random_subset
 from mil_jax.strategies.base import Batch, LearningRate, Steps, TrainingBags, TrainState, map_bags
 from mil_jax.tasks.base import Task
+from mil_jax.types import Array, PyTree
 
-Array = jax.Array
-PyTree = Any
 NORMALIZATIONS = ("none", "l2", "zscore")
 PRECISIONS = ("float32", "bfloat16")
 COVARIATES = "covariates"  # an entry of the parameters beside the aggregator's, and of the constants
@@ -51,21 +46,21 @@ class Supervised:
 
     class_weights: multiply each bag's loss by the inverse frequency of its class in the training part.
     sample_instances: most instances of a bag that a step reads, drawn anew in every step; 0 = all. Predictions read whole bags.
-    bags_at_a_time: of a step, whose activations are kept together; 0 = all. The loss is that of all the bags, and its gradient, too.
+    microbatch_size: of a step, whose activations are kept together; 0 = all. The loss is that of all the bags, and its gradient, too.
     precision: "float32", or "bfloat16": features and parameters are rounded to it for the forward and backward pass. Parameters,
         their updates, softmaxes, selections, attention scores, pseudo-inverses and losses stay float32.
     Reads from `hyper`: "optimizer.lr", "optimizer.weight_decay", and where present "task.*", "aggregator.*", "reembed.*"
     and "train.sample_instances", which may be less than the field, by which shapes are made.
     """
 
-    module: nn.Module
+    module: Aggregator
     task: Task
     optimizer: optax.GradientTransformationExtraArgs
     learning_rate: LearningRate
     normalize: str = "none"
     class_weights: bool = False
     sample_instances: int = 0
-    bags_at_a_time: int = 0
+    microbatch_size: int = 0
     precision: str = "float32"
     name: str = "supervised"
 
@@ -153,9 +148,8 @@ class Supervised:
         if self.class_weights:
             classes = batch.targets if batch.targets.ndim == 1 else jnp.argmax(batch.targets, axis=-1)
             weights = weights * state.constants["class_weights"][classes]
-        changed: Any = {name.removeprefix("task."): x for name, x in state.hyper.items() if name.startswith("task.")}
-        task: Any = self.task
-        task = dataclasses.replace(task, **changed, **state.constants.get("task", {}))
+        settings = {name.removeprefix("task."): x for name, x in state.hyper.items() if name.startswith("task.")}
+        task = dataclasses.replace(self.task, **settings, **state.constants.get("task", {}))
         return Inputs(bags, keys, weights, task)
 
     def _predictions(self, params: PyTree, hyper: dict[str, Array], batch: Batch, inputs: Inputs) -> Prediction:
@@ -164,24 +158,21 @@ class Supervised:
             lambda bag, key: self._apply(params, hyper, bag, key),
             inputs.bags,
             inputs.keys,
-            at_a_time=self.bags_at_a_time,
+            at_a_time=self.microbatch_size,
         )
         return batch.gathered(mine)
 
     def _moved(self, params: PyTree, updates: PyTree) -> PyTree:
         """The updated parameters; frozen parts stay, whatever decay would do."""
-        frozen = {name: params[name] for name in getattr(self.module, "frozen_parts", ())}
+        frozen = {name: params[name] for name in self.module.frozen_parts}
         moved: PyTree = optax.apply_updates(params, updates) | frozen
         return moved
 
     def _loss(self, predictions: Prediction, batch: Batch, inputs: Inputs) -> Array:
-        """The aggregator's own loss where it has one, else the task's."""
-        if hasattr(self.module, "training_loss"):
-            return self.module.training_loss(inputs.task, predictions, batch.targets, inputs.weights)
-        return inputs.task.loss(predictions, batch.targets, inputs.weights)
+        return self.module.training_loss(inputs.task, predictions, batch.targets, inputs.weights)
 
     def _apply(
-        self, params: PyTree, hyper: dict[str, Array], bag: Bag, key: Array | None, module: nn.Module | None = None
+        self, params: PyTree, hyper: dict[str, Array], bag: Bag, key: Array | None, module: Aggregator | None = None
     ) -> Prediction:
         """The prediction of the module, or of another one, with dropout where there is a key."""
         module = self.module if module is None else module
@@ -191,7 +182,7 @@ class Supervised:
         if self.precision == "bfloat16":
             params = jax.tree.map(lambda x: x.astype(jnp.bfloat16), params)
             bag = bag.replace(features=bag.features.astype(jnp.bfloat16))
-        variables: Any = {"params": params}
+        variables: dict[str, Any] = {"params": params}
         groups: dict[str, dict[str, Array]] = {"aggregator": {}, "reembed": {}}
         for name, x in hyper.items():
             group, _, setting = name.partition(".")
@@ -209,15 +200,11 @@ class Supervised:
         if COVARIATES not in params:
             return prediction
         part = bag.covariates @ params[COVARIATES]["kernel"]  # [C]
-        aggregator: Any = self._aggregator
-        if not hasattr(aggregator, "with_bag_logits"):
-            return prediction.replace(logits=prediction.logits + part)
-        own = prediction.aux[aggregator.bag_logits]
-        joined: Prediction = aggregator.with_bag_logits(prediction, own + part)
-        return joined
+        aggregator = self._aggregator
+        return aggregator.with_bag_logits(prediction, aggregator.bag_logits(prediction) + part)
 
     @property
-    def _aggregator(self) -> nn.Module:
+    def _aggregator(self) -> Aggregator:
         """The module, or the one behind a re-embedding."""
         return self.module.aggregator if isinstance(self.module, Reembedded) else self.module
 
@@ -249,7 +236,7 @@ class Supervised:
         return bag.replace(features=jnp.where(mask, features, 0.0))
 
 
-def fresh_params(module: nn.Module, key: Array, bag: Bag) -> PyTree:
+def fresh_params(module: Aggregator, key: Array, bag: Bag) -> PyTree:
     """The parameters that training begins with."""
     params = module.init({"params": key}, bag, train=False)["params"]
-    return module.starting_from(params) if hasattr(module, "starting_from") else params
+    return module.starting_from(params)

@@ -15,13 +15,13 @@ import dataclasses
 from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar, Self
 
-import jax
 import numpy as np
 import pandas as pd
 
 from mil_jax.bags import Prediction
 from mil_jax.data.cohort.settings import CohortSettings
 from mil_jax.errors import ConfigError
+from mil_jax.types import Array
 
 METRIC_LABELS = {
     "auc": "AUC",
@@ -67,6 +67,7 @@ def higher_is_better(monitor: str) -> bool:
     return monitor.removeprefix("val_") not in LOWER_IS_BETTER
 
 
+@dataclasses.dataclass(frozen=True)
 class Task(abc.ABC):
     """See the module's docstring. M bags, B bags of a step, C outputs; `targets` [M, ...] as `targets()` makes them.
 
@@ -90,7 +91,11 @@ class Task(abc.ABC):
     reads_training: ClassVar[bool] = False
     few_cases: ClassVar[str] = "a fold has fewer than 10 validation cases of a class"
     constant_name: ClassVar[str] = "majority"
-    loss_name: str
+
+    @property
+    @abc.abstractmethod
+    def loss_name(self) -> str:
+        """Which of `losses`; a field of each task."""
 
     @classmethod
     @abc.abstractmethod
@@ -151,15 +156,14 @@ class Task(abc.ABC):
 
     def of_run(self) -> dict[str, Any]:
         """What was learnt and settled, as lists and numbers; `dataclasses.replace(task, **of_run)` gives the task of the run again."""
-        changed: Any = self
         return {
             field.name: np.asarray(value).tolist()
-            for field in dataclasses.fields(changed)
+            for field in dataclasses.fields(self)
             if field.name in self.run_fields and (value := getattr(self, field.name)) is not None
         }
 
     @abc.abstractmethod
-    def loss(self, predictions: Prediction, targets: jax.Array, weights: jax.Array) -> jax.Array:
+    def loss(self, predictions: Prediction, targets: Array, weights: Array) -> Array:
         """A float32 scalar; logits [B, num_outputs], targets [B, ...], weights [B], 0 = no bag in this place, whose logits may be NaN."""
 
     @abc.abstractmethod
@@ -211,7 +215,7 @@ class Task(abc.ABC):
         strata = self.strata(targets)
         if strata.ndim != 1:
             raise ConfigError(
-                f"train.balanced needs one class per bag, and task.name={self.name} has several: leave it out"
+                f"train.balanced_sampling needs one class per bag, and task.name={self.name} has several: leave it out"
             )
         counts = np.bincount(strata[strata >= 0], minlength=len(self.strata_names))
         weights = np.where(strata >= 0, 1.0 / np.maximum(counts[strata], 1), 0.0)
@@ -249,9 +253,7 @@ class Task(abc.ABC):
 
 def fitted(task: Task, targets: np.ndarray) -> Task:
     """The task of a run, from the targets of its training part."""
-    fields: Any = task.fit_targets(targets)
-    changed: Any = task
-    return dataclasses.replace(changed, **fields) if fields else task
+    return dataclasses.replace(task, **task.fit_targets(targets))
 
 
 def fields_of(columns: Sequence[str], table: pd.DataFrame) -> np.ndarray:

@@ -26,6 +26,7 @@ from mil_jax.tasks.base import Task
 from mil_jax.tasks.losses import binary_cross_entropy, mean_over_present
 from mil_jax.tasks.metrics import classification as measures
 from mil_jax.tasks.metrics.resampled import of_one_label
+from mil_jax.types import Array
 
 MIN_CASES_PER_CLASS = 10
 _BERNOULLI_CLAMP = 1e-5
@@ -46,7 +47,7 @@ class Classification(Task):
 
     classes: tuple[str, ...]
     loss_name: str = ""
-    label_smoothing: Any = 0.0
+    label_smoothing: float | Array = 0.0
     gamma: float = 2.0
 
     name: ClassVar[str] = "classification"
@@ -136,7 +137,7 @@ class Classification(Task):
             return targets.astype(np.int64)
         return np.where(np.isnan(targets).any(axis=1), -1, np.argmax(targets, axis=1))
 
-    def loss(self, predictions: Prediction, targets: jax.Array, weights: jax.Array) -> jax.Array:
+    def loss(self, predictions: Prediction, targets: Array, weights: Array) -> Array:
         """Mean over the bags present of weight * loss, a float32 scalar; 0 when there is none.
 
         predictions: logits [B, num_outputs]. targets: [B] or [B, C]. weights: [B]; 0 = no bag in this place.
@@ -149,7 +150,7 @@ class Classification(Task):
         known = targets >= 0 if targets.ndim == 1 else jnp.any(~jnp.isnan(targets), axis=1)
         return mean_over_present(lambda logits: self._loss_per_bag(logits, targets), predictions.logits, known, weights)
 
-    def _loss_per_bag(self, logits: jax.Array, targets: jax.Array) -> jax.Array:
+    def _loss_per_bag(self, logits: Array, targets: Array) -> Array:
         if self.loss_name in ("cross_entropy", "focal"):
             log_p = jax.nn.log_softmax(logits, axis=-1)  # [B, C]
             chosen = jnp.take_along_axis(log_p, jnp.maximum(targets, 0)[:, None], axis=-1)[:, 0]

@@ -7,7 +7,7 @@ from collections.abc import Callable
 import jax
 import jax.numpy as jnp
 
-Array = jax.Array
+from mil_jax.types import Array
 
 
 def mean_over_present(per_bag: Callable[[Array], Array], logits: Array, known: Array, weights: Array) -> Array:

@@ -23,6 +23,7 @@ from mil_jax.tasks.base import Task
 from mil_jax.tasks.classification import Classification
 from mil_jax.tasks.losses import mean_over_present
 from mil_jax.tasks.metrics import classification as measures
+from mil_jax.types import Array
 
 
 @dataclasses.dataclass(frozen=True)
@@ -106,10 +107,10 @@ class MultiClass(Task):
             columns.append(column)
         return np.concatenate(columns, axis=1)
 
-    def loss(self, predictions: Prediction, targets: jax.Array, weights: jax.Array) -> jax.Array:
+    def loss(self, predictions: Prediction, targets: Array, weights: Array) -> Array:
         """The mean over bags of the mean over their known columns."""
 
-        def per_bag(logits: jax.Array) -> jax.Array:
+        def per_bag(logits: Array) -> Array:
             total, number = jnp.zeros(len(logits)), jnp.zeros(len(logits))
             for _, part, places in self.parts():
                 mine = targets[:, places]

@@ -10,7 +10,6 @@ import dataclasses
 from collections.abc import Mapping
 from typing import Any, ClassVar, Self
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 import pandas as pd
@@ -25,6 +24,7 @@ from mil_jax.tasks.classification import MIN_CASES_PER_CLASS, label_text
 from mil_jax.tasks.losses import binary_asymmetric, binary_cross_entropy, binary_focal, mean_over_present
 from mil_jax.tasks.metrics import classification as measures
 from mil_jax.tasks.metrics.resampled import of_one_label
+from mil_jax.types import Array
 
 _TRUE, _FALSE = {"1", "true", "yes"}, {"0", "false", "no"}
 
@@ -105,18 +105,18 @@ class MultiLabel(Task):
                 targets[row, place] = text.lower() in _TRUE
         return targets
 
-    def loss(self, predictions: Prediction, targets: jax.Array, weights: jax.Array) -> jax.Array:
+    def loss(self, predictions: Prediction, targets: Array, weights: Array) -> Array:
         """The mean over bags of the mean over their known labels."""
         known = ~jnp.isnan(targets)
         y = jnp.where(known, targets, 0.0)
 
-        def per_bag(logits: jax.Array) -> jax.Array:
+        def per_bag(logits: Array) -> Array:
             per_label = jnp.where(known, self._per_label(logits, y), 0.0)
             return jnp.sum(per_label, axis=1) / jnp.maximum(jnp.sum(known, axis=1), 1)
 
         return mean_over_present(per_bag, predictions.logits, jnp.any(known, axis=1), weights)
 
-    def _per_label(self, logits: jax.Array, y: jax.Array) -> jax.Array:
+    def _per_label(self, logits: Array, y: Array) -> Array:
         if self.loss_name == "focal":
             return binary_focal(logits, y, self.gamma)
         if self.loss_name == "asymmetric":

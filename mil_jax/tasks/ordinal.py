@@ -8,9 +8,8 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Mapping
-from typing import Any, ClassVar
+from typing import ClassVar
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 from scipy.special import expit
@@ -20,13 +19,14 @@ from mil_jax.errors import ConfigError
 from mil_jax.tasks.classification import Classification
 from mil_jax.tasks.losses import binary_cross_entropy, mean_over_present
 from mil_jax.tasks.metrics import classification as measures
+from mil_jax.types import Array
 
 
 @dataclasses.dataclass(frozen=True)
 class Ordinal(Classification):
     """The task of telling `classes` apart, which are in ascending order. Targets are int32 [M], -1 = unknown."""
 
-    label_smoothing: Any = 0.0
+    label_smoothing: float | Array = 0.0
 
     name: ClassVar[str] = "ordinal"
     losses: ClassVar[tuple[str, ...]] = ("cumulative",)
@@ -45,11 +45,11 @@ class Ordinal(Classification):
     def num_outputs(self) -> int:
         return len(self.classes) - 1
 
-    def _loss_per_bag(self, logits: jax.Array, targets: jax.Array) -> jax.Array:
+    def _loss_per_bag(self, logits: Array, targets: Array) -> Array:
         above = (targets[:, None] > jnp.arange(self.num_outputs)).astype(jnp.float32)
         return jnp.mean(binary_cross_entropy(logits, above), axis=1)
 
-    def loss(self, predictions: Prediction, targets: jax.Array, weights: jax.Array) -> jax.Array:
+    def loss(self, predictions: Prediction, targets: Array, weights: Array) -> Array:
         return mean_over_present(
             lambda logits: self._loss_per_bag(logits, targets), predictions.logits, targets >= 0, weights
         )

@@ -11,7 +11,6 @@ import dataclasses
 from collections.abc import Mapping
 from typing import Any, ClassVar, Self
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 import pandas as pd
@@ -22,6 +21,7 @@ from mil_jax.data.cohort.settings import CohortSettings
 from mil_jax.errors import ConfigError, DataError
 from mil_jax.tasks.base import Task, fields_of
 from mil_jax.tasks.losses import mean_over_present
+from mil_jax.types import AnyArray, Array
 
 MIN_CASES = 10
 STRATA = ("lowest quarter", "second quarter", "third quarter", "highest quarter")
@@ -42,8 +42,8 @@ class Regression(Task):
     loss_name: str = ""
     delta: float = 1.0
     transform: str = "none"
-    center: Any = None
-    spread: Any = None
+    center: AnyArray = None
+    spread: AnyArray = None
 
     name: ClassVar[str] = "regression"
     losses: ClassVar[tuple[str, ...]] = ("mse", "mae", "huber")
@@ -115,12 +115,12 @@ class Regression(Task):
             "spread": np.where(spread > 0, spread, 1.0).astype(np.float32),
         }
 
-    def loss(self, predictions: Prediction, targets: jax.Array, weights: jax.Array) -> jax.Array:
+    def loss(self, predictions: Prediction, targets: Array, weights: Array) -> Array:
         """The mean over bags of the mean over their known columns, in deviations of the training part."""
         known = ~jnp.isnan(targets)
         scaled = jnp.where(known, (targets - self.center) / self.spread, 0.0)
 
-        def per_bag(logits: jax.Array) -> jax.Array:
+        def per_bag(logits: Array) -> Array:
             per_column = jnp.where(known, self._error(logits - scaled), 0.0)
             return jnp.sum(per_column, axis=1) / jnp.maximum(jnp.sum(known, axis=1), 1)
 

@@ -11,7 +11,6 @@ import dataclasses
 from collections.abc import Mapping
 from typing import Any, ClassVar, Self
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 import pandas as pd
@@ -25,6 +24,7 @@ from mil_jax.tasks.losses import at_least_float32, mean_over_present
 from mil_jax.tasks.metrics import survival as measures
 from mil_jax.tasks.metrics.kaplan_meier import kaplan_meier
 from mil_jax.tasks.survival_losses import cox, discrete_ce, discrete_nll
+from mil_jax.types import AnyArray, Array
 
 MIN_EVENTS = 10
 NUM_TIMES = 10  # at which survival is reported
@@ -60,11 +60,11 @@ class Survival(Task):
     times: tuple[float, ...]
     loss_name: str = ""
     bins: int = 4
-    alpha: Any = 0.0
+    alpha: float | Array = 0.0
     ties: str = "breslow"
     bins_from: str = "training"
     cohort_edges: tuple[float, ...] = ()
-    edges: Any = None
+    edges: AnyArray | None = None
     median_risk: float = np.nan
     log_baseline: tuple[float, ...] = ()
 
@@ -172,7 +172,7 @@ class Survival(Task):
             fitted_task, log_baseline=_breslow(risk[known], targets[known], np.array(self.times))
         )
 
-    def loss(self, predictions: Prediction, targets: jax.Array, weights: jax.Array) -> jax.Array:
+    def loss(self, predictions: Prediction, targets: Array, weights: Array) -> Array:
         """The mean over bags; Cox: over the risk sets that the bags of the step form."""
         known = ~jnp.any(jnp.isnan(targets), axis=1)
         safe = jnp.where(known[:, None], targets, 0.0)

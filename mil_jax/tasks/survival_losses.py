@@ -11,7 +11,8 @@ import math
 import jax
 import jax.numpy as jnp
 
-Array = jax.Array
+from mil_jax.types import Array
+
 _LOG_EPSILON = math.log(1e-7)
 _NEARLY_ONE = -1e-30  # log S above this: 1 - S is 0 in float32
 

@@ -88,6 +88,8 @@ def test_tier_2_does_not_move_tier_1():
         return module.apply({"params": params}, BAG).logits[0]
 
     gradient = jax.jit(jax.grad(loss))(params)
+    assert len(gradient) >= 2
+    assert "tier2" in gradient
     for name, network in gradient.items():
         assert any(np.any(leaf) for leaf in jax.tree.leaves(network)) == (name == "tier2")
 

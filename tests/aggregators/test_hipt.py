@@ -20,6 +20,7 @@ from mil_jax.strategies.base import Batch
 from mil_jax.strategies.lr_schedule import Schedule
 from mil_jax.strategies.supervised import Supervised
 from mil_jax.tasks.classification import Classification
+from tests.skips import needs
 
 TASK = Classification(("a", "b"))
 TILES, WIDTH = 4, 5
@@ -100,7 +101,7 @@ def test_guidance_pulls_the_fine_vectors_towards_the_coarse_ones():
 
 
 def test_the_teacher_of_a_dino_checkpoint_is_read_without_its_head(level_2, tmp_path):
-    torch = pytest.importorskip("torch")
+    torch = needs("torch")
     backbone = {f"module.backbone.{name}": torch.from_numpy(x.copy()) for name, x in level_2.items()}
     head = {"module.head.mlp.0.weight": torch.zeros(3, 8), "module.head.last_layer.weight_g": torch.ones(4, 1)}
     student = {name: torch.zeros_like(x) for name, x in backbone.items()}

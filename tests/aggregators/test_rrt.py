@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from mil_jax import aggregators
-from mil_jax.aggregators import reembedding
+from mil_jax.aggregators import Aggregator, reembedding
 from mil_jax.aggregators.r2t import R2T
 from mil_jax.bags import Bag
 from mil_jax.config import parse
@@ -153,7 +153,7 @@ def test_the_settings_of_a_reembedding_come_with_its_name_on_the_command_line():
 
 
 def test_an_aggregator_keeps_its_own_loss_behind_a_reembedding():
-    class WithLoss(nn.Module):
+    class WithLoss(Aggregator):
         @nn.nowrap
         def training_loss(self, task, predictions, targets, weights):
             return 7.0
@@ -163,5 +163,5 @@ def test_an_aggregator_keeps_its_own_loss_behind_a_reembedding():
             return 3.0
 
     nothing = (Task(), None, None, None)
-    assert reembedding.reembedded(WithLoss(), {"name": "rrt", **R2T_FIELDS}).training_loss(*nothing) == 7.0
+    assert reembedding.reembedded(WithLoss(2), {"name": "rrt", **R2T_FIELDS}).training_loss(*nothing) == 7.0
     assert abmil_behind_r2t().training_loss(*nothing) == 3.0

@@ -30,7 +30,7 @@ BAD = {
     "what changes no result": (["--sweep", "train.memory_gib=1,2"], "changes no result"),
     "the luckiest seed": (["--sweep", "train.seed=1,2"], "luckiest seed"),
     "another method": (["--sweep", "aggregator.name=abmil,dsmil"], "a config of its own"),
-    "no validation": (["--sweep", "optimizer.lr=1,2", "--config.train.select=last"], "leaves no score to choose"),
+    "no validation": (["--sweep", "optimizer.lr=1,2", "--config.train.monitor=last"], "leaves no score to choose"),
     "a range without a number of draws": (["--sweep", "optimizer.lr=1e-5:1e-3"], "say with --random N"),
     "a range upside down": (["--sweep", "optimizer.lr=1e-3:1e-5", "--random=2"], "from a lower to a higher"),
     "a logarithm of 0": (["--sweep", "aggregator.dropout=0:0.5:log", "--random=2"], "both above 0"),

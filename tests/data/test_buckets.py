@@ -20,10 +20,10 @@ def test_lengths_are_multiples_of_8_below_1024_and_of_128_from_there():
 @settings(max_examples=150, deadline=None)
 @given(
     sizes=st.lists(st.integers(1, 4000), min_size=1, max_size=25),
-    max_waste=st.sampled_from([0.0, 0.05, 0.15, 0.4]),
-    max_shapes=st.integers(1, 4),
+    max_padding=st.sampled_from([0.0, 0.05, 0.15, 0.4]),
+    max_buckets=st.integers(1, 4),
 )
-def test_ladder_is_the_best_of_all_ladders(sizes, max_waste, max_shapes):
+def test_ladder_is_the_best_of_all_ladders(sizes, max_padding, max_buckets):
     lengths = np.unique(round_up(sizes)).tolist()
 
     def least_waste(shapes: int) -> float:
@@ -31,9 +31,9 @@ def test_ladder_is_the_best_of_all_ladders(sizes, max_waste, max_shapes):
         padded = min(sum(min(length for length in ladder if length >= n) for n in sizes) for ladder in ladders)
         return 1 - sum(sizes) / padded
 
-    wastes = {shapes: least_waste(shapes) for shapes in range(1, min(max_shapes, len(lengths)) + 1)}
-    shapes = next((shapes for shapes, waste in wastes.items() if waste <= max_waste), max(wastes))
-    ladder = fit_ladder(sizes, max_waste=max_waste, max_shapes=max_shapes)
+    wastes = {shapes: least_waste(shapes) for shapes in range(1, min(max_buckets, len(lengths)) + 1)}
+    shapes = next((shapes for shapes, waste in wastes.items() if waste <= max_padding), max(wastes))
+    ladder = fit_ladder(sizes, max_padding=max_padding, max_buckets=max_buckets)
     assert len(ladder.lengths) == shapes
     assert ladder.waste == pytest.approx(wastes[shapes], abs=1e-12)
 
@@ -57,7 +57,7 @@ def test_typical_slides_need_at_most_12_shapes_for_15_percent():
 def test_a_hundred_thousand_bags_are_fast():
     sizes = np.random.default_rng(0).lognormal(9.0, 1.0, 100_000).astype(int) + 1
     start = time.perf_counter()
-    fit_ladder(sizes, max_waste=0.001)
+    fit_ladder(sizes, max_padding=0.001)
     assert time.perf_counter() - start < 2.0
 
 

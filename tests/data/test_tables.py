@@ -7,6 +7,7 @@ import pandas as pd
 import pytest
 
 from mil_jax.data.tables import kept_rows, mentioned_columns, read_columns, read_header
+from tests.skips import needs
 
 
 def write(path, text, encoding="utf-8"):
@@ -53,8 +54,8 @@ def test_trailing_delimiters_and_short_rows_are_read(tmp_path):
 
 @pytest.mark.parametrize("suffix", [".xlsx", ".parquet"])
 def test_binary_tables_read_as_the_same_text_as_csv(tmp_path, suffix):
-    pytest.importorskip("openpyxl")
-    pytest.importorskip("pyarrow")
+    needs("openpyxl")
+    needs("pyarrow")
     frame = pd.DataFrame({"slide_id": ["007", "b"], "label": [1.0, np.nan], "age": [60.5, 61.0], "unused": [1, 2]})
     path = tmp_path / f"t{suffix}"
     frame.to_excel(path, index=False) if suffix == ".xlsx" else frame.to_parquet(path)

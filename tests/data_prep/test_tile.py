@@ -54,7 +54,9 @@ def tiled(slides: Path, work: Path, capsys, *more: str, code: int = 0) -> list[d
     ended = run(tile.main, arguments, capsys)
     assert ended.code == code, ended.out + ended.err
     with (work / "tiles.csv").open(encoding="utf-8", newline="") as file:
-        return list(csv.DictReader(file))
+        rows = list(csv.DictReader(file))
+    assert rows
+    return rows
 
 
 def write_flat(path: Path, colour: tuple[int, int, int], mpp: float = 0.5, side: int = 600) -> None:

@@ -7,8 +7,10 @@ import re
 import numpy as np
 import pytest
 
-torch = pytest.importorskip("torch")
-transformers = pytest.importorskip("transformers")
+from tests.skips import needs
+
+torch = needs("torch")
+transformers = needs("transformers")
 
 from mil_jax.encoders.resnet import BLOCKS, ResNet  # noqa: E402
 from mil_jax.errors import DataError  # noqa: E402

@@ -9,8 +9,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-torch = pytest.importorskip("torch")
-transformers = pytest.importorskip("transformers")
+from tests.skips import needs
+
+torch = needs("torch")
+transformers = needs("transformers")
 
 from mil_jax.bags import Bag  # noqa: E402
 from mil_jax.encoders.layouts import from_newer_timm_swin  # noqa: E402

@@ -5,8 +5,10 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-torch = pytest.importorskip("torch")
-transformers = pytest.importorskip("transformers")
+from tests.skips import needs
+
+torch = needs("torch")
+transformers = needs("transformers")
 
 from mil_jax.encoders.layouts import from_conch, from_transformers  # noqa: E402
 from mil_jax.encoders.vit import VisionTransformer  # noqa: E402

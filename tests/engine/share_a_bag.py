@@ -17,12 +17,14 @@ import numpy as np
 from mil_jax import aggregators
 from mil_jax.data.loading.resident import SplitBags
 from mil_jax.data.loading.streamed import StreamedBags
-from mil_jax.data.shards.reader import Provenance, Shards, SlideBag, write_shards
+from mil_jax.data.shards.reader import Shards
+from mil_jax.data.shards.writer import write_shards
 from mil_jax.engine.early_stopping import Selection
 from mil_jax.engine.engine import Engine
 from mil_jax.engine.plan import Plan, Replica
 from mil_jax.engine.types import EngineData, EngineSettings, Phase
 from mil_jax.experiment.phases import strategy_class
+from mil_jax.interop.slide_bag import Provenance, SlideBag
 from mil_jax.strategies import optimizers
 from mil_jax.strategies.lr_schedule import Schedule
 from mil_jax.strategies.supervised import Supervised
@@ -65,15 +67,15 @@ def strategy(name: str) -> Supervised:
     return strategy_class(module)(module, TASK, optimizers.make(optimizers.OptimizerSettings("sgd")), Schedule())
 
 
-def one_step(data: EngineData, name: str, bag_devices: int) -> dict[str, Any]:
+def one_step(data: EngineData, name: str, instance_parallel: int) -> dict[str, Any]:
     """loss, the parameters after a step as long as the gradient, logits; bytes of a device beside and among the arguments."""
     listener, phase = Silent(), Phase(strategy(name), 1, Selection("last"))
     plan = Plan((Replica(0, 0),), {"optimizer.lr": 1.0, "optimizer.weight_decay": 0.0})
-    engine = Engine(data, TASK, plan, EngineSettings(bag_devices=bag_devices))
+    engine = Engine(data, TASK, plan, EngineSettings(instance_parallel=instance_parallel))
     result = engine.fit((phase,), listener)
     memory = engine.programs.built("train", 0).program.memory_analysis()
     shapes = engine.loader.shapes(0)
-    assert isinstance(shapes, SplitBags) == (bag_devices > 1)
+    assert isinstance(shapes, SplitBags) == (instance_parallel > 1)
     return {
         "loss": listener.rows[0]["train_loss"],
         "params": result.state[0],

@@ -21,7 +21,7 @@ def _order(num_bags=40, folds=4, buckets=3, seed=0, **options):
 @settings(max_examples=30, deadline=None)
 @given(seed=st.integers(0, 1000), batch_size=st.integers(1, 4), dispatch=st.integers(1, 50))
 def test_every_training_bag_is_seen_once_an_epoch_and_no_other(seed, batch_size, dispatch):
-    order, training = _order(seed=seed, batch_size=batch_size, slots_per_dispatch=dispatch)
+    order, training = _order(seed=seed, batch_size=batch_size, steps_per_dispatch=dispatch)
     replicas = [Replica(fold=k, seed=1) for k in range(len(training))]
     epoch = order.epoch(replicas, np.ones(len(replicas), bool), epoch=2)
     for r, part in enumerate(training):
@@ -30,12 +30,16 @@ def test_every_training_bag_is_seen_once_an_epoch_and_no_other(seed, batch_size,
 
 
 def test_a_step_trains_bags_of_the_bucket_it_is_dispatched_in_or_of_a_smaller_one():
-    order, _ = _order(batch_size=2)
+    order, training = _order(batch_size=2)
     epoch = order.epoch([Replica(0, 0), Replica(1, 5)], np.ones(2, bool), epoch=0)
+    trained = 0
     for bucket, lo, hi in epoch.dispatches:
         for r in range(2):
             numbers = epoch.bags[r, lo[r] : hi[r]]
-            assert (order.bucket[numbers[numbers >= 0]] <= bucket).all()
+            numbers = numbers[numbers >= 0]
+            assert (order.bucket[numbers] <= bucket).all()
+            trained += len(numbers)
+    assert trained == training[:2].sum()
 
 
 def test_a_replica_has_the_same_order_alone_and_in_company():
@@ -62,7 +66,7 @@ def test_seeds_folds_and_epochs_have_their_own_orders():
 
 
 def test_the_runs_of_an_epoch_make_every_step_once_and_in_order():
-    order, _ = _order(slots_per_dispatch=5)
+    order, _ = _order(steps_per_dispatch=5)
     epoch = order.epoch([Replica(0, 0), Replica(3, 0)], np.array([True, True]), epoch=0)
     done = np.zeros(2, int)
     for _, lo, hi in epoch.dispatches:
@@ -80,7 +84,7 @@ def test_a_stopped_replica_has_no_steps():
 
 def test_size_buckets_are_mixed_over_the_epoch():
     """Long runs of one bucket would be a bias where bag size correlates with the label."""
-    order, _ = _order(num_bags=400, folds=2, buckets=2, slots_per_dispatch=64)
+    order, _ = _order(num_bags=400, folds=2, buckets=2, steps_per_dispatch=64)
     epoch = order.epoch([Replica(0, 0)], np.ones(1, bool), epoch=0)
     buckets = order.bucket[epoch.bags[0, : epoch.counts[0], 0]]
     half = len(buckets) // 2
@@ -110,6 +114,7 @@ def test_a_shared_order_shows_all_replicas_the_same_bags_at_the_same_time(batch_
     for r, replica in enumerate(replicas):
         seen = epoch.bags[r][epoch.bags[r] >= 0]
         assert sorted(seen) == np.flatnonzero(training[replica.fold]).tolist()
+    assert len(epoch.dispatches) >= 3
     for _, lo, hi in epoch.dispatches:
         together = [set(epoch.bags[r, lo[r] : hi[r]].ravel()) - {-1} for r in range(len(replicas))]
         everyone = set().union(*together)

@@ -42,7 +42,7 @@ def _assert_close(one: dict[str, np.ndarray], other: dict[str, np.ndarray]) -> N
 
 def test_eight_devices_equal_those_of_this_process(tmp_path):
     """Five runs on four pairs of devices, each of which shares a batch."""
-    job = Job(str(tmp_path / "8.npz"), devices=8, epochs=2, settings={"batch_size": 4, "batch_devices": 2})
+    job = Job(str(tmp_path / "8.npz"), devices=8, epochs=2, settings={"batch_size": 4, "data_parallel": 2})
     (eight,) = fit_alone(job)
     _assert_close(eight, fit_here(dataclasses.replace(job, settings={"batch_size": 4})))
 
@@ -55,16 +55,16 @@ def test_eight_devices_equal_those_of_this_process(tmp_path):
         (11, {}, RESIDENT),
         (25, {}, RESIDENT),
         (11, {"replica_axis": "vmap"}, RESIDENT),
-        (2, {"batch_size": 4, "batch_devices": 4}, RESIDENT),
-        (5, {"batch_size": 4, "batch_devices": 2, "replica_axis": "vmap"}, RESIDENT),
-        (3, {"batch_size": 6, "batch_devices": 4}, RESIDENT),  # 4 does not divide 6: two devices share
+        (2, {"batch_size": 4, "data_parallel": 4}, RESIDENT),
+        (5, {"batch_size": 4, "data_parallel": 2, "replica_axis": "vmap"}, RESIDENT),
+        (3, {"batch_size": 6, "data_parallel": 4}, RESIDENT),  # 4 does not divide 6: two devices share
         (11, {}, SPREAD),
         (5, {"order": "shared", "replica_axis": "vmap"}, SPREAD),
-        (2, {"bag_devices": 8}, STREAMED),
-        (5, {"bag_devices": 4, "replica_axis": "vmap"}, RESIDENT),
-        (3, {"batch_size": 4, "batch_devices": 2, "bag_devices": 2}, STREAMED),
-        (3, {"batch_size": 4, "batch_devices": 2, "bag_devices": 2, "replica_axis": "vmap"}, SPREAD),
-        (1, {"bag_devices": 7}, STREAMED),  # 7 divides no length: four devices share
+        (2, {"instance_parallel": 8}, STREAMED),
+        (5, {"instance_parallel": 4, "replica_axis": "vmap"}, RESIDENT),
+        (3, {"batch_size": 4, "data_parallel": 2, "instance_parallel": 2}, STREAMED),
+        (3, {"batch_size": 4, "data_parallel": 2, "instance_parallel": 2, "replica_axis": "vmap"}, SPREAD),
+        (1, {"instance_parallel": 7}, STREAMED),  # 7 divides no length: four devices share
     ],
 )
 def test_eight_devices_equal_one_also_where_runs_do_not_divide(tmp_path, replicas, settings, kind):
@@ -79,7 +79,7 @@ def test_eight_devices_equal_one_also_where_runs_do_not_divide(tmp_path, replica
     [
         ({"devices": 1}, {"devices": 8}),
         ({"devices": 8}, {"devices": 1}),
-        ({"devices": 8, "kind": SPREAD}, {"devices": 4, "kind": STREAMED, "settings": {"bag_devices": 4}}),
+        ({"devices": 8, "kind": SPREAD}, {"devices": 4, "kind": STREAMED, "settings": {"instance_parallel": 4}}),
     ],
 )
 def test_a_checkpoint_is_gone_on_with_on_other_devices(tmp_path, before, after):
@@ -120,7 +120,9 @@ def _shared_bag(folder: Path, *aggregators: str) -> dict[str, dict[str, float]]:
 )
 def test_eight_devices_share_a_bag_and_its_memory(tmp_path, aggregators):
     """One step of gradient descent, as long as the gradient, and predictions."""
-    for name, found in _shared_bag(tmp_path, *aggregators).items():
+    found_of = _shared_bag(tmp_path, *aggregators)
+    assert found_of.keys() == set(aggregators)
+    for name, found in found_of.items():
         assert max(found["loss"], found["params"], found["logits"]) < 1e-4, (name, found)
         assert found["features"] == 8, "each device holds an eighth of a window"
         assert found["temporary"] > (2 if name == "patch_gcn" else 5), (name, found)  # neighbours are gathered
@@ -130,12 +132,12 @@ def test_eight_devices_share_a_bag_and_its_memory(tmp_path, aggregators):
     ("flags", "sentence"),
     [
         (
-            ["--config.train.bag_devices=4096"],
-            "train.bag_devices=4096 ask for 4096 devices for one batch, and there are",
+            ["--config.train.instance_parallel=4096"],
+            "train.instance_parallel=4096 ask for 4096 devices for one batch, and there are",
         ),
         (
-            ["--config.train.batch_devices=4096"],
-            "train.batch_devices=4096 and train.bag_devices=1 ask for 4096 devices",
+            ["--config.train.data_parallel=4096"],
+            "train.data_parallel=4096 and train.instance_parallel=1 ask for 4096 devices",
         ),
     ],
 )
@@ -150,14 +152,14 @@ def test_more_devices_than_there_are_is_said(tmp_path, capsys, flags, sentence):
     [
         aggregators.create("transmil", 2),
         aggregators.create("rrt", 2),
-        Reembedded(R2T(), aggregators.create("abmil", 2)),
+        Reembedded(2, R2T(), aggregators.create("abmil", 2)),
     ],
     ids=lambda module: type(module).__name__,
 )
 def test_a_bag_whose_instances_are_computed_from_others_is_not_shared(monkeypatch, module):
     monkeypatch.setattr(jax, "device_count", lambda: 2)
     require_devices(module, 2, 1)
-    with pytest.raises(ConfigError, match=r"bag_devices=2 would save no memory: .* leave it at 1"):
+    with pytest.raises(ConfigError, match=r"instance_parallel=2 would save no memory: .* leave it at 1"):
         require_devices(module, 1, 2)
 
 
@@ -168,7 +170,7 @@ def _settings(run: Path, cache: Path, *flags: str) -> list[str]:
         "aggregator.feature_dim": 8,
         "aggregator.attention_dim": 4,
         "data.cache": cache,
-        "data.max_shapes": 1,
+        "data.max_buckets": 1,
         "data.filter": "slide_id.str.endswith('0') or slide_id.str.endswith('1')",  # 120 of the 600 bags
         "data.min_matched": 0.1,
         "train.checkpoint_seconds": 0,
@@ -230,7 +232,7 @@ def _assert_same_result(one: Path, other: Path) -> None:
     "held",
     [
         (),
-        pytest.param(("--config.train.memory_gib=5e-4", "--config.data.stream_gib=1e-4"), marks=pytest.mark.full),
+        pytest.param(("--config.train.memory_gib=5e-4", "--config.data.prefetch_gib=1e-4"), marks=pytest.mark.full),
     ],
     ids=["by each", "together"],
 )
@@ -252,10 +254,10 @@ def test_two_processes_train_as_one_and_the_first_alone_writes_and_speaks(tmp_pa
     ("flags", "said"),
     [
         (
-            ("--config.train.memory_gib=5e-4", "--config.data.stream_gib=2e-4"),
+            ("--config.train.memory_gib=5e-4", "--config.data.prefetch_gib=2e-4"),
             "held by all devices together (that is more than 70% of",
         ),
-        (("--config.train.bag_devices=4", "--config.data.residency=streamed"), "streamed (as asked)"),
+        (("--config.train.instance_parallel=4", "--config.data.residency=streamed"), "streamed (as asked)"),
     ],
 )
 def test_the_command_trains_what_is_too_large_for_a_device(tmp_path, flags, said):
@@ -272,7 +274,7 @@ def test_the_command_trains_what_is_too_large_for_a_device(tmp_path, flags, said
 @pytest.mark.full
 def test_processes_with_different_memory_choose_by_the_smallest(tmp_path):
     """The second has half a mebibyte, of which the cohort would take more than its part."""
-    flags = ("--config.train.epochs=1", "--config.data.stream_gib=1e-3")
+    flags = ("--config.train.epochs=1", "--config.data.prefetch_gib=1e-3")
     two = _Command(tmp_path / "two", tmp_path / "cache", 2, *flags, host_bytes={1: 1 << 19})
     (code, out, err), (other_code, _, other_err) = two.end()
     assert (code, other_code) == (0, 0), err + other_err

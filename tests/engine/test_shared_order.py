@@ -95,7 +95,7 @@ def test_an_order_laid_out_by_slot_has_the_same_steps():
 
     def order(by_slot: bool):
         drawn = BagOrder(
-            data.training, data.bucket, 2, batch_size=3, shared=True, by_slot=by_slot, slots_per_dispatch=2
+            data.training, data.bucket, 2, batch_size=3, shared=True, by_slot=by_slot, steps_per_dispatch=2
         )
         return drawn.epoch(replicas, active, 4)
 

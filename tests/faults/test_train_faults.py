@@ -97,7 +97,7 @@ FAULTS = {
     "an unknown setting": Fault("did you mean --config.optimizer.lr?", ["--config.optimiser.lr=1"]),
     "a setting without value": Fault("write --config.train.epochs=VALUE", ["--config.train.epochs", "5"]),
     "a wrong type": Fault("--config.train.epochs=many must be a whole number", ["--config.train.epochs=many"]),
-    "a wrong truth value": Fault("must be true or false", ["--config.train.balanced=perhaps"]),
+    "a wrong truth value": Fault("must be true or false", ["--config.train.balanced_sampling=perhaps"]),
     "no seeds": Fault("train.num_seeds=0 must be at least 1", ["--config.train.num_seeds=0"]),
     "no epochs": Fault("train.epochs=0 must be at least 1", ["--config.train.epochs=0"]),
     "no bags a step": Fault("train.batch_size=0 must be at least 1", ["--config.train.batch_size=0"]),
@@ -105,7 +105,7 @@ FAULTS = {
     "a rate that is no number": Fault("optimizer.lr=nan must be a finite number", ["--config.optimizer.lr=nan"]),
     "a negative rate": Fault("optimizer.lr=-1.0 must be at least 0", ["--config.optimizer.lr=-1"]),
     "an unknown precision": Fault("choose one of default, high", ["--config.train.matmul_precision=best"]),
-    "an unknown selection": Fault("choose one of last, val_loss", ["--config.train.select=best"]),
+    "an unknown selection": Fault("choose one of last, val_loss", ["--config.train.monitor=best"]),
     "an unknown protocol": Fault("choose one of clean, reference", ["--config.train.protocol=mine"]),
     "an unknown split": Fault("did you mean 'k_fold'", ["--config.splits.kind=kfold"]),
     "one fold": Fault("splits.folds=1", ["--config.splits.folds=1"]),
@@ -151,7 +151,7 @@ FAULTS = {
     ),
     "a cache that is a file": Fault("data.cache", ["--config.data.cache=labels.csv"]),
     "patience without validation": Fault(
-        "train.patience needs a validation score", ["--config.train.select=last", "--config.train.patience=3"]
+        "train.patience needs a validation score", ["--config.train.monitor=last", "--config.train.patience=3"]
     ),
     "selection without validation": Fault("set splits.val_fraction above 0", ["--config.splits.val_fraction=0"]),
     "resume and overwrite": Fault("exclude each other", ["--resume", "--overwrite"]),

@@ -15,6 +15,7 @@ import pytest
 from mil_jax.errors import DataError
 from mil_jax.interop.feature_folders import recognise
 from mil_jax.interop.slide_bag import SlideBag, slide_id_of
+from tests.skips import needs
 
 D = 6
 
@@ -121,7 +122,7 @@ def test_clam_says_when_slides_are_only_in_pt_files(tmp_path):
 
 
 def test_clam_pt_files_take_their_coordinates_from_patches(tmp_path):
-    torch = pytest.importorskip("torch")
+    torch = needs("torch")
     clam(tmp_path)
     (tmp_path / "pt_files").mkdir()
     torch.save(torch.from_numpy(features(7)), tmp_path / "pt_files" / "a.1.pt")
@@ -219,7 +220,7 @@ def test_slideflow_and_torchmil_coordinates_lie_beside_the_features(tmp_path):
 
 @pytest.mark.parametrize("kind", ["tensor", "dict", "numpy", "bfloat16"])
 def test_torch_files_are_read_safely(tmp_path, kind):
-    torch = pytest.importorskip("torch")
+    torch = needs("torch")
     tensor = torch.from_numpy(np.round(features(5), 1)).bfloat16().float()
     content = {
         "tensor": tensor[None],
@@ -238,7 +239,7 @@ class Evil:
 
 
 def test_torch_files_with_code_are_refused(tmp_path, capsys):
-    torch = pytest.importorskip("torch")
+    torch = needs("torch")
     torch.save(Evil(), tmp_path / "a.pt")
     with pytest.raises(DataError, match=r"a\.pt.*plain tensors"):
         only(tmp_path)
@@ -255,7 +256,7 @@ def test_without_torch_the_extra_is_named(tmp_path, monkeypatch):
 @pytest.mark.parametrize("name", ["a.h5", "a.npy", "a.npz", "a.pt"])
 def test_an_unreadable_file_is_named(tmp_path, name):
     if name.endswith(".pt"):
-        pytest.importorskip("torch")
+        needs("torch")
     (tmp_path / name).write_bytes(b"not what it seems")
     with pytest.raises(DataError, match=name):
         only(tmp_path)

@@ -13,6 +13,7 @@ from mil_jax import aggregators
 from mil_jax.bags import Bag
 from mil_jax.errors import ConfigError, DataError
 from mil_jax.interop.torch_checkpoints import export_state_dict, import_state_dict, load_state_dict
+from tests.skips import needs
 
 SMALL = {
     "clam": {"feature_dim": 8, "attention_dim": 4},
@@ -130,7 +131,7 @@ def test_a_checkpoint_of_another_size_names_both_shapes():
     ],
 )
 def test_the_real_file_loads_and_is_written_back(shared, file, variant, num_outputs, width):
-    pytest.importorskip("torch")
+    needs("torch")
     path = shared / "data" / "checkpoints" / file
     module, _ = model(variant, num_outputs, width, small=False)
     state = load_state_dict(path)
@@ -144,7 +145,7 @@ def test_the_real_file_loads_and_is_written_back(shared, file, variant, num_outp
 
 def test_dsmils_starting_weights_are_of_an_older_form_and_cover_a_part(shared):
     """The authors load this file without checking: nothing of it arrives in the present form."""
-    pytest.importorskip("torch")
+    needs("torch")
     state = load_state_dict(shared / "data" / "checkpoints" / "dsmil_init.pth")
     present, _ = model("official", width=512, small=False)
     with pytest.raises(DataError, match=r"missing: b_classifier\.fcc\.bias.*unexpected: b_classifier\.q\.bias"):

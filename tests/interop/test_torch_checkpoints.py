@@ -13,6 +13,7 @@ from mil_jax import aggregators
 from mil_jax.bags import Bag
 from mil_jax.errors import ConfigError, DataError
 from mil_jax.interop.torch_checkpoints import export_state_dict, import_state_dict, load_state_dict
+from tests.skips import needs
 
 SMALL = {"feature_dim": 8, "attention_dim": 4, "region_dim": 12, "region_depth": 2}
 
@@ -47,7 +48,7 @@ def test_linear_weights_are_output_by_input():
 
 
 def test_a_torch_file_is_read_and_gives_torchs_outputs(tmp_path):
-    torch = pytest.importorskip("torch")
+    torch = needs("torch")
     feature, v, w, head = (torch.nn.Linear(*sizes) for sizes in ((6, 8), (8, 4), (4, 1), (8, 2)))
     layers = {"feature.0": feature, "attention.0": v, "attention.2": w, "classifier": head}
     state = {f"{name}.{key}": value for name, layer in layers.items() for key, value in layer.state_dict().items()}
@@ -120,7 +121,7 @@ def test_an_unknown_variant_is_refused():
 
 
 def test_a_file_that_would_run_code_is_not_loaded(tmp_path):
-    torch = pytest.importorskip("torch")
+    torch = needs("torch")
     torch.save({"model": object()}, tmp_path / "model.pt")
     with pytest.raises(DataError, match=r"model\.pt: cannot be read safely"):
         load_state_dict(tmp_path / "model.pt")
@@ -129,7 +130,7 @@ def test_a_file_that_would_run_code_is_not_loaded(tmp_path):
 @pytest.mark.parametrize(("name", "content"), [("model.pt", b"no checkpoint"), ("model.npz", b"no archive")])
 def test_a_file_of_another_kind_is_refused(tmp_path, name, content):
     if name.endswith(".pt"):
-        pytest.importorskip("torch")
+        needs("torch")
     (tmp_path / name).write_bytes(content)
     with pytest.raises(DataError, match="cannot be read"):
         load_state_dict(tmp_path / name)

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import flax.linen as nn
 import jax
@@ -19,8 +19,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from mil_jax.bags import Bag, Prediction
-
-PyTree = Any
+from mil_jax.types import PyTree
 
 SMALL_BUCKET, LARGE_BUCKET = 16, 40
 GARBAGE = (np.nan, np.inf, -1e30, 7.0)

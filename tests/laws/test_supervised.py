@@ -122,7 +122,7 @@ def test_coxs_loss_over_bags_a_few_at_a_time_is_that_of_the_full_batch():
     key, extras = jax.random.key(4), {"lr": jnp.float32(1.0)}
     hyper = {"optimizer.lr": jnp.float32(1.0), "optimizer.weight_decay": jnp.float32(0.0)}
     optimizer = optimizers.make(optimizers.OptimizerSettings("sgd"))  # at rate 1 an update is minus the gradient
-    method = Supervised(module, task, optimizer, Schedule("constant"), bags_at_a_time=4)
+    method = Supervised(module, task, optimizer, Schedule("constant"), microbatch_size=4)
     state = method.init(jax.random.key(0), bags[0], hyper, {}, None)
     after, metrics = jax.jit(method.step)(state, batch, extras, key)
     found = jax.tree.map(jnp.subtract, state.params, after.params), metrics["loss"]

@@ -29,6 +29,7 @@ def test_kept_elements_are_scaled_so_that_the_expectation_is_one():
     for rate in (0.1, 0.25):
         q = round(rate * 256) / 256
         factors = np.asarray(dropout_factors(KEY, (100, 40), rate))
+        assert (factors > 0).mean() > 0.5
         np.testing.assert_allclose(factors[factors > 0], 1 / (1 - q), rtol=1e-6)
 
 

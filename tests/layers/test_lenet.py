@@ -5,10 +5,10 @@ from __future__ import annotations
 import jax
 import jax.numpy as jnp
 import numpy as np
-import pytest
 
 from mil_jax.layers.initializers import Affine
 from mil_jax.layers.lenet import convolution, lenet_features, max_pool
+from tests.skips import needs
 
 GENERATOR = np.random.default_rng(0)
 
@@ -36,7 +36,7 @@ def test_max_pool_leaves_out_an_odd_last_row_and_column():
 
 
 def test_features_and_gradients_equal_pytorchs_with_the_same_weights():
-    torch = pytest.importorskip("torch")
+    torch = needs("torch")
     images = GENERATOR.standard_normal((3, 28, 28, 1)).astype(np.float32)
     first, second = _layer(1, 20), _layer(20, 50)
     cotangent = GENERATOR.standard_normal((3, 800)).astype(np.float32)

@@ -59,7 +59,7 @@ def stages() -> list[Any]:
 
 def train(listener: cohorts.Silent, folder: Path | None = None, seeds: int = 1, data: Any = None) -> Any:
     keep = None if folder is None else lambda name: Checkpoints(folder / name, 1e9)
-    settings, plan = EngineSettings(slots_per_dispatch=4), cohorts.plan(1, seeds)
+    settings, plan = EngineSettings(steps_per_dispatch=4), cohorts.plan(1, seeds)
     data = cohorts.engine_data() if data is None else data
     return fit(stages(), data, cohorts.TASK, plan, settings, listener, keep)
 

@@ -43,7 +43,7 @@ def phases() -> list[Phase]:
 
 def train(listener: cohorts.Silent, folder: Path | None = None) -> Any:
     keep = None if folder is None else lambda name: Checkpoints(folder / name, 1e9)
-    settings = EngineSettings(slots_per_dispatch=4)
+    settings = EngineSettings(steps_per_dispatch=4)
     return fit(phases(), cohorts.engine_data(), cohorts.TASK, cohorts.plan(1, 1), settings, listener, keep)
 
 

@@ -10,6 +10,7 @@ import pytest
 
 from mil_jax.errors import ConfigError
 from mil_jax.strategies.optimizers import OptimizerSettings, make
+from tests.skips import needs
 
 GENERATOR = np.random.default_rng(0)
 START = GENERATOR.standard_normal(7).astype(np.float32)
@@ -42,7 +43,7 @@ def _trajectory(settings, gradients=GRADIENTS, lr=LR, weight_decay=0.1, start=ST
     ],
 )
 def test_trajectories_are_pytorchs(settings, name, arguments):
-    torch = pytest.importorskip("torch")
+    torch = needs("torch")
     weight = torch.nn.Parameter(torch.tensor(START))
     optimizer = getattr(torch.optim, name)([weight], lr=LR, weight_decay=0.1, **arguments)
     expected = []
@@ -54,7 +55,7 @@ def test_trajectories_are_pytorchs(settings, name, arguments):
 
 
 def test_clipping_is_pytorchs():
-    torch = pytest.importorskip("torch")
+    torch = needs("torch")
     weight = torch.nn.Parameter(torch.tensor(START))
     optimizer, expected = torch.optim.SGD([weight], lr=LR), []
     for gradient in GRADIENTS:

@@ -17,6 +17,7 @@ from mil_jax.bags import Prediction
 from mil_jax.errors import ConfigError, DataError
 from mil_jax.tasks import Classification, MultiLabel
 from mil_jax.tasks.metrics.classification import calibration_error, youden_threshold
+from tests.skips import needs
 
 ABC = ("a", "b", "c")
 
@@ -36,7 +37,7 @@ def random_case(num_classes, num_bags=60, seed=0):
 
 @pytest.mark.parametrize("smoothing", [0.0, 0.1])
 def test_cross_entropy_is_pytorchs(smoothing):
-    torch = pytest.importorskip("torch")
+    torch = needs("torch")
     logits, index = random_case(3)
     expected = torch.nn.functional.cross_entropy(
         torch.tensor(logits), torch.tensor(index).long(), label_smoothing=smoothing
@@ -47,7 +48,7 @@ def test_cross_entropy_is_pytorchs(smoothing):
 
 
 def test_binary_cross_entropy_is_pytorchs_with_gradients_at_large_logits():
-    torch = pytest.importorskip("torch")
+    torch = needs("torch")
     task = MultiLabel(ABC)
     logits = np.array([[80.0, -80.0, 0.3], [-90.0, 2.0, -1.0]], np.float32)
     targets = np.array([[0, 0, 1], [1, 1, 0]], np.float32)

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import os
-from pathlib import Path
 
 import jax
 import jax.numpy as jnp
@@ -22,6 +20,7 @@ from mil_jax.tasks.metrics.kaplan_meier import censoring, kaplan_meier, log_rank
 from mil_jax.tasks.metrics.survival import Cases, brier, concordance, dynamic_auc, integrated
 from mil_jax.tasks.survival import Survival, bin_edges
 from mil_jax.tasks.survival_losses import cox
+from tests.skips import needs
 
 COHORT = CohortSettings("labels.csv", ("months", "died"), numbers=("months",), events=("died",))
 
@@ -173,7 +172,7 @@ def _oracle_case(seed: int) -> tuple[Cases, np.ndarray]:
 
 @pytest.mark.parametrize("seed", range(5))
 def test_metrics_are_scikit_survivals(seed):
-    sksurv = pytest.importorskip("sksurv.metrics")
+    sksurv = needs("sksurv.metrics")
     from sksurv.util import Surv
 
     cases, once = _oracle_case(seed)
@@ -201,7 +200,7 @@ def test_metrics_are_scikit_survivals(seed):
 
 @pytest.mark.parametrize("seed", range(5))
 def test_curves_and_tests_are_lifelines(seed):
-    pytest.importorskip("lifelines")
+    needs("lifelines")
     from lifelines import KaplanMeierFitter
     from lifelines.statistics import multivariate_logrank_test
     from lifelines.utils import concordance_index
@@ -221,10 +220,8 @@ def test_curves_and_tests_are_lifelines(seed):
     assert harrell == pytest.approx(concordance_index(cases.time, -cases.risk, cases.event), abs=1e-9)
 
 
-def test_published_c_indices_are_recomputed_from_published_risks():
-    if not os.environ.get("MIL_JAX_SHARED"):
-        pytest.skip("the published predictions are not part of the project: set MIL_JAX_SHARED")
-    folder = Path(os.environ["MIL_JAX_SHARED"]) / "data" / "survival_predictions"
+def test_published_c_indices_are_recomputed_from_published_risks(shared):
+    folder = shared / "data" / "survival_predictions"
     compared = 0
     for published in sorted(folder.glob("*_cindex.csv")):
         risks = pd.read_csv(folder / published.name.replace("_cindex", ""))

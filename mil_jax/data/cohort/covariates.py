@@ -15,9 +15,9 @@ import jax.numpy as jnp
 import numpy as np
 import pandas as pd
 
-from mil_jax.bags import Array
 from mil_jax.data.tables import is_number, listed
 from mil_jax.errors import ConfigError, DataError
+from mil_jax.types import AnyArray
 
 FILE = "covariates.json"  # of a run folder, where there are any
 RESERVED = ("bag_id", "patient_id", "num_slides", "num_instances", "site")  # columns of `Cohort.bags` of its own
@@ -142,7 +142,7 @@ def fitted(known: np.ndarray) -> dict[str, np.ndarray]:
     return {"mean": mean.astype(np.float32), "scale": scale.astype(np.float32)}
 
 
-def standardised(known: Array, fit: Mapping[str, Any]) -> Array:
+def standardised(known: AnyArray, fit: Mapping[str, Any]) -> AnyArray:
     """Values [..., K] on a device, of the scale of the training bags; what is not known is at their mean."""
     there = ~jnp.isnan(known)
     return jnp.where(there, (jnp.where(there, known, 0.0) - fit["mean"]) * fit["scale"], 0.0)

@@ -48,17 +48,17 @@ class Residency:
 
 
 def choose_residency(
-    asked: str, sizes: np.ndarray, longest: int, row_bytes: int, stream_gib: float, memory: Memory
+    asked: str, sizes: np.ndarray, longest: int, row_bytes: int, prefetch_gib: float, memory: Memory
 ) -> Residency:
     """asked: "auto", "resident" or "streamed". sizes: [num_bags], instances of each bag. longest: the last bucket's length. row_bytes: of
-    an instance. stream_gib: memory for windows.
+    an instance. prefetch_gib: memory for windows.
 
     Raises DataError for "resident" where the cohort does not fit.
     """
     rows = int(sizes.sum()) + longest
     needed, (there, kind) = rows * row_bytes, memory.least
     size = f"the cohort's features take {_shown(needed)}"
-    windows = f"at most {stream_gib:,.3g} GiB together"
+    windows = f"at most {prefetch_gib:,.3g} GiB together"
     if rows > _MOST_ROWS:
         obstacle = f"more than {_MOST_ROWS:,} instances cannot be held as one array"
     elif needed > MOST_SHARE * there:
@@ -67,7 +67,7 @@ def choose_residency(
         obstacle = ""
     if asked != STREAMED and obstacle and memory.own and memory.devices > 1:
         held = fullest(sizes, memory.devices) * row_bytes
-        if held + stream_gib * 2**30 <= MOST_SHARE * memory.device and held <= MOST_SHARE * memory.host:
+        if held + prefetch_gib * 2**30 <= MOST_SHARE * memory.device and held <= MOST_SHARE * memory.host:
             why = f"{'as asked; ' * (asked == RESIDENT)}{obstacle}"
             shares = (
                 f"at most {_shown(held)} of bags and {WINDOWS} windows, {windows}, on each of {memory.devices} devices"
@@ -90,7 +90,7 @@ def open_bags(
     shards: Shards,
     slides: Sequence[np.ndarray],
     longest: int,
-    stream_gib: float,
+    prefetch_gib: float,
     num_neighbors: int = 0,
 ) -> LazyBags | StreamedBags:
     """The bags, to be read. `slides[b]`: numbers of the slides of bag b. longest: the last bucket's length. num_neighbors: of
@@ -99,7 +99,7 @@ def open_bags(
     if residency.kind == RESIDENT and not residency.spread:
         return LazyBags(shards, slides, longest, num_neighbors)
     kind = ShardedBags if residency.spread else StreamedBags
-    return kind(shards, slides, int(stream_gib * 2**30), num_neighbors)
+    return kind(shards, slides, int(prefetch_gib * 2**30), num_neighbors)
 
 
 class Devices(Protocol):

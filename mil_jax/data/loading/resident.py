@@ -21,6 +21,7 @@ import numpy as np
 from mil_jax.bags import Array, Bag
 from mil_jax.data.loading.windows import Dispatch
 from mil_jax.data.shards.reader import Shards
+from mil_jax.types import AnyArray
 
 Put = Callable[[Any], Any]  # a tree of host arrays -> the same on the devices
 IN_FLIGHT = 2  # dispatches the host may be ahead of the device: enough to keep it busy, few enough to stop soon
@@ -37,20 +38,20 @@ class ResidentBags(flax.struct.PyTreeNode):
     part_mask: [rows, T] bool, the tiles there are in a region; None where instances are no regions.
     """
 
-    features: Array
-    coords: Array
-    slide_index: Array
-    offsets: Array
-    sizes: Array
-    neighbors: Array | None = None
-    part_mask: Array | None = None
+    features: AnyArray
+    coords: AnyArray
+    slide_index: AnyArray
+    offsets: AnyArray
+    sizes: AnyArray
+    neighbors: AnyArray | None = None
+    part_mask: AnyArray | None = None
 
-    def bag(self, number: jax.Array, length: int) -> Bag:
+    def bag(self, number: Array, length: int) -> Bag:
         """Bag `number`, padded to the static `length`."""
         start = self.offsets[number]
         mask = jnp.arange(length) < self.sizes[number]
 
-        def own(array: Array) -> Array:
+        def own(array: AnyArray) -> Array:
             return jax.lax.dynamic_slice_in_dim(array, start, length)
 
         return Bag(
@@ -68,11 +69,11 @@ class SplitBags(ResidentBags):
     second axis split, each bag in a place of its own, and `offsets` are numbers of places.
     """
 
-    def bag(self, number: jax.Array, length: int) -> Bag:
+    def bag(self, number: Array, length: int) -> Bag:
         """Bag `number`, padded to the static `length`, at most L."""
         place = self.offsets[number]
 
-        def rows(array: Array) -> jax.Array:
+        def rows(array: AnyArray) -> Array:
             return jax.lax.dynamic_index_in_dim(array, place, keepdims=False)[:length]
 
         return Bag(
@@ -89,7 +90,7 @@ class SplitBags(ResidentBags):
 class Window:
     """One dispatch: the steps lo[r]..hi[r] of each replica r, all in one bucket, and the bags they read, on the devices.
 
-    ends_dispatch: whether it is the last of its dispatch. done: set by whoever dispatches it; an array that is ready when the bags were read.
+    ends_dispatch: whether its dispatch ends with it. done: set by whoever dispatches it; an array that is ready when the bags were read.
     """
 
     bucket: int
@@ -262,7 +263,7 @@ class Rows:
         if self.part_mask is not None:
             self.part_mask[rows] = shards.read_part_mask(number)
 
-    def bags(self, rows: slice, offsets: np.ndarray, sizes: Array) -> ResidentBags:
+    def bags(self, rows: slice, offsets: np.ndarray, sizes: np.ndarray | None) -> ResidentBags:
         """Bags that lie in `rows`."""
         neighbors, part_mask = (None if x is None else x[rows] for x in (self.neighbors, self.part_mask))
         return ResidentBags(

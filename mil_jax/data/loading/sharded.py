@@ -20,6 +20,7 @@ from jax.sharding import PartitionSpec as P
 from mil_jax.data.loading.resident import Put, ResidentBags, Window, in_step, load_bags, real_features
 from mil_jax.data.loading.streamed import Order, StreamedBags, window_rows, window_shapes
 from mil_jax.data.loading.windows import Dispatch, WindowPlan, split_dispatches
+from mil_jax.types import Array
 
 
 class ShardedBags(StreamedBags):
@@ -63,7 +64,7 @@ class ShardedLoader:
         everywhere = P(mesh.axis_names)
         self._owned = self._read(mesh, NamedSharding(mesh, everywhere))
 
-        def fill(owned: ResidentBags, source: jax.Array) -> ResidentBags:
+        def fill(owned: ResidentBags, source: Array) -> ResidentBags:
             owner, row = source
             here = jnp.where(owner == jax.lax.axis_index(mesh.axis_names), row, self._most_rows)
             mine = jax.tree.map(lambda x: x.at[here].get(mode="fill", fill_value=0), owned)
@@ -110,7 +111,7 @@ class ShardedLoader:
                 part = jax.device_put(host.replace(offsets=None, sizes=None), device)
                 parts.append(jax.block_until_ready(part))
 
-        def whole(*arrays: jax.Array) -> jax.Array:
+        def whole(*arrays: Array) -> Array:
             shape = (mesh.size * self._most_rows, *arrays[0].shape[1:])
             return jax.make_array_from_single_device_arrays(shape, spread, list(arrays))
 

@@ -37,6 +37,7 @@ from mil_jax.data.loading.windows import Dispatch, WindowPlan, bags_wanted, spli
 from mil_jax.data.shards.reader import Shards
 from mil_jax.errors import DataError
 from mil_jax.machine import usable_cores
+from mil_jax.types import Array
 
 Job = TypeVar("Job")
 Result = TypeVar("Result")
@@ -86,7 +87,7 @@ class _Window:
         self.rows = new_rows(bags.shards, rows, bags.num_neighbors)
         for array in self.rows.arrays:
             array.fill(0)  # what was never read is finite: a place without a bag reads it with weight 0
-        self.done: jax.Array | None = None
+        self.done: Array | None = None
 
 
 class StreamingLoader:
@@ -233,7 +234,7 @@ class StreamingLoader:
 
 
 def window_shapes(
-    bags: StreamedBags, axes: tuple[int, ...], placed: jax.sharding.Sharding, sizes: jax.Array
+    bags: StreamedBags, axes: tuple[int, ...], placed: jax.sharding.Sharding, sizes: Array
 ) -> tuple[jax.ShapeDtypeStruct | None, ...]:
     """Shapes of the arrays of a window, in the order of `ResidentBags`. axes: those that its instances lie along, which are `placed`
     so. sizes: of the bags, on the devices.
@@ -258,7 +259,7 @@ def window_rows(
     needed = batch_size * lengths[-1]
     if needed > most_rows:
         raise DataError(
-            f"data.stream_gib={bags.most_bytes / 2**30:g} is too little to stream this cohort: one step needs up to "
+            f"data.prefetch_gib={bags.most_bytes / 2**30:g} is too little to stream this cohort: one step needs up to "
             f"{needed:,} instances in memory, three times; set it to at least {WINDOWS * needed * instance / 2**30:.3g}"
         )
     wanted = np.maximum(bags_wanted(order, dispatches, len(lengths)), batch_size)

@@ -154,7 +154,7 @@ def run_protocol(experiment: Experiment, failed: Sequence[str] = (), shared: Seq
         )
     return RunProtocol(
         protocol=config.train.protocol,
-        select=experiment.selection.select,
+        select=experiment.selection.monitor,
         selected_on_test=experiment.selection_part == TEST,
         order=config.train.order,
         notes=tuple(notes),

@@ -15,9 +15,9 @@ GPUS = Memory(host=20 * GIB, device=10 * GIB, own=True, devices=4)
 MIB_BAGS = 1024  # rows of a bag of 1 MiB
 
 
-def _chosen(asked: str, gib: float, memory: Memory, stream_gib: float = 2) -> residency.Residency:
+def _chosen(asked: str, gib: float, memory: Memory, prefetch_gib: float = 2) -> residency.Residency:
     """For bags of 1 MiB, so many GiB of them."""
-    return residency.choose_residency(asked, np.full(int(gib * 1024), MIB_BAGS), 0, 1024, stream_gib, memory)
+    return residency.choose_residency(asked, np.full(int(gib * 1024), MIB_BAGS), 0, 1024, prefetch_gib, memory)
 
 
 @pytest.mark.parametrize(

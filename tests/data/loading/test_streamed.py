@@ -19,12 +19,14 @@ from mil_jax.data.loading import resident as resident_module
 from mil_jax.data.loading import streamed as streamed_module
 from mil_jax.data.loading.resident import LazyBags, load_bags
 from mil_jax.data.loading.streamed import THREAD_NAMES, WINDOWS, StreamedBags, StreamingLoader
-from mil_jax.data.shards.reader import Provenance, Shards, SlideBag, write_shards
+from mil_jax.data.shards.reader import Shards
+from mil_jax.data.shards.writer import write_shards
 from mil_jax.engine.checkpoints import Checkpoints
 from mil_jax.engine.early_stopping import Selection
 from mil_jax.engine.engine import Engine, TrainingInterrupted, fit
 from mil_jax.engine.types import EngineData, EngineSettings, FitResult, Phase
 from mil_jax.errors import DataError, ShardError
+from mil_jax.interop.slide_bag import Provenance, SlideBag
 from mil_jax.strategies.supervised import COVARIATES
 from tests.engine.cohorts import TASK, Silent, plan, strategy
 
@@ -182,7 +184,7 @@ def test_host_memory_is_that_of_the_windows_whatever_the_number_of_epochs_and_ba
 
 
 def test_windows_that_cannot_hold_one_step_are_refused_with_what_would_do(folder):
-    with pytest.raises(DataError, match=r"data\.stream_gib=.* set it to at least 1\.07e-06"):
+    with pytest.raises(DataError, match=r"data\.prefetch_gib=.* set it to at least 1\.07e-06"):
         train(data(folder, one_step() - 1))
     train_fitting = data(folder, one_step())
     with pytest.raises(DataError, match=r"one step needs up to 32 instances"):

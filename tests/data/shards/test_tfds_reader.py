@@ -7,7 +7,10 @@ import numpy as np
 import pytest
 
 from mil_jax.data.features.graphs import nearest_neighbors
-from mil_jax.data.shards.reader import Provenance, Shards, SlideBag, write_shards
+from mil_jax.interop.slide_bag import Provenance, SlideBag
+from mil_jax.data.shards.reader import Shards
+from mil_jax.data.shards.writer import write_shards
+from tests.skips import needs
 
 pytestmark = pytest.mark.full
 
@@ -15,7 +18,7 @@ pytestmark = pytest.mark.full
 @pytest.mark.parametrize("dtype", ["float16", "float32", "float64", "uint8", "int16", "int32"])
 @pytest.mark.parametrize("shape", [(16,), (5, 6, 3)])
 def test_tensorflow_reads_shards_bit_for_bit(tmp_path, dtype, shape):
-    pytest.importorskip("tensorflow")
+    needs("tensorflow")
     import tensorflow_datasets as tfds
 
     rng = np.random.default_rng(0)
@@ -49,7 +52,7 @@ def test_tensorflow_reads_shards_bit_for_bit(tmp_path, dtype, shape):
 
 
 def test_tensorflow_reads_the_graphs_of_slides(tmp_path):
-    pytest.importorskip("tensorflow")
+    needs("tensorflow")
     import tensorflow_datasets as tfds
 
     rng = np.random.default_rng(0)

@@ -76,6 +76,7 @@ def test_single_slide_patients_are_stratified_to_within_one_bag(labels, folds, s
     for number in range(4):
         held = ((splits.parts == TEST) & (labels == number)).sum(axis=1)
         assert held.max() - held.min() <= 1
+        assert held.sum() == (labels == number).sum()
 
 
 @settings(max_examples=30, deadline=None)
@@ -139,6 +140,7 @@ def test_sites_never_cross_folds():
 def test_sites_never_meet_between_training_or_validation_and_test():
     sites = np.array([f"h{k % 13}" for k in range(130)])
     splits = make_splits(cohort_of(range(130), site=sites), np.arange(130) % 2, SplitSettings(group="site"))
+    assert ((splits.parts == TEST).sum(axis=0) == 1).all()
     for fold in splits.parts:
         assert not set(sites[fold == TEST]) & set(sites[fold != TEST])
 

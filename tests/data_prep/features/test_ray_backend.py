@@ -11,14 +11,16 @@ from pathlib import Path
 
 import pytest
 
-pytest.importorskip("ray")
+from tests.skips import needs
 
-from data_prep import encode, tile
-from data_prep.demo_slides import draw_slide, write_slide
-from data_prep.features import ray_backend
-from data_prep.jobs import Slide
-from tests.commands import contents, run
-from tests.data_prep.test_encode import RANDOM
+needs("ray")
+
+from data_prep import encode, tile  # noqa: E402
+from data_prep.demo_slides import draw_slide, write_slide  # noqa: E402
+from data_prep.features import ray_backend  # noqa: E402
+from data_prep.jobs import Slide  # noqa: E402
+from tests.commands import contents, run  # noqa: E402
+from tests.data_prep.test_encode import RANDOM  # noqa: E402
 
 pytestmark = pytest.mark.full
 

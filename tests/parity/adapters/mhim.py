@@ -161,14 +161,14 @@ class Choice:
         found, high = np.zeros(len(mask), bool), np.zeros(len(mask), bool)
         if counts.random is not None:
             found |= np.asarray(mask & (instance_masks.ranks(draws[0], mask) < counts.random))
-        if counts.low is not None:
-            found |= self._voted(scores, mask, counts.low, [stored & ~found[:number], stored])
         if counts.pool is not None:
             pool = self.stored("pool_high")
             preferred = [stored & ~found[:number], stored] if pool is None else [np.isin(np.arange(number), pool)]
             high |= self._voted(-scores, mask, counts.pool, preferred)
             if counts.high is not None:
                 high &= np.asarray(instance_masks.ranks(draws[1], jnp.asarray(high)) < counts.high)
+        if counts.low is not None:  # after the high part: what it did not draw, the low part has
+            found |= self._voted(scores, mask, counts.low, [stored & ~(found | high)[:number], stored])
         return found | high
 
 
