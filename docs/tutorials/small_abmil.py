@@ -1,11 +1,11 @@
 """Gated ABMIL, small enough for the tutorials: a config of your own starts from a method's and changes what differs."""
 
-from mil_jax.config import ConfigDict, find_config, load_config
+from mil_jax.config import ConfigDict, start_from
 
 
 def get_config() -> ConfigDict:
     """The recipe."""
-    config = load_config(find_config("configs/abmil.py"))
+    config = start_from("configs/abmil.py")
     config.name = "small_abmil"
     config.aggregator.update({"feature_dim": 64, "attention_dim": 32})
     config.optimizer.update({"lr": 2e-3})
