@@ -16,11 +16,12 @@ from mil_jax.data.loading.feature_moments import moments
 from mil_jax.data.loading.resident import LazyBags, load_bags
 from mil_jax.data.loading.streamed import WINDOWS, StreamedBags, StreamingLoader
 from mil_jax.data.shards.convert import convert, shards_for_features
-from mil_jax.data.shards.reader import Shards, SlideBag, write_shards
+from mil_jax.data.shards.reader import Shards
+from mil_jax.data.shards.writer import write_shards
 from mil_jax.errors import ConfigError, DataError
 from mil_jax.experiment.data_sources import open_shards
 from mil_jax.interop.feature_folders import recognise
-from mil_jax.interop.slide_bag import Provenance
+from mil_jax.interop.slide_bag import Provenance, SlideBag
 
 D, SIZE = 3, 512
 WHERE = Provenance(float(SIZE), coordinate_unit="level0_pixels", encoder="e")
@@ -91,7 +92,7 @@ def test_regions_are_streamed(tmp_path):
     seen = []
     bags = StreamedBags(shards, each, WINDOWS * 32 * (64 * (4 * D + 1) + 12))
     with contextlib.closing(StreamingLoader(bags, (32,), jax.device_put, order)) as feed:
-        for piece in feed.pieces(numbers, runs):
+        for piece in feed.windows(numbers, runs):
             for number in range(int(piece.lo[0]), int(piece.hi[0])):
                 bag, whole = piece.bags.bag(number, 32), resident.bag(number, 32)
                 n = int(whole.num_instances)
