@@ -110,7 +110,7 @@ def main(arguments: list[str]) -> int:
 
 
 def _require_choosable(experiment: Experiment) -> None:
-    if experiment.several:
+    if len(experiment.targets) > 1:
         raise ConfigError("a sweep is for one label column, as each has its own best setting: name one in data.target")
     if experiment.selection_part == TEST:
         raise ConfigError(

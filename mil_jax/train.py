@@ -21,10 +21,9 @@ from mil_jax.engine.types import FitResult
 from mil_jax.experiment.experiment import Experiment
 from mil_jax.experiment.final_model import final_settings, is_final, leave_validation
 from mil_jax.experiment.run import train
-from mil_jax.reports import tables
 from mil_jax.reports.run import collect, multi_target
 from mil_jax.reports.run.data_notes import notes_on_data
-from mil_jax.reports.run.summary import write_final_summary, write_summary
+from mil_jax.reports.run.summary import write_final_summary
 from mil_jax.run_folder.folder import RunFolder
 
 ABOUT = """Trains and cross-validates an aggregator; everything that comes of it is in one run folder.
@@ -90,33 +89,16 @@ def _report(experiment: Experiment, folder: RunFolder, result: FitResult, second
     protocol = collect.run_protocol(experiment, said, shared)
     predictions = collect.predictions(experiment, result)
     with console.status("predictions, intervals and figures"):
-        if experiment.several:
-            reports = [
-                multi_target.TargetReport(
-                    target.name,
-                    target.task,
-                    target.class_counts,
-                    collect.constant_answers(target),
-                    collect.fold_names(target),
-                )
-                for target in experiment.targets
-            ]
-            summary = multi_target.write_target_summaries(
-                folder, reports, predictions, history, protocol, experiment.left_out, **common
-            )
-        else:
-            target = experiment.targets[0]
-            summary = write_summary(
-                folder,
-                task=target.task,
-                predictions=predictions,
-                history=history,
-                constants=collect.constant_answers(target),
-                protocol=protocol,
-                fold_names=collect.fold_names(target),
-                **common,
-            )
-    console.print((multi_target if experiment.several else tables).console_report(summary), soft_wrap=False)
+        written = multi_target.write_reports(
+            folder,
+            collect.target_reports(experiment),
+            predictions,
+            history,
+            protocol,
+            experiment.left_out,
+            **common,
+        )
+    console.print(written.console, soft_wrap=False)
 
 
 def _report_final(

@@ -91,7 +91,7 @@ def _factors(experiment: Experiment) -> str:
         counted(folds[0], "fold") if len(folds) == 1 else f"{folds[0]} to {folds[-1]} folds",
         counted(experiment.config.train.num_seeds, "seed"),
     ]
-    if experiment.several:
+    if len(targets) > 1:
         factors.insert(0, counted(len(targets), "label column"))
     settings = len({replica.overrides for replica in replicas})
     return " x ".join([*([counted(settings, "setting")] if settings > 1 else []), *factors])
@@ -101,7 +101,7 @@ def _tables(experiment: Experiment) -> list[tuple[str, pd.DataFrame]]:
     """(title, table) of all that --check shows."""
     cohort = experiment.cohort
     excluded = experiment.excluded.groupby("reason").size().rename("slides").reset_index()
-    if experiment.several:
+    if len(experiment.targets) > 1:
         sizes = describe(cohort, np.zeros(len(cohort.bags), np.int64), [""], experiment.targets[0].splits).tables
         return [
             ("label columns", _label_columns(experiment)),

@@ -29,7 +29,7 @@ def save_final(experiment: Experiment, folder: RunFolder, result: FitResult) -> 
     ids = experiment.cohort.bags["bag_id"].to_numpy()
     runs = [
         {
-            **({"label_column": experiment.targets[replica.target].name} if experiment.several else {}),
+            **experiment.columns.field(replica.target),
             "fold": experiment.targets[replica.target].splits.names[replica.fold],
             "seed": replica.seed,
             "epoch": int(result.progress.best_epoch[r]),

@@ -20,6 +20,7 @@ from mil_jax.bags import Bag
 from mil_jax.data.buckets import Ladder
 from mil_jax.data.cohort.cohort import Cohort
 from mil_jax.data.cohort.covariates import Covariates
+from mil_jax.data.label_columns import LabelColumns
 from mil_jax.data.loading.residency import Residency, open_bags
 from mil_jax.data.shards.reader import Shards
 from mil_jax.data.splits.splits import TEST, TRAIN, VALIDATION
@@ -74,9 +75,9 @@ class Experiment:
         return self.targets[0].task
 
     @property
-    def several(self) -> bool:
-        """Whether there is more than one target."""
-        return len(self.targets) > 1
+    def columns(self) -> LabelColumns:
+        """How files and messages name the targets."""
+        return LabelColumns(tuple(target.name for target in self.targets))
 
     @cached_property
     def parts(self) -> np.ndarray:
@@ -97,7 +98,7 @@ class Experiment:
         """ "fold 2, seed 0", after the label column where there are several."""
         target = self.targets[replica.target]
         run = f"fold {target.splits.names[replica.fold]}, seed {replica.seed}"
-        return f"{target.name}, {run}" if self.several else run
+        return self.columns.named(replica.target, run, ", ")
 
     @property
     def excluded(self) -> pd.DataFrame:

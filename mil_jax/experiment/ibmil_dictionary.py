@@ -72,7 +72,7 @@ def _arrays(file: Path) -> dict[str, np.ndarray]:
         content = np.load(file, allow_pickle=False)
         return {"": content} if isinstance(content, np.ndarray) else {name: content[name] for name in content.files}
     except (OSError, ValueError) as error:
-        raise DataError(f"{file}: cannot be read as arrays of numpy ({error}); make it anew") from error
+        raise DataError(f"{file}: cannot be read as arrays of numpy ({error}); write it again") from error
 
 
 def require_bags(experiment: Experiment) -> None:
@@ -110,7 +110,7 @@ def save(experiment: Experiment, folder: RunFolder, found: PyTree) -> None:
                 tables.append(
                     pd.DataFrame(
                         {
-                            **({"label_column": target.name} if experiment.several else {}),
+                            **experiment.columns.field(run.target),
                             "fold": run.fold,
                             "fold_name": target.splits.names[run.fold],
                             "seed": run.seed,

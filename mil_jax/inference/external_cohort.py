@@ -182,7 +182,7 @@ def score(run: TrainedRun, external: External, columns: Sequence[str] = ()) -> l
             groups.append(
                 Scored(
                     external.name,
-                    run.targets[target] if run.several else "",
+                    run.columns.title(target),
                     how,
                     task,
                     pd.concat(tables, ignore_index=True),

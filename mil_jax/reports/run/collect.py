@@ -18,6 +18,7 @@ from mil_jax.experiment.experiment import Experiment
 from mil_jax.experiment.phases import PROBE
 from mil_jax.experiment.targets import Target
 from mil_jax.reports.run.leak_report import leak_report
+from mil_jax.reports.run.multi_target import TargetReport
 from mil_jax.reports.run.statements import RunProtocol
 from mil_jax.run_folder import features_json, tasks_json
 from mil_jax.run_folder.folder import RunFolder
@@ -55,8 +56,7 @@ def predictions(experiment: Experiment, result: FitResult, chosen: Iterable[int]
                 leaked=~target.splits.leak_free[replica.fold, rows] if leaky and part == "test" else None,
             )
             table.insert(table.columns.get_loc("fold") + 1, "fold_name", target.splits.names[replica.fold])
-            if experiment.several:
-                table.insert(0, "label_column", target.name)
+            experiment.columns.add_to(table, replica.target)
             tables.append(table)
     return pd.concat(tables, ignore_index=True)
 
@@ -69,6 +69,14 @@ def constant_answers(target: Target) -> dict[int, np.ndarray]:
 def fold_names(target: Target) -> dict[int, str]:
     """Of each fold, as tables show it."""
     return {fold: f"fold {name}" for fold, name in enumerate(target.splits.names)}
+
+
+def target_reports(experiment: Experiment) -> list[TargetReport]:
+    """What the summary needs of each target."""
+    return [
+        TargetReport(target.name, target.task, target.class_counts, constant_answers(target), fold_names(target))
+        for target in experiment.targets
+    ]
 
 
 def title(experiment: Experiment) -> str:
@@ -92,7 +100,7 @@ def failures(experiment: Experiment, result: FitResult) -> list[str]:
 
 def write_evaluation_metadata(experiment: Experiment, folder: RunFolder) -> list[str]:
     """Writes tasks.json, features.json and, where there are any, covariates.json, and gives the sentences of the leak report."""
-    tasks_json.write(folder, experiment.targets)
+    tasks_json.write(folder, {target.name: target.task for target in experiment.targets})
     bags = bag_moments(experiment.shards, experiment.cohort.slides)
     training = (experiment.parts == TRAIN).any(axis=0)
     moments = features_json.training_moments(bags, training)
@@ -124,9 +132,9 @@ def run_protocol(experiment: Experiment, failed: Sequence[str] = (), shared: Seq
     report.
     """
     config, notes = experiment.config, []
-    for target in experiment.targets:
+    for number, target in enumerate(experiment.targets):
         leaks = [line for line in target.splits.report if line.startswith("leak")]
-        notes += [f"{target.name}: {line}" if experiment.several else line for line in leaks]
+        notes += [experiment.columns.named(number, line, ": ") for line in leaks]
     if config.train.permute_labels:
         notes.append("A control: the labels were permuted among the bags; every metric should be at chance.")
     if isinstance(experiment.task, Survival) and experiment.task.bins_leak:
