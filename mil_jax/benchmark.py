@@ -20,6 +20,7 @@ from mil_jax.config import find_config, help_text, parse, run_file, split_off_co
 from mil_jax.data.tables import listed
 from mil_jax.errors import ConfigError, UserError
 from mil_jax.experiment.experiment import Experiment
+from mil_jax.experiment.fitter import fitter_of
 from mil_jax.interop.feature_files import counted
 from mil_jax.reports.benchmark import MethodOnTask, console_report, write_benchmark
 from mil_jax.run_folder.folder import RunFolder, is_run_folder
@@ -132,7 +133,7 @@ def _has_ended(run: Run) -> bool:
         return False
     config, values, _ = parse([*run.arguments, "--resume"], train.define_flags)
     experiment = session.prepared(config, values, str(run.folder))
-    return session.open_folder(experiment, values, str(run.folder), config.to_dict()) is None
+    return session.open_folder(fitter_of(experiment), values, str(run.folder), config.to_dict()) is None
 
 
 def _described(run: Run, experiment: Experiment) -> list[dict[str, object]]:

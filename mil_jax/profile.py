@@ -96,7 +96,7 @@ def main(arguments: list[str]) -> int:
     lines = report.rooflines(
         figures,
         ceilings,
-        config.train.precision,
+        experiment.config.train.precision,
         bench.row_bytes,
         bench.state_bytes,
         config.train.batch_size,

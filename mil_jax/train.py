@@ -20,6 +20,7 @@ from mil_jax.engine.nan_debugging import NotFinite
 from mil_jax.engine.types import FitResult
 from mil_jax.experiment.experiment import Experiment
 from mil_jax.experiment.final_model import final_settings, is_final, leave_validation
+from mil_jax.experiment.fitter import fitter_of
 from mil_jax.experiment.run import train
 from mil_jax.reports.run import collect, multi_target
 from mil_jax.reports.run.data_notes import notes_on_data
@@ -50,14 +51,15 @@ def main(arguments: list[str]) -> int:
     describe_experiment(experiment, demo, everything=values.check)
     if values.check:
         return 0
-    folder = open_folder(experiment, values, name, config.to_dict(), compiling=True)
+    fitter = fitter_of(experiment)
+    folder = open_folder(fitter, values, name, config.to_dict(), compiling=True)
     if folder is None:
         return 0
     with progress_of(experiment, folder) as listener:
         try:
-            result = train(experiment, folder, listener)
+            result = train(fitter, folder, listener)
         except TrainingInterrupted:
-            say(f"Stopped; the state is saved. Go on with --resume --config.run={folder.path}")
+            say(f"Stopped; the state is saved. Continue with --resume --config.run={folder.path}")
             return STOPPED_BY_SIGTERM
         except NotFinite as found:
             raise training_error(experiment, found) from found
@@ -85,8 +87,7 @@ def _report(experiment: Experiment, folder: RunFolder, result: FitResult, second
     common: dict[str, Any] = {"title": collect.title(experiment), "notes": notes_on_data(experiment), "facts": facts}
     with console.status("looking at the features: what they are, and whether the parts share any"):
         shared = collect.write_evaluation_metadata(experiment, folder)
-    said = [*collect.failures(experiment, result), *collect.probe_notes(experiment, result)]
-    protocol = collect.run_protocol(experiment, said, shared)
+    protocol = collect.run_protocol(experiment, collect.notes_on_runs(experiment, result), shared)
     predictions = collect.predictions(experiment, result)
     with console.status("predictions, intervals and figures"):
         written = multi_target.write_reports(
@@ -112,7 +113,7 @@ def _report_final(
     summary = write_final_summary(
         folder,
         history=[row for row in history if row["phase"] == history[-1]["phase"]],
-        statements=[*notes, *collect.run_protocol(experiment, collect.failures(experiment, result), shared).notes],
+        statements=[*notes, *collect.run_protocol(experiment, collect.notes_on_runs(experiment, result), shared).notes],
         title=collect.title(experiment),
         notes=notes_on_data(experiment),
         facts=facts,

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -14,7 +13,6 @@ from mil_jax.cli.console import console, say
 from mil_jax.cli.loggers import require_packages
 from mil_jax.cli.progress import StopOnSignal, TrainingProgress, conversion_progress
 from mil_jax.config import ConfigDict
-from mil_jax.data.loading.resident import LazyBags
 from mil_jax.engine import distributed
 from mil_jax.engine.device_memory import min_memory
 from mil_jax.engine.nan_debugging import NotFinite
@@ -23,7 +21,7 @@ from mil_jax.errors import ConfigError, TrainingError
 from mil_jax.experiment.data_sources import cache_folder
 from mil_jax.experiment.experiment import Experiment
 from mil_jax.experiment.final_model import final_settings
-from mil_jax.experiment.phases import PROBE
+from mil_jax.experiment.fitter import Fitter
 from mil_jax.experiment.prepare import prepare
 from mil_jax.experiment.run import FREE_ON_RESUME
 from mil_jax.experiment.targets import splits_table
@@ -38,7 +36,7 @@ def define_flags(values: flags.FlagValues) -> None:
         "stop before training: show what matched, what was excluded, leaks, the plan",
         flag_values=values,
     )
-    flags.DEFINE_bool("resume", False, "go on with the run that is in the run folder", flag_values=values)
+    flags.DEFINE_bool("resume", False, "resume the run that is in the run folder", flag_values=values)
     flags.DEFINE_bool("overwrite", False, "move the run that is in the run folder aside (PATH.old)", flag_values=values)
     flags.DEFINE_bool("strict", False, "make every exclusion of a slide or label an error", flag_values=values)
 
@@ -72,15 +70,16 @@ def prepared(config: ConfigDict, values: flags.FlagValues, name: str) -> Experim
 
 
 def open_folder(
-    experiment: Experiment, values: flags.FlagValues, name: str, settings: Mapping[str, Any], *, compiling: bool = False
+    fitter: Fitter, values: flags.FlagValues, name: str, settings: Mapping[str, Any], *, compiling: bool = False
 ) -> RunFolder | None:
     """The run folder, with splits.csv and excluded.csv in it; None when its run has ended. Bags to be held in memory are read before.
 
     settings: what config.json holds, and a resumed run must equal. compiling: of the experiment's programs, beside reading.
     """
+    experiment = fitter.experiment
     if not _resuming(values, name):  # a damaged shard is found before there is a run folder
         with console.status(f"reading {len(experiment.cohort.bags)} bags"):
-            read(experiment, compiling=compiling)
+            fitter.read(compiling=compiling)
     folder = RunFolder(Path(name))
     with distributed.first_before_others():
         if distributed.is_first():
@@ -101,25 +100,8 @@ def open_folder(
         folder.write_table("splits.csv", splits_table(experiment.targets, experiment.cohort))
         folder.write_table("excluded.csv", experiment.excluded)
     if _resuming(values, name):
-        say(f"Going on with the run in {folder.path}.")
+        say(f"Resuming the run in {folder.path}.")
     return folder
-
-
-def read(experiment: Experiment, *, compiling: bool = False) -> None:
-    """Reads the bags that are to be held in memory; compiling: beside it, the programs that are to train them are compiled.
-
-    Raises ShardError for a torn or altered record.
-    """
-    if experiment.config.strategy.name == PROBE:
-        return  # it reads each bag once
-    bags = experiment.data.bags
-    if isinstance(bags, LazyBags):
-        with contextlib.ExitStack() as given_up:
-            if compiling:
-                given_up.callback(experiment.engine.exits.close)
-                experiment.engine.compile_ahead(experiment.phases[0])
-            _ = bags.read
-            given_up.pop_all()
 
 
 def progress_of(experiment: Experiment, folder: RunFolder, title: str = "") -> StopOnSignal:

@@ -2,16 +2,12 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 from mil_jax.data.splits.splits import TRAIN
 from mil_jax.engine.checkpoints import Checkpoints
 from mil_jax.engine.types import FitResult
+from mil_jax.experiment.experiment import Experiment
 from mil_jax.run_folder.folder import RunFolder
 from mil_jax.tasks.base import Task, fitted
-
-if TYPE_CHECKING:
-    from mil_jax.experiment.experiment import Experiment
 
 
 def run_task(experiment: Experiment, r: int, result: FitResult) -> Task:

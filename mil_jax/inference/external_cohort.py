@@ -25,7 +25,7 @@ from mil_jax.data.shards.convert import Progress
 from mil_jax.data.shards.reader import Shards
 from mil_jax.data.tables import listed, read_header
 from mil_jax.errors import ConfigError
-from mil_jax.experiment.data_sources import open_shards
+from mil_jax.experiment.data_sources import cache_folder, open_shards
 from mil_jax.experiment.targets import cohort_settings, label_groups, target_labels
 from mil_jax.inference.instance_scores import instance_scores, require_scores
 from mil_jax.inference.patient_overlap import Eligibility, eligible_models, require_scored
@@ -120,7 +120,7 @@ def prepare(
     config = cohort_config(run, options)
     if options.instance_labels:
         require_scores(run)
-    shards = open_shards(config, progress)
+    shards = open_shards(config, cache_folder(config), progress).shards
     trained, moments = features_json.read(run.folder)
     every = np.arange(len(shards))
     notes = features_json.require_same(trained, features_json.FeatureKind.of(shards, every), options.name, accepted)

@@ -26,7 +26,7 @@ from mil_jax.engine.plan import Plan, Replica
 from mil_jax.engine.types import EngineData
 from mil_jax.experiment.experiment import engine_settings
 from mil_jax.experiment.final_model import validation_rows
-from mil_jax.experiment.phases import make_strategy
+from mil_jax.experiment.phases import make_strategy, resolve_precision
 from mil_jax.run_folder import tasks_json
 from mil_jax.run_folder.folder import RunFolder
 from mil_jax.strategies.base import TrainState
@@ -65,7 +65,7 @@ class TrainedRun:
         """Raises RunFolderError where there is no run, or none that has ended."""
         folder = RunFolder.require_complete(path)
         config, tasks = ConfigDict(folder.config), tasks_json.read(folder)
-        config.train.precision = folder.choices.get("precision", config.train.precision)
+        config.train.precision = folder.choices.get("precision") or resolve_precision(config)
         params, constants, runs = read_final(folder.checkpoints)
         names, fitted = list(tasks), tuple(run["learnt"] for run in runs)
         folds: list[list[str]] = [[] for _ in names]

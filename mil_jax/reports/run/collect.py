@@ -15,7 +15,7 @@ from mil_jax.data.tables import listed
 from mil_jax.engine.types import FitResult
 from mil_jax.experiment.chosen_checkpoint import run_task
 from mil_jax.experiment.experiment import Experiment
-from mil_jax.experiment.phases import PROBE
+from mil_jax.experiment.fitter import fitter_of
 from mil_jax.experiment.targets import Target
 from mil_jax.reports.run.leak_report import leak_report
 from mil_jax.reports.run.multi_target import TargetReport
@@ -84,8 +84,8 @@ def title(experiment: Experiment) -> str:
     return f"{experiment.config.name}: {'embedded digits' if experiment.embedded else experiment.config.data.target}"
 
 
-def failures(experiment: Experiment, result: FitResult) -> list[str]:
-    """A sentence for each run whose loss was no longer finite."""
+def notes_on_runs(experiment: Experiment, result: FitResult) -> list[str]:
+    """A sentence for each run whose loss was no longer finite, and what the fitter says of its runs."""
     failed, best = result.progress.failed.tolist(), result.progress.best_epoch.tolist()
     sentences = []
     for replica, epoch, best_epoch in zip(experiment.plan.replicas, failed, best):
@@ -95,7 +95,7 @@ def failures(experiment: Experiment, result: FitResult) -> list[str]:
                 f"Run {experiment.run_name(replica)}: the loss was no longer finite in epoch {epoch + 1}; "
                 f"it was stopped there, and {kept}."
             )
-    return sentences
+    return [*sentences, *fitter_of(experiment).notes(result)]
 
 
 def write_evaluation_metadata(experiment: Experiment, folder: RunFolder) -> list[str]:
@@ -111,25 +111,9 @@ def write_evaluation_metadata(experiment: Experiment, folder: RunFolder) -> list
     return leak_report(experiment, bags)
 
 
-def probe_notes(experiment: Experiment, result: FitResult) -> list[str]:
-    """Which penalty each linear probe chose."""
-    if experiment.config.strategy.name != PROBE:
-        return []
-    strengths = sorted(experiment.config.strategy.strengths, reverse=True)
-    chosen = [
-        f"{experiment.run_name(run)}: {strengths[place]:g}"
-        for run, place in zip(experiment.plan.replicas, result.progress.best_epoch)
-    ]
-    return [
-        "Linear probes on mean features: what curves call an epoch is a penalty, the strongest first; chosen: "
-        + listed(chosen, 10)
-        + "."
-    ]
-
-
-def run_protocol(experiment: Experiment, failed: Sequence[str] = (), shared: Sequence[str] = ()) -> RunProtocol:
-    """How the runs were carried out, with what does not follow from the predictions and has to stand under the result. shared: the leak
-    report.
+def run_protocol(experiment: Experiment, of_runs: Sequence[str] = (), shared: Sequence[str] = ()) -> RunProtocol:
+    """How the runs were carried out, with what does not follow from the predictions and has to stand under the result. of_runs: as
+    `notes_on_runs` says. shared: the leak report.
     """
     config, notes = experiment.config, []
     for number, target in enumerate(experiment.targets):
@@ -147,19 +131,15 @@ def run_protocol(experiment: Experiment, failed: Sequence[str] = (), shared: Seq
             f"Not from the slides alone: the classifier reads {listed(experiment.covariates.names, 12)} of the label table beside the "
             "bag's embedding, numbers standardised by each run's training bags."
         )
-    notes += [*shared, *failed]
-    if experiment.given:
-        notes.append(experiment.given.note)
+    notes += [*shared, *of_runs]
+    if experiment.initial_weights:
+        notes.append(experiment.initial_weights.note)
     if experiment.fallback:
         notes.append(
             f"The validation loss chose the epoch, not the {METRIC_LABELS[experiment.task.main_metric]}: {experiment.task.few_cases}."
         )
     if experiment.embedded:
-        notes.append(
-            "Embedded digits."
-            if experiment.config.strategy.name == PROBE
-            else "Embedded digits with the config's demo part (small widths, few epochs); name data to train in earnest."
-        )
+        notes.append(fitter_of(experiment).embedded_note)
     return RunProtocol(
         protocol=config.train.protocol,
         select=experiment.selection.monitor,
