@@ -36,12 +36,13 @@ import numpy as np
 
 from benchmarks.cases import AGGREGATORS, drawn_experiment, published_config, step_figures, with_runs
 from benchmarks.common import DEFAULT_MACHINE, RESULTS, write_result
-from mil_jax.data.shards.reader import Shards, SlideBag, write_shards
+from mil_jax.data.shards.reader import Shards
+from mil_jax.data.shards.writer import write_shards
 from mil_jax.engine.runtime import use_one_device_per_core
 from mil_jax.experiment.experiment import Experiment
 from mil_jax.experiment.fitter import fitter_of
 from mil_jax.experiment.prepare import prepare
-from mil_jax.interop.slide_bag import Provenance
+from mil_jax.interop.slide_bag import Provenance, SlideBag
 from mil_jax.profiling.machine_peaks import measure_ceilings
 
 EPOCHS = 3  # measured, after the one in which programs are compiled

@@ -21,7 +21,9 @@ import tensorflow_datasets  # noqa: F401  imported by the writer; here so that i
 from absl import app, flags
 
 from benchmarks.common import DEFAULT_MACHINE, write_result
-from mil_jax.data.shards.reader import Shards, SlideBag, write_shards
+from mil_jax.data.shards.reader import Shards
+from mil_jax.data.shards.writer import write_shards
+from mil_jax.interop.slide_bag import SlideBag
 
 _MACHINE = flags.DEFINE_string("machine", DEFAULT_MACHINE, "Name of the machine, for the result's file.")
 _BAGS = flags.DEFINE_integer("bags", 48, "Number of bags.")

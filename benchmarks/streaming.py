@@ -36,7 +36,9 @@ from mil_jax.data.loading.resident import ResidentBags, aligned
 from mil_jax.data.loading.streamed import StreamedBags, StreamingLoader
 from mil_jax.data.loading.windows import Dispatch
 from mil_jax.data.shards import tfrecord
-from mil_jax.data.shards.reader import Shards, SlideBag, write_shards
+from mil_jax.data.shards.reader import Shards
+from mil_jax.data.shards.writer import write_shards
+from mil_jax.interop.slide_bag import SlideBag
 
 _MACHINE = flags.DEFINE_string("machine", DEFAULT_MACHINE, "Name of the machine, for the result's file.")
 _GIB = flags.DEFINE_float("gib", 1.0, "Size of the cohort.")

@@ -8,37 +8,11 @@ Settings of the commands in the README of mahmoodlab/CLAM. `subtyping` is for ta
 subtypes; for tumour against normal leave it out. Settings per data set: configs/recipes/clam_*.py.
 """
 
-from mil_jax.config import ConfigDict, base_config
+from mil_jax.config import ConfigDict, start_from
 
 
 def get_config() -> ConfigDict:
     """The recipe."""
-    config = base_config()
-    config.name = "clam_mb"
-    config.aggregator = ConfigDict(
-        {
-            "name": "clam_mb",  # --model_type clam_mb
-            "feature_dim": 512,
-            "dropout": 0.25,  # --drop_out 0.25
-            "attention_dim": 256,  # --model_size small; 384 for big
-            "gated": True,
-            "attention_dropout": 0.25,  # on whenever --drop_out is
-            "num_sampled": 8,  # --B 8
-            "subtyping": False,  # --subtyping
-            "instance_loss": "svm",  # --inst_loss svm
-            "bag_loss": "task",  # --bag_loss ce
-            "bag_weight": 0.7,  # --bag_weight 0.7
-            "initializer": "torch",
-        }
-    )
-    config.optimizer.update({"name": "adam", "lr": 2e-4, "weight_decay": 1e-5})  # --lr 2e-4 --reg 1e-5 (L2), constant
-    config.train.update({"epochs": 200, "balanced_sampling": True})  # --max_epochs 200 --weighted_sample
-    config.train.update({"patience": 20, "min_epochs": 51})  # --early_stopping: 20 epochs, not before epoch 50
-    config.demo = ConfigDict(
-        {
-            "aggregator": {"feature_dim": 128, "attention_dim": 64, "num_sampled": 1},  # a positive bag holds one 9
-            "optimizer": {"lr": 1e-3},
-            "train": {"epochs": 20, "patience": 0, "min_epochs": 0},
-        }
-    )
+    config = start_from("configs/clam_sb.py")
+    config.aggregator.name = "clam_mb"  # --model_type clam_mb
     return config

@@ -5,24 +5,14 @@
 Optimiser and schedule are those of MHIM-MIL, branch v1.
 """
 
-from mil_jax.config import ConfigDict, base_config
+from mil_jax.config import ConfigDict, start_from
 
 
 def get_config() -> ConfigDict:
     """The recipe."""
-    config = base_config()
-    config.name = "max_pooling"
-    config.aggregator = ConfigDict(
-        {"name": "max_pooling", "feature_dim": 512, "dropout": 0.25, "initializer": "xavier_normal"}
-    )
-    config.optimizer.update({"name": "adam", "lr": 2e-4, "weight_decay": 1e-5})  # --lr, --weight_decay (L2)
-    config.optimizer.schedule.update({"name": "cosine", "epochs": 200})  # --lr_sche cosine --num_epoch 200
-    config.train.update({"epochs": 130, "patience": 20, "min_epochs": 30})
-    config.demo = ConfigDict(
-        {
-            "aggregator": {"feature_dim": 256},
-            "optimizer": {"lr": 5e-4, "schedule": {"epochs": 40}},
-            "train": {"epochs": 40, "patience": 0, "min_epochs": 0},
-        }
-    )
+    config = start_from("configs/mean_pooling.py")
+    config.aggregator.name = "max_pooling"
+    config.demo.aggregator.feature_dim = 256
+    config.demo.optimizer.update({"lr": 5e-4, "schedule": {"epochs": 40}})
+    config.demo.train.epochs = 40
     return config

@@ -8,35 +8,13 @@ The asymmetric loss (Ridnik et al. 2021) with its published settings lets the ma
 `binary_cross_entropy` are the others. For a model for each gene leave task.name at classification: see "Several targets" in the user guide.
 """
 
-from mil_jax.config import ConfigDict, base_config
+from mil_jax.config import ConfigDict, start_from
 
 
 def get_config() -> ConfigDict:
     """The recipe."""
-    config = base_config()
-    config.name = "multilabel"
-    config.aggregator = ConfigDict(
-        {
-            "name": "abmil",
-            "feature_dim": 512,
-            "dropout": 0.25,
-            "attention_dim": 384,
-            "gated": True,
-            "attention_dropout": 0.25,
-            "initializer": "xavier_normal",
-        }
-    )
-    config.task.update(
-        {"name": "multilabel", "loss_name": "asymmetric", "gamma": 1.0, "gamma_negative": 4.0, "margin": 0.05}
-    )
-    config.optimizer.update({"name": "adam", "lr": 2e-4, "weight_decay": 1e-5})
-    config.optimizer.schedule.update({"name": "cosine", "epochs": 100})
-    config.train.update({"epochs": 100, "patience": 20, "min_epochs": 20})
-    config.demo = ConfigDict(
-        {
-            "aggregator": {"feature_dim": 128, "attention_dim": 64},
-            "optimizer": {"lr": 2e-3, "schedule": {"epochs": 20}},
-            "train": {"epochs": 20, "patience": 0, "min_epochs": 0},
-        }
-    )
+    config = start_from("configs/abmil.py")
+    config.task.update({"name": "multilabel", "loss_name": "asymmetric", "gamma": 1.0})  # gamma_negative 4, margin 0.05
+    config.optimizer.schedule.epochs = 100
+    config.train.update({"epochs": 100, "min_epochs": 20})
     return config

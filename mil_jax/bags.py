@@ -35,6 +35,22 @@ class Bag(flax.struct.PyTreeNode):
     neighbors: AnyArray | None = None
     covariates: AnyArray | None = None
 
+    @classmethod
+    def from_array(
+        cls, features: AnyArray, coords: AnyArray | None = None, *, pad_to: int = 1, **others: AnyArray
+    ) -> Bag:
+        """A bag of all rows of `features` [n, *F], with N the next multiple of `pad_to`; padded rows are zeros.
+
+        coords: [n, 2], level-0 pixels (x, y) of the tiles' upper left corners. others: further fields, each [n, ...].
+        """
+        n = len(features)
+        rows = {"features": features, "coords": coords, **others}
+        padded = {
+            name: None if value is None else jnp.pad(value, [(0, -n % pad_to), *[(0, 0)] * (jnp.ndim(value) - 1)])
+            for name, value in rows.items()
+        }
+        return cls(mask=jnp.arange(n + -n % pad_to) < n, **padded)
+
     def of_instances(self, rows: Array, mask: Array) -> Bag:
         """The bag of the instances `rows` [K], of which those count that `mask` [K] says; neighbours are not renumbered."""
         taken: Bag = jax.tree.map(lambda x: x[rows], self.replace(covariates=None))

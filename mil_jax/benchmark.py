@@ -14,6 +14,7 @@ from absl import flags
 
 from mil_jax import train
 from mil_jax.cli import session
+from mil_jax.cli.arguments import TrainFlags
 from mil_jax.cli.benchmark_plan import Benchmark, Run, chosen_of, chosen_tasks, find_tasks, runs
 from mil_jax.cli.console import console, frame_table, run_command, say
 from mil_jax.config import find_config, help_text, parse, run_file, split_off_config
@@ -24,6 +25,7 @@ from mil_jax.experiment.fitter import fitter_of
 from mil_jax.interop.feature_files import counted
 from mil_jax.reports.benchmark import MethodOnTask, console_report, write_benchmark
 from mil_jax.run_folder.folder import RunFolder, is_run_folder
+from mil_jax.setting_names import present_arguments
 
 ABOUT = """Trains methods x tasks x folds, resumes what was stopped, and ends in one table.
 
@@ -37,6 +39,8 @@ examples:
 
 FILE defines the methods, each by a config of its own. --config.SETTING=VALUE changes a setting of all runs. The same command once more goes
 on with what was stopped; with other methods or tasks and the same --out it trains what is missing. The table is of those asked for."""
+
+RESUME = TrainFlags(resume=True)
 
 
 def define_flags(values: flags.FlagValues) -> None:
@@ -96,6 +100,7 @@ def _read(arguments: list[str]) -> tuple[Benchmark, flags.FlagValues, list[str]]
     benchmark = run_file(find_config(named), "get_benchmark")
     if not isinstance(benchmark, Benchmark):
         raise ConfigError(f"--config={named}: get_benchmark() must return a Benchmark")
+    rest = present_arguments(rest)
     changed = [argument for argument in rest if argument.startswith("--config.")]
     values = flags.FlagValues()
     define_flags(values)
@@ -113,11 +118,11 @@ def _check(planned: Sequence[Run], *, show: bool) -> None:
     rows = []
     for run in planned:
         try:
-            config, values, _ = parse([*run.arguments, "--resume"], train.define_flags)
+            config, _, _ = parse([*run.arguments], lambda values: None)
             if config.distributed.coordinator:
                 raise ConfigError("a benchmark runs in one process: leave distributed.coordinator out")
             if planned[0].task == run.task or planned[0].method == run.method:
-                experiment = session.prepared(config, values, str(run.folder))
+                experiment = session.prepared(config, RESUME, str(run.folder))
                 if planned[0].method == run.method:
                     rows += _described(run, experiment)
         except UserError as error:
@@ -131,9 +136,9 @@ def _has_ended(run: Run) -> bool:
     """Whether there is nothing left to do. Raises RunFolderError where what there is has other settings or data."""
     if not (is_run_folder(run.folder) and RunFolder.open(run.folder).is_complete):
         return False
-    config, values, _ = parse([*run.arguments, "--resume"], train.define_flags)
-    experiment = session.prepared(config, values, str(run.folder))
-    return session.open_folder(fitter_of(experiment), values, str(run.folder), config.to_dict()) is None
+    config, _, _ = parse([*run.arguments], lambda values: None)
+    experiment = session.prepared(config, RESUME, str(run.folder))
+    return session.open_folder(fitter_of(experiment), RESUME, str(run.folder), config.to_dict()).is_complete
 
 
 def _described(run: Run, experiment: Experiment) -> list[dict[str, object]]:

@@ -1,7 +1,7 @@
 """How a config file and `--config.a.b=value` overrides become one ConfigDict (the settings themselves: `settings.py`).
 
-A config file defines `get_config()`, which starts from `base_config()` and sets what its method needs. `config.demo` holds the
-settings used instead when no data is named.
+A config file defines `get_config()`, which starts from `base_config()`, or from another config file by `start_from()`, and sets what its
+method needs. `config.demo` holds the settings used instead when no data is named.
 """
 
 from __future__ import annotations
@@ -20,14 +20,13 @@ from absl import flags
 from ml_collections import ConfigDict
 
 import mil_jax
-from mil_jax import aggregators
-from mil_jax.aggregators import reembedding
 from mil_jax.errors import ConfigError, UserError
+from mil_jax.setting_names import present_arguments, rename_old
+from mil_jax.setting_sources import DEMO, flat, last_noted, note_source
 from mil_jax.settings import SETTINGS, check_value
-from mil_jax.strategies import registry
 
 _NAMED_GROUPS = ("reembed", "strategy")  # whose other settings come with their name
-_FREE_GROUPS = ("aggregator.", "demo.")  # the method's own settings, which its aggregator knows
+_METHOD_GROUPS = ("aggregator.", "reembed.", "strategy.", "demo.")  # whose settings their method knows
 
 
 def base_config() -> ConfigDict:
@@ -44,23 +43,46 @@ def base_config() -> ConfigDict:
     return config
 
 
+def start_from(path: str) -> ConfigDict:
+    """The settings of another config file, found as `--config` finds it, for a file that says only what differs.
+
+    The name is left to the file that starts from it. Raises ConfigError as `find_config` and `load_config` do.
+    """
+    config = load_config(find_config(path))
+    config.name = ""
+    return config
+
+
 def find_config(path: str) -> Path:
-    """The config file as named, or the copy that came with the package (`configs/abmil.py`).
+    """The config file as named, or one that came with the package: `configs/abmil.py`, or `abmil`.
 
     Raises ConfigError when neither exists, suggesting the nearest.
     """
     if Path(path).is_file():
         return Path(path)
-    package = Path(mil_jax.__file__).parent
-    shipped = [folder for folder in (package / "configs", package.parent / "configs") if folder.is_dir()]
-    for folder in shipped:
-        candidate = folder.parent / path if Path(path).parts[:1] == ("configs",) else folder / path
-        if candidate.is_file():
-            return candidate
+    shipped = _shipped_folders()
+    names = (path.removeprefix("configs/"), f"{path}.py", f"recipes/{path}.py")
+    found = [folder / name for folder in shipped for name in names if (folder / name).is_file()]
+    if found:
+        return found[0]
     known = [f"configs/{file.relative_to(folder)}" for folder in shipped for file in sorted(folder.rglob("*.py"))]
     nearest = difflib.get_close_matches(path, known, n=1, cutoff=0.4)
     advice = f"did you mean {nearest[0]}?" if nearest else f"there are: {', '.join(known)}"
     raise ConfigError(f"--config={path}: there is no such file; {advice}")
+
+
+def _shipped_folders() -> list[Path]:
+    """Where the configs of the package lie, in a checkout and when installed."""
+    package = Path(mil_jax.__file__).parent
+    return [folder for folder in (package / "configs", package.parent / "configs") if folder.is_dir()]
+
+
+def _shown(path: Path) -> str:
+    """A config file as the user would name it."""
+    for folder in _shipped_folders():
+        if path.resolve().is_relative_to(folder.resolve()):
+            return str(Path("configs") / path.resolve().relative_to(folder.resolve()))
+    return str(path)
 
 
 def load_config(path: Path) -> ConfigDict:
@@ -71,9 +93,14 @@ def load_config(path: Path) -> ConfigDict:
     config = run_file(path, "get_config")
     if not isinstance(config, ConfigDict):
         raise ConfigError(f"--config={path}: get_config() must return a ConfigDict made by base_config()")
+    try:
+        rename_old(config, last_noted(config) or flat(base_config()))
+    except ConfigError as error:
+        raise ConfigError(f"--config={path}: {error}") from error
     _check_file(config, path)
     config.name = config.name or path.stem
     _fill_method_settings(config)
+    note_source(config, _shown(path))
     return config
 
 
@@ -94,8 +121,18 @@ def run_file(path: Path, function: str) -> Any:
         raise ConfigError(f"--config={path}{_line_of(error, path)}: {type(error).__name__}: {error}") from error
 
 
+def default_settings(config: ConfigDict) -> dict[str, Any]:
+    """The defaults of all settings, also of those that the config's methods bring with them, by dotted name."""
+    own = {name: default for name, default in _method_settings(config).items() if default is not dataclasses.MISSING}
+    return flat(base_config()) | own
+
+
 def _method_settings(config: ConfigDict) -> dict[str, Any]:
     """The settings that the config's aggregator, re-embedding and strategy have, by dotted name, with their defaults."""
+    from mil_jax import aggregators  # late: these bring Flax, which takes a second, and a wrong key is said before
+    from mil_jax.aggregators import reembedding
+    from mil_jax.strategies import registry
+
     groups = {"aggregator": aggregators.default_fields(config.aggregator.name)}
     if "reembed" in config and config.reembed.name:
         groups["reembed"] = reembedding.default_fields(config.reembed.name)
@@ -122,16 +159,17 @@ def _line_of(error: Exception, path: Path) -> str:
 def _check_file(config: ConfigDict, path: Path) -> None:
     """Raises ConfigError where a config file lacks or misspells a setting or gives it another type."""
     if "aggregator" not in config or "name" not in config.aggregator:
-        raise ConfigError(f"--config={path}: aggregator.name is not set; known: {', '.join(aggregators.names())}")
+        raise ConfigError(f"--config={path}: aggregator.name is not set; such as config.aggregator.name = 'abmil'")
     known = [*SETTINGS, "aggregator.name", *_method_settings(config)]
-    for name in [*dotted_names(config), *SETTINGS]:
+    given = flat(config)
+    for name in [*given, *SETTINGS]:
         setting = name.removeprefix("demo.")
         if setting not in known:
             raise ConfigError(f"--config={path}: {name} is not a setting; {_nearest(setting, known)}")
-        if name not in dotted_names(config):
+        if name not in given:
             raise ConfigError(f"--config={path}: {name} is missing; start from base_config()")
         if setting in SETTINGS:
-            kind, value = type(SETTINGS[setting].default), _get(config, name)
+            kind, value = type(SETTINGS[setting].default), given[name]
             if not isinstance(value, kind) and not (kind is float and type(value) is int):
                 raise ConfigError(f"--config={path}: {name}={value!r} must be {_kind(kind)}")
 
@@ -148,17 +186,29 @@ def parse(
     named, overrides = split_off_config(arguments)
     if not named:
         raise ConfigError("--config is missing: name a config file, such as --config configs/abmil.py")
-    path = find_config(named)
-    config = load_config(path)
-    values = _overridden(config, overrides, define)
+    overrides = present_arguments(overrides)
+    _require_known(overrides)
+    config = load_config(find_config(named))
+    asked_for = ConfigDict(config.to_dict())
+    _overridden(asked_for, overrides, define)
     changed = []
-    if not (config.data.features or config.data.shards or config.data.synthetic.bags):
-        config = load_config(path)
+    if not (asked_for.data.features or asked_for.data.shards or asked_for.data.synthetic.bags):
         changed = apply_demo(config)
-        values = _overridden(config, overrides, define)
-    for name in dotted_names(config):
-        check_value(name, _get(config, name))
+        note_source(config, DEMO)
+    values = _overridden(config, overrides, define)
+    note_source(config, "command line")
+    for name, value in flat(config).items():
+        check_value(name, value)
     return config, values, changed
+
+
+def _require_known(arguments: list[str]) -> None:
+    """Raises ConfigError for a setting that no method can bring with it, before the methods are imported, which takes a second."""
+    for argument in arguments:
+        name = argument.lstrip("-").partition("=")[0].removeprefix("config.")
+        if argument.lstrip("-").startswith("config.") and not name.startswith(_METHOD_GROUPS) and name not in SETTINGS:
+            known = [f"--config.{setting}" for setting in SETTINGS]
+            raise ConfigError(f"--config.{name} is not a setting; {_nearest(f'--config.{name}', known)}")
 
 
 def help_text(arguments: list[str], define: Callable[[flags.FlagValues], None], about: str) -> str | None:
@@ -178,7 +228,7 @@ def help_text(arguments: list[str], define: Callable[[flags.FlagValues], None], 
     lines += ["", f"settings and their values in {named}:" if named else "settings and their defaults:"]
     own = [
         name
-        for name in dotted_names(config)
+        for name in flat(config)
         if name.startswith(("aggregator.", *(f"{group}." for group in _NAMED_GROUPS))) and name not in SETTINGS
     ]
     for name in [*SETTINGS, *own]:
@@ -268,7 +318,7 @@ def set_value(config: ConfigDict, name: str, value: Any) -> None:
 
 def require_setting(config: ConfigDict, name: str, before: str = "--config.") -> None:
     """Raises ConfigError for a setting that does not exist, suggesting the nearest; `before`: what stands before its name."""
-    known = dotted_names(config)
+    known = flat(config)
     if name not in known:
         shown = [f"{before}{other}" for other in known if not other.startswith("demo.")]
         raise ConfigError(f"{before}{name} is not a setting; {_nearest(f'{before}{name}', shown)}")
@@ -304,14 +354,6 @@ def _read(text: str, current: Any) -> Any:
     if current is None or isinstance(current, tuple | list) or text == "None":  # only aggregators have such settings
         return ast.literal_eval(text)
     return type(current)(text)
-
-
-def dotted_names(config: ConfigDict, prefix: str = "") -> list[str]:
-    """All settings as dotted names."""
-    names = []
-    for key, value in config.items():
-        names += dotted_names(value, f"{prefix}{key}.") if isinstance(value, ConfigDict) else [f"{prefix}{key}"]
-    return names
 
 
 def apply_demo(config: ConfigDict) -> list[str]:

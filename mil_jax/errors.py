@@ -23,3 +23,7 @@ class TrainingError(UserError):
 
 class RunFolderError(UserError):
     """A run folder that exists, is incomplete, or belongs to another run."""
+
+
+class RenamedSetting(FutureWarning):
+    """A setting was given by a name that it had in an earlier version."""

@@ -7,6 +7,7 @@ names, is checked where it is used.
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 from mil_jax.errors import ConfigError
@@ -324,6 +325,34 @@ SETTINGS: dict[str, Setting] = {
     "distributed.num_processes": Setting(0, "How many processes there are; not needed with `auto`.", least=0),
     "distributed.process_id": Setting(-1, "Which one this is, from 0; not needed with `auto`.", least=-1),
 }
+
+RENAMED = {  # what settings were called in earlier versions; the old names work until 1.0
+    "data.max_shapes": "data.max_buckets",
+    "data.max_waste": "data.max_padding",
+    "data.stream_gib": "data.prefetch_gib",
+    "train.bag_devices": "train.instance_parallel",
+    "train.bags_at_a_time": "train.microbatch_size",
+    "train.balanced": "train.balanced_sampling",
+    "train.batch_devices": "train.data_parallel",
+    "train.select": "train.monitor",
+    "train.slots_per_dispatch": "train.steps_per_dispatch",
+}
+
+
+def present_settings(stored: Mapping[str, Any]) -> dict[str, Any]:
+    """The settings of a run folder, which an earlier version may have written, under their present names."""
+    present: dict[str, Any] = {}
+    for group, value in stored.items():
+        if group == "demo":
+            value = present_settings(value)
+        elif group == "sweep":
+            value = [
+                RENAMED.get(name, name) + "=" + values for name, _, values in (one.partition("=") for one in value)
+            ]
+        elif isinstance(value, dict):
+            value = {RENAMED.get(f"{group}.{name}", f"{group}.{name}").split(".")[1]: of for name, of in value.items()}
+        present[group] = value
+    return present
 
 
 def check_value(name: str, value: Any) -> None:

@@ -17,6 +17,8 @@ import pandas as pd
 from absl import flags
 
 from mil_jax.cli import session
+from mil_jax.cli.arguments import define_flags as define_train_flags
+from mil_jax.cli.arguments import show_config, train_flags
 from mil_jax.cli.console import STOPPED_BY_SIGTERM, console, run_command, say
 from mil_jax.cli.overview import describe_experiment
 from mil_jax.cli.sweep_grid import Axis, Group, Point, draw_points, grouped, read_axes, shown, with_point
@@ -35,6 +37,7 @@ from mil_jax.reports import sweep as report
 from mil_jax.reports.run import collect
 from mil_jax.reports.run.data_notes import notes_on_data
 from mil_jax.run_folder.folder import RunFolder
+from mil_jax.setting_names import present_arguments
 from mil_jax.tasks.base import monitor_label
 
 ABOUT = """Tries settings, chooses by validation (each fold for itself), and tests the chosen ones.
@@ -50,7 +53,7 @@ examples:
 
 def define_flags(values: flags.FlagValues) -> None:
     """The command's own flags; settings are `--config.*`."""
-    session.define_flags(values)
+    define_train_flags(values)
     flags.DEFINE_multi_string(
         "sweep",
         [],
@@ -68,17 +71,22 @@ def main(arguments: list[str]) -> int:
         say(help_asked_for)
         return 0
     config, values, demo = parse(arguments, define_flags)
+    if show_config(config, values):
+        return 0
     if config.distributed.coordinator:
         raise ConfigError(
             "a sweep runs in one process, on all devices of its machine: leave distributed.coordinator out"
         )
-    axes = read_axes(values.sweep, config, random=values.random)
+    bare = [text.strip().removeprefix("--").removeprefix("config.") for text in values.sweep]
+    asked = [text.removeprefix("config.") for text in present_arguments([f"config.{text}" for text in bare])]
+    axes = read_axes(asked, config, random=values.random)
     points = draw_points(axes, config, values.random)
     if config.train.monitor == "last":
         raise ConfigError("train.monitor=last leaves no score to choose settings by: set it to val_loss")
     started = time.monotonic()
     name = config.run or f"runs/{config.name}_sweep"
-    base = session.prepared(config, values, name)
+    how = train_flags(values)
+    base = session.prepared(config, how, name)
     _require_choosable(base)
     groups = grouped(points, base.config)
     experiments = [_experiment(base, group, points) for group in groups]
@@ -90,16 +98,16 @@ def main(arguments: list[str]) -> int:
     )
     if values.check:
         return 0
-    settings = {**config.to_dict(), "sweep": list(values.sweep), "random": values.random}
-    folder = session.open_folder(fitter_of(base), values, name, settings)
-    if folder is None:
+    settings = {**config.to_dict(), "sweep": asked, "random": values.random}
+    folder = session.open_folder(fitter_of(base), how, name, settings)
+    if folder.is_complete:
         return 0
     folder.write_choices({"ladder": list(base.ladder.lengths)})
     fits = []
     for number, (group, experiment) in enumerate(zip(groups, experiments)):
         fit = _train(folder, experiment, number, group, len(groups))
         if fit is None:
-            say(f"Stopped; the state is saved. Continue with --resume --config.run={folder.path}")
+            say(f"Stopped; the state is saved. Resume it with --resume --config.run={folder.path}")
             return STOPPED_BY_SIGTERM
         fits.append(fit)
     _report(folder, config, base, axes, points, list(zip(groups, experiments, fits)), time.monotonic() - started)

@@ -25,7 +25,7 @@ from absl import flags
 
 from mil_jax.cli.console import console, frame_table, run_command, say
 from mil_jax.config import ConfigDict, help_text, parse
-from mil_jax.data.shards.reader import SlideBag, write_shards
+from mil_jax.data.shards.writer import write_shards
 from mil_jax.data.splits.folds import k_folds, label_counts
 from mil_jax.engine.runtime import use_one_device_per_core
 from mil_jax.engine.types import FitResult
@@ -33,7 +33,7 @@ from mil_jax.errors import ConfigError, DataError
 from mil_jax.experiment.experiment import Experiment
 from mil_jax.experiment.fitter import fitter_of
 from mil_jax.experiment.prepare import prepare
-from mil_jax.interop.slide_bag import Provenance
+from mil_jax.interop.slide_bag import Provenance, SlideBag
 
 FOLDS, REPEATS = 10, 5  # where a set comes without folds
 DIGIT, DIGIT_REPEATS = 9, 2

@@ -17,7 +17,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from mil_jax import aggregators
 from mil_jax.aggregators import reembedding
-from mil_jax.settings import SETTINGS
+from mil_jax.settings import RENAMED, SETTINGS
 from mil_jax.strategies import registry
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -29,7 +29,8 @@ Every setting is given on the command line as `--config.NAME=VALUE`, or set in a
 error that suggests the nearest. Lists are text with commas (`--config.data.classes=LUAD,LUSC`), truth values `true` or `false`.
 
 The defaults here are those of `mil_jax/settings.py`; a config file such as `configs/abmil.py` sets what its method needs, and
-every run writes all values to `config.json` in its run folder. This page is written by `python scripts/settings_table.py`.
+every run writes all values to `config.json` in its run folder. `--show-config` lists the values that differ from these defaults, and
+whether a config file, its demo part or the command line sets them. This page is written by `python scripts/settings_table.py`.
 """
 
 GROUPS = {
@@ -68,6 +69,8 @@ def page() -> str:
     for name in registry.SETTINGS:
         rows = [[f"`strategy.{field}`", _shown(default)] for field, default in registry.default_fields(name).items()]
         parts.append(f"### {name}\n\n{_table(['setting', 'default'], rows)}\n")
+    rows = [[f"`{old}`", f"`{new}`"] for old, new in RENAMED.items()]
+    parts.append(f"## Earlier names\n\nThey work until version 1.0:\n\n{_table(['earlier', 'now'], rows)}\n")
     return "\n".join(parts)
 
 

@@ -6,33 +6,16 @@
 The reference carries one model through all folds, which leaks, and chooses the epoch on the test fold; here each fold starts anew.
 """
 
-from mil_jax.config import ConfigDict, base_config
+from mil_jax.config import ConfigDict, start_from
 
 
 def get_config() -> ConfigDict:
     """The recipe."""
-    config = base_config()
-    config.name = "dsmil_pathgene"
-    config.aggregator = ConfigDict(
-        {
-            "name": "dsmil",
-            "query_dim": 128,
-            "nonlinear_query": False,  # non_linearity 0
-            "value": "identity",
-            "prediction": "mean_probability",  # average
-            "bag_weight": 0.5,
-            "max_weight": 0.5,
-            "initializer": "torch",
-        }
-    )
-    config.task.loss_name = "binary_cross_entropy"
-    config.optimizer.update({"name": "adam", "b1": 0.5, "b2": 0.9, "lr": 1e-4, "weight_decay": 1e-4})
-    config.optimizer.schedule.update({"name": "cosine", "epochs": 100, "min_lr": 5e-6})
-    config.train.update({"epochs": 99, "monitor": "val_auc"})
-    config.demo = ConfigDict(
-        {
-            "optimizer": {"lr": 5e-3, "weight_decay": 1e-5, "schedule": {"epochs": 40}},
-            "train": {"epochs": 40, "monitor": "val_loss", "patience": 0},
-        }
-    )
+    config = start_from("configs/dsmil.py")
+    config.aggregator.nonlinear_query = False  # non_linearity 0
+    config.aggregator.prediction = "mean_probability"  # average
+    config.aggregator.initializer = "torch"
+    config.optimizer.weight_decay = 1e-4
+    config.optimizer.schedule.epochs = 100
+    config.train.update({"epochs": 99, "patience": 0})  # epochs 1 to 99
     return config

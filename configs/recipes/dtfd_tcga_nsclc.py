@@ -7,39 +7,14 @@ Published: AUC 0.961, accuracy 0.894 (MaxMinS). Options of Main_DTFD_MIL.py in h
 groups is the paper's. The reference chooses the epoch among the last fifth; here any epoch may be chosen.
 """
 
-from mil_jax.config import ConfigDict, base_config
+from mil_jax.config import ConfigDict, start_from
 
 
 def get_config() -> ConfigDict:
     """The recipe."""
-    config = base_config()
-    config.name = "dtfd_tcga_nsclc"
-    config.aggregator = ConfigDict(
-        {
-            "name": "dtfd",
-            "feature_dim": 512,  # --mDim 512
-            "num_residual": 0,  # --numLayer_Res 0
-            "attention_dim": 128,
-            "num_groups": 8,  # --numGroup 8
-            "distillation": "max_min",  # --distill_type MaxMinS
-            "instances_per_group": 1,  # --total_instance 8, divided by --numGroup
-            "num_partitions": 1,  # --num_MeanInference 1
-            "dropout": 0.0,  # --droprate 0 and --droprate_2 0
-            "initializer": "torch",
-        }
-    )
-    config.optimizer.update({"name": "adam", "lr": 1e-4, "weight_decay": 1e-4})  # --lr 1e-4 --weight_decay 1e-4 (L2)
-    config.optimizer.clip_norm = 5.0  # --grad_clipping 5, of each network on its own
-    config.optimizer.schedule.update(
-        {"name": "step", "every": 100, "gamma": 0.2}
-    )  # --epoch_step [100] --lr_decay_ratio 0.2
-    config.splits.update({"folds": 4})  # not an option of the code: its authors split outside
-    config.train.update({"epochs": 200, "monitor": "val_auc", "seed": 32})  # --EPOCH 200, seed 32
-    config.demo = ConfigDict(
-        {
-            "aggregator": {"feature_dim": 128, "attention_dim": 64, "num_partitions": 5},
-            "optimizer": {"lr": 1e-3, "schedule": {"name": "constant"}},
-            "train": {"epochs": 20},
-        }
-    )
+    config = start_from("configs/dtfd.py")
+    config.aggregator.num_groups = 8  # --numGroup 8 --total_instance 8
+    config.aggregator.distillation = "max_min"  # --distill_type MaxMinS
+    config.splits.folds = 4  # not an option of the code: its authors split outside
+    config.train.seed = 32  # seed 32
     return config

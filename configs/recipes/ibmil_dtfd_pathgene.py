@@ -7,48 +7,15 @@ The reference carries one model through all folds, which leaks, and chooses the 
 makes its dictionary of its own training bags, and takes DTFD's softmax and cross entropy in place of a sigmoid and BCE.
 """
 
-from mil_jax.config import ConfigDict, base_config
+from mil_jax.config import ConfigDict, start_from
 
 
 def get_config() -> ConfigDict:
     """The recipe."""
-    config = base_config()
-    config.name = "ibmil_dtfd_pathgene"
-    config.aggregator = ConfigDict(
-        {
-            "name": "dtfd",
-            "feature_dim": 384,  # L = 384, half of --feats_size 768
-            "num_residual": 0,
-            "attention_dim": 128,
-            "num_groups": 4,  # numGroup = 4
-            "distillation": "max_min",  # --distill MaxMinS
-            "instances_per_group": 1,  # total_instance = 4, divided by numGroup
-            "num_partitions": 1,
-            "dropout": 0.0,
-            "initializer": "torch",
-        }
-    )
-    config.strategy.update(
-        {
-            "name": "ibmil",
-            "clusters": "8",  # the default of --c_path: ..._proto_8.npy
-            "mode": "agnostic",
-            "merge": "cat",
-            "query_dim": 128,
-            "learn_dictionary": False,
-        }
-    )
-    config.splits.folds = 5  # the column Fold of its table: --config.splits.file
-    config.optimizer.update({"name": "adam", "lr": 1e-4, "weight_decay": 5e-3})  # two Adams
-    config.optimizer.clip_norm = 5.0  # grad_clipping = 5
-    config.optimizer.schedule.update({"name": "step", "every": 50, "gamma": 0.2})  # x 0.2 at epoch 50
-    config.train.update({"epochs": 99, "monitor": "val_auc"})  # --num_epochs 100: epochs 1 to 99
-    config.demo = ConfigDict(
-        {
-            "aggregator": {"feature_dim": 128, "attention_dim": 64, "num_partitions": 5},
-            "strategy": {"query_dim": 32},
-            "optimizer": {"lr": 1e-3, "weight_decay": 1e-5, "schedule": {"name": "constant"}},
-            "train": {"epochs": 20, "monitor": "val_loss"},
-        }
-    )
+    config = start_from("configs/recipes/ibmil_dtfd_c16.py")
+    config.aggregator.feature_dim = 384  # L = 384, half of --feats_size 768
+    # 5 folds: the column Fold of its table, --config.splits.file
+    config.splits.update({"kind": "k_fold", "val_fraction": 0.15})
+    config.optimizer.schedule.every = 50  # x 0.2 at epoch 50
+    config.train.epochs = 99  # --num_epochs 100: epochs 1 to 99
     return config

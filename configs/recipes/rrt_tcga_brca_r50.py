@@ -8,46 +8,16 @@ The default here carves validation patients from the training part. Its authors 
 reproduce their paper.
 """
 
-from mil_jax.config import ConfigDict, base_config
+from mil_jax.config import ConfigDict, start_from
 
 
 def get_config() -> ConfigDict:
     """The recipe."""
-    config = base_config()
-    config.name = "rrt_tcga_brca_r50"
-    config.aggregator = ConfigDict(
-        {
-            "name": "rrt",
-            "feature_dim": 512,  # the width is fixed in the reference
-            "dropout": 0.25,  # dropout
-            "transformer_dropout": 0.1,  # trans_dropout
-            "num_layers": 2,  # n_layers: one R-MSA, one CR-MSA
-            "num_heads": 8,
-            "region_num": 8,  # region_num
-            "epeg_kernel": 17,  # epeg_k
-            "representatives": 3,  # crmsa_k
-            "cross_region_heads": 1,  # crmsa_heads
-            "shortcut": False,  # all_shortcut is not given
-            "attention_activation": "tanh",  # da_act
-        }
-    )
-    config.splits.update({"folds": 5, "seed": 2021, "val_fraction": 0.15})  # the repository's command: 5 folds
-    config.optimizer.update({"name": "adam", "lr": 2e-4, "weight_decay": 1e-5})  # weight decay as L2
-    config.optimizer.schedule.update({"name": "cosine", "epochs": 200})  # stepped each epoch
-    config.train.update({"epochs": 200, "patience": 20, "min_epochs": 70, "monitor": "val_auc", "seed": 2021})
-    config.demo = ConfigDict(
-        {
-            "aggregator": {
-                "feature_dim": 64,
-                "num_heads": 4,
-                "cross_region_heads": 4,
-                "region_num": 2,
-                "cross_region_num": 2,
-                "epeg_kernel": 3,
-                "attention_dim": 32,
-            },
-            "optimizer": {"lr": 1e-3, "schedule": {"epochs": 20}},
-            "train": {"epochs": 20, "patience": 0, "min_epochs": 0},
-        }
-    )
+    config = start_from("configs/rrt.py")
+    config.aggregator.epeg_kernel = 17  # epeg_k
+    config.aggregator.representatives = 3  # crmsa_k
+    config.aggregator.cross_region_heads = 1  # crmsa_heads
+    config.aggregator.shortcut = False  # all_shortcut is not given
+    config.splits.seed = 2021  # the repository's command: 5 folds
+    config.train.update({"patience": 20, "min_epochs": 70, "seed": 2021})
     return config

@@ -14,6 +14,7 @@ from typing import Any
 
 from mil_jax.data.tables import listed, suggestion
 from mil_jax.errors import ConfigError, DataError
+from mil_jax.setting_names import present_arguments
 
 _FROM_TABLES = ("data.labels", "data.classes", "splits.file")
 
@@ -112,7 +113,7 @@ def _run(benchmark: Benchmark, task: Task, name: str, protocol: Protocol, change
         if protocol.own_folds:
             settings["splits.file"] = task.path
     folder = out.joinpath(*map(_folder_name, filter(None, (task.name, name))))
-    given = [f"--config.{key}={value}" for key, value in settings.items()]
+    given = present_arguments([f"--config.{key}={value}" for key, value in settings.items()])
     return Run(name, task, (f"--config={method.config}", *given, *changed, f"--config.run={folder}"), folder)
 
 

@@ -9,14 +9,18 @@ from __future__ import annotations
 import errno
 import signal
 import sys
+import warnings
 from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
 
-import pandas as pd
 from rich import box
 from rich.console import Console
 from rich.table import Table
 
-from mil_jax.errors import UserError
+from mil_jax.errors import RenamedSetting, UserError
+
+if TYPE_CHECKING:
+    import pandas as pd  # half a second, which `--help` need not wait
 
 STOPPED_BY_SIGTERM = 128 + signal.SIGTERM
 console = Console(soft_wrap=True)
@@ -32,6 +36,15 @@ def run_command(main: Callable[[list[str]], int]) -> None:
     """Runs `main` on the command line and exits with its code; a UserError becomes one sentence and code 2."""
     # An exit, unlike the bare signal, removes what is half-written.
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(STOPPED_BY_SIGTERM))
+    shown = warnings.showwarning
+
+    def show(message: Warning | str, category: type[Warning], *where: Any, **more: Any) -> None:
+        if issubclass(category, RenamedSetting):
+            say(str(message))
+        else:
+            shown(message, category, *where, **more)
+
+    warnings.showwarning = show
     try:
         code = main(sys.argv[1:])
     except UserError as error:
@@ -42,8 +55,10 @@ def run_command(main: Callable[[list[str]], int]) -> None:
         where = f"{error.filename}: " if error.filename else ""
         code = _refused(f"{where}the disk is full; free some space and run the command again")
     except KeyboardInterrupt:
-        _errors.print("stopped by the keyboard; what was saved can be gone on with (--resume)", markup=False)
+        _errors.print("stopped by the keyboard; what was saved can be resumed (--resume)", markup=False)
         code = 130
+    finally:
+        warnings.showwarning = shown
     sys.exit(code)
 
 
@@ -56,7 +71,7 @@ def frame_table(title: str, frame: pd.DataFrame) -> Table:
     """A data frame as a table for the terminal."""
     table = Table(title=title, title_justify="left", title_style="bold", box=box.SIMPLE_HEAD)
     for name in frame.columns:
-        table.add_column(str(name), justify="right" if pd.api.types.is_numeric_dtype(frame[name]) else "left")
+        table.add_column(str(name), justify="right" if frame[name].dtype.kind in "biufc" else "left")
     for row in frame.itertuples(index=False):
         table.add_row(*(f"{value:g}" if isinstance(value, float) else str(value) for value in row))
     return table

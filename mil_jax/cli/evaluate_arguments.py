@@ -7,6 +7,7 @@ from pathlib import Path
 
 from mil_jax.errors import ConfigError
 from mil_jax.inference.external_cohort import Options
+from mil_jax.setting_names import present_name
 
 WHERE = ("features", "shards")
 
@@ -52,6 +53,7 @@ def split_arguments(arguments: Sequence[str]) -> tuple[list[Options], list[str]]
 def _options(given: Mapping[str, str]) -> Options:
     source = next(name for name in WHERE if name in given)
     settings = {name.removeprefix("config."): value for name, value in given.items() if name.startswith("config.")}
+    settings = {present_name(name, settings): value for name, value in settings.items()}
     name = given.get("name") or Path(given[source]).resolve().name
     instances = given.get("instance-labels", "")
     return Options(source, given[source], given.get("labels", ""), name, instances, settings)

@@ -7,8 +7,8 @@ from pathlib import Path
 from typing import Any
 
 import jax
-from absl import flags
 
+from mil_jax.cli.arguments import TrainFlags
 from mil_jax.cli.console import console, say
 from mil_jax.cli.loggers import require_packages
 from mil_jax.cli.progress import StopOnSignal, TrainingProgress, conversion_progress
@@ -28,31 +28,18 @@ from mil_jax.experiment.targets import splits_table
 from mil_jax.run_folder.folder import RunFolder, is_run_folder, require_usable
 
 
-def define_flags(values: flags.FlagValues) -> None:
-    """The flags that are no settings; settings are `--config.*`."""
-    flags.DEFINE_bool(
-        "check",
-        False,
-        "stop before training: show what matched, what was excluded, leaks, the plan",
-        flag_values=values,
-    )
-    flags.DEFINE_bool("resume", False, "resume the run that is in the run folder", flag_values=values)
-    flags.DEFINE_bool("overwrite", False, "move the run that is in the run folder aside (PATH.old)", flag_values=values)
-    flags.DEFINE_bool("strict", False, "make every exclusion of a slide or label an error", flag_values=values)
-
-
 def set_up(config: ConfigDict) -> None:
     """Processes, devices and precision, before JAX is first used."""
     distributed.start(**config.distributed)
     use_one_device_per_core()
     use_compilation_cache(cache_folder(config))
-    console.quiet = not distributed.is_first()
+    console.quiet |= not distributed.is_first()
     min_memory()  # while all processes are here: later the first goes ahead of the others
     if config.train.matmul_precision != "default":
         jax.config.update("jax_default_matmul_precision", config.train.matmul_precision)
 
 
-def prepared(config: ConfigDict, values: flags.FlagValues, name: str) -> Experiment:
+def prepared(config: ConfigDict, values: TrainFlags, name: str) -> Experiment:
     """The experiment, checked; `name`: the run folder to be, which nothing touches yet."""
     if values.check and (values.resume or values.overwrite):
         say("--check trains nothing: --resume and --overwrite have no effect")
@@ -70,9 +57,10 @@ def prepared(config: ConfigDict, values: flags.FlagValues, name: str) -> Experim
 
 
 def open_folder(
-    fitter: Fitter, values: flags.FlagValues, name: str, settings: Mapping[str, Any], *, compiling: bool = False
-) -> RunFolder | None:
-    """The run folder, with splits.csv and excluded.csv in it; None when its run has ended. Bags to be held in memory are read before.
+    fitter: Fitter, values: TrainFlags, name: str, settings: Mapping[str, Any], *, compiling: bool = False
+) -> RunFolder:
+    """The run folder, with splits.csv and excluded.csv in it; `is_complete` when its run has ended. Bags to be held in memory are read
+    before.
 
     settings: what config.json holds, and a resumed run must equal. compiling: of the experiment's programs, beside reading.
     """
@@ -95,7 +83,7 @@ def open_folder(
         say(f"The run that was in {folder.path} is now in {folder.moved}.")
     if folder.is_complete:
         say(f"The run in {folder.path} has ended; nothing is left to do. Its results: {folder.path / 'summary.md'}")
-        return None
+        return folder
     if distributed.is_first():
         folder.write_table("splits.csv", splits_table(experiment.targets, experiment.cohort))
         folder.write_table("excluded.csv", experiment.excluded)
@@ -115,5 +103,5 @@ def training_error(experiment: Experiment, found: NotFinite) -> TrainingError:
     return TrainingError(found.sentence(run, experiment.cohort.bags["bag_id"].to_numpy()))
 
 
-def _resuming(values: flags.FlagValues, name: str) -> bool:
+def _resuming(values: TrainFlags, name: str) -> bool:
     return values.resume and not values.check and is_run_folder(name)

@@ -23,6 +23,7 @@ import mil_jax
 from mil_jax.errors import RunFolderError
 from mil_jax.files import atomic_write, write_text
 from mil_jax.run_folder.environment import describe_environment
+from mil_jax.settings import present_settings
 
 _MARK = "mil_jax_version"
 
@@ -81,14 +82,13 @@ class RunFolder:
     @classmethod
     def _resume(cls, folder: Path, wanted: dict[str, Any], free: Sequence[str]) -> RunFolder:
         run = cls(folder, resumed=True)
-        there = run.read_json("config.json")
-        differing = [line for line in _differences(there["config"], wanted["config"]) if not _is_free(line, free)]
+        differing = [line for line in _differences(run.config, wanted["config"]) if not _is_free(line, free)]
         if differing:
             raise RunFolderError(
                 f"{folder} cannot be resumed with other settings: {_listing(differing)}; "
                 "use the settings of the run, or name another folder"
             )
-        other_data = _differences(there["data"], wanted["data"])
+        other_data = _differences(run.read_json("config.json")["data"], wanted["data"])
         if other_data:
             raise RunFolderError(
                 f"{folder} cannot be resumed with other data: {_listing([line.split(' (')[0] for line in other_data])} "
@@ -130,8 +130,8 @@ class RunFolder:
 
     @property
     def config(self) -> dict[str, Any]:
-        """The settings as they were written."""
-        return self.read_json("config.json")["config"]
+        """The settings as they were written, under their present names."""
+        return present_settings(self.read_json("config.json")["config"])
 
     @property
     def choices(self) -> dict[str, Any]:

@@ -18,12 +18,13 @@ from flax.traverse_util import flatten_dict, unflatten_dict
 
 from mil_jax.aggregators.reembedding import Reembedded
 from mil_jax.bags import Bag
-from mil_jax.errors import ConfigError
+from mil_jax.errors import ConfigError, DataError
 from mil_jax.interop.torch_checkpoints import StateDict, export_state_dict, import_state_dict
 from mil_jax.layers.query_merging import QUERIES
 from mil_jax.strategies.ibmil import BRANCH, IBMIL
 from mil_jax.strategies.ibmil_settings import DICTIONARY
 from mil_jax.strategies.mhim_merging import MERGING, MergingMHIM
+from mil_jax.strategies.supervised import Supervised
 from mil_jax.types import PyTree
 
 Mapped = dict[str, tuple[str, str]]  # published name -> (path of the parameter, transform)
@@ -97,6 +98,28 @@ def export_params(strategy: IBMIL | MergingMHIM, params: PyTree, layout: str) ->
     """The inverse of `import_params`: float32 arrays by published name. Raises as it does."""
     exported = export_state_dict(_form(strategy, layout), params, layout)
     return exported | {name: exported[same] for name, same in _TWICE.items() if same in exported}
+
+
+def published_state_dict(strategy: Supervised, params: PyTree, layout: str = "") -> StateDict:
+    """The parameters by the names of a published form, float32 arrays.
+
+    layout: a variant of the aggregator, or one of LAYOUTS; the first that holds just these parameters where none is named.
+    Raises ConfigError where none does, and for one that does not.
+    """
+    branched = isinstance(strategy, IBMIL | MergingMHIM)
+    forms = [layout] if layout else LAYOUTS if branched else [*strategy.module.variants]
+    for form in forms:
+        try:
+            if isinstance(strategy, IBMIL | MergingMHIM):
+                return export_params(strategy, params, form)
+            if len(strategy.module.state_dict_map(form)) == len(jax.tree.leaves(params)):
+                return export_state_dict(strategy.module, params, form)
+        except (ConfigError, DataError):
+            continue
+    raise ConfigError(
+        f"{type(strategy.module).__name__} with these settings has no published PyTorch form {layout}".rstrip()
+        + f"; there are: {', '.join(LAYOUTS if branched else strategy.module.variants) or 'none'}"
+    )
 
 
 def _form(strategy: IBMIL | MergingMHIM, layout: str) -> _Form:

@@ -11,9 +11,10 @@ from mil_jax import aggregators
 from mil_jax.bags import Bag
 from mil_jax.config import base_config
 from mil_jax.data.features.graphs import nearest_neighbors
-from mil_jax.data.shards.reader import SlideBag, write_shards
+from mil_jax.data.shards.writer import write_shards
 from mil_jax.errors import ConfigError, DataError
 from mil_jax.experiment.data_sources import open_shards
+from mil_jax.interop.slide_bag import SlideBag
 from mil_jax.interop.torch_checkpoints import export_state_dict, import_state_dict
 
 

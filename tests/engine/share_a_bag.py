@@ -17,12 +17,14 @@ import numpy as np
 from mil_jax import aggregators
 from mil_jax.data.loading.resident import SplitBags
 from mil_jax.data.loading.streamed import StreamedBags
-from mil_jax.data.shards.reader import Provenance, Shards, SlideBag, write_shards
+from mil_jax.data.shards.reader import Shards
+from mil_jax.data.shards.writer import write_shards
 from mil_jax.engine.early_stopping import Selection
 from mil_jax.engine.engine import Engine
 from mil_jax.engine.plan import Plan, Replica
 from mil_jax.engine.types import EngineData, EngineSettings, Phase
 from mil_jax.experiment.phases import strategy_class
+from mil_jax.interop.slide_bag import Provenance, SlideBag
 from mil_jax.strategies import optimizers
 from mil_jax.strategies.lr_schedule import Schedule
 from mil_jax.strategies.supervised import Supervised

@@ -13,8 +13,10 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from mil_jax.data.shards.reader import Shards, SlideBag, write_shards
+from mil_jax.data.shards.reader import Shards
+from mil_jax.data.shards.writer import write_shards
 from mil_jax.errors import ConfigError, DataError, ShardError
+from mil_jax.interop.slide_bag import SlideBag
 
 NAMES_RECORD_1 = r"bags-slides\.tfrecord-00000-of-00001, record 1 \(slide b\)"
 

@@ -16,10 +16,11 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from mil_jax.data.shards.reader import Shards, SlideBag, write_shards
+from mil_jax.data.shards.reader import Shards
+from mil_jax.data.shards.writer import write_shards
 from mil_jax.errors import ShardError
 from mil_jax.files import atomic_write
-from mil_jax.interop.slide_bag import Provenance
+from mil_jax.interop.slide_bag import Provenance, SlideBag
 
 DIGIT = 9
 FOLDS = 5

@@ -1,4 +1,4 @@
-"""The end of a run of one target or of several; of several there is one table with a row for each label column, and its figure.
+"""The end of a run of several targets: one table with a row for each label column, its figure, and the files of the run.
 
 summary.json holds the whole summary of every target; summary.md and targets.csv the tables that have a row for each.
 """
@@ -8,7 +8,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -21,7 +21,7 @@ from mil_jax.reports import tables
 from mil_jax.reports.figures import curves
 from mil_jax.reports.figures.fold_change import draw_fold_change, fold_change_view, fold_changes
 from mil_jax.reports.run.statements import SUSPICIOUS_BAG_SIZE, RunProtocol, selection
-from mil_jax.reports.run.summary import summarize, write_summary
+from mil_jax.reports.run.summary import summarize
 from mil_jax.reports.statistics import RESAMPLES
 from mil_jax.run_folder.folder import RunFolder
 from mil_jax.tasks.base import METRIC_LABELS, Task
@@ -39,39 +39,6 @@ class TargetReport:
     class_counts: Mapping[str, int]
     constants: Mapping[int, np.ndarray]
     fold_names: Mapping[int, str]
-
-
-class Written(NamedTuple):
-    """summary: what summary.json holds. console: the same for a terminal."""
-
-    summary: dict[str, Any]
-    console: Group
-
-
-def write_reports(
-    folder: RunFolder,
-    targets: Sequence[TargetReport],
-    predictions: pd.DataFrame,
-    history: Sequence[Mapping[str, Any]],
-    protocol: RunProtocol,
-    left_out: pd.DataFrame,
-    **common: Any,
-) -> Written:
-    """Predictions, figures and summary of a run of one target, as `write_summary`, or of several, as `write_target_summaries`."""
-    if len(targets) > 1:
-        summary = write_target_summaries(folder, targets, predictions, history, protocol, left_out, **common)
-        return Written(summary, console_report(summary))
-    summary = write_summary(
-        folder,
-        task=targets[0].task,
-        predictions=predictions,
-        history=history,
-        constants=targets[0].constants,
-        protocol=protocol,
-        fold_names=targets[0].fold_names,
-        **common,
-    )
-    return Written(summary, tables.console_report(summary))
 
 
 def write_target_summaries(

@@ -11,9 +11,10 @@ import pytest
 
 from mil_jax.data.features.graphs import nearest_neighbors
 from mil_jax.data.loading.resident import load_bags
-from mil_jax.data.shards.reader import Shards, SlideBag, write_shards
+from mil_jax.data.shards.reader import Shards
+from mil_jax.data.shards.writer import write_shards
 from mil_jax.errors import DataError, ShardError
-from mil_jax.interop.slide_bag import Provenance
+from mil_jax.interop.slide_bag import Provenance, SlideBag
 from mil_jax.layers.graph_conv import make_graph
 
 K = 8

@@ -16,11 +16,12 @@ from mil_jax.data.loading.feature_moments import moments
 from mil_jax.data.loading.resident import LazyBags, load_bags
 from mil_jax.data.loading.streamed import WINDOWS, StreamedBags, StreamingLoader
 from mil_jax.data.shards.convert import convert, shards_for_features
-from mil_jax.data.shards.reader import Shards, SlideBag, write_shards
+from mil_jax.data.shards.reader import Shards
+from mil_jax.data.shards.writer import write_shards
 from mil_jax.errors import ConfigError, DataError
 from mil_jax.experiment.data_sources import open_shards
 from mil_jax.interop.feature_folders import recognise
-from mil_jax.interop.slide_bag import Provenance
+from mil_jax.interop.slide_bag import Provenance, SlideBag
 
 D, SIZE = 3, 512
 WHERE = Provenance(float(SIZE), coordinate_unit="level0_pixels", encoder="e")

@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 
 from mil_jax.data.features.report import FeatureReport, widened
-from mil_jax.data.shards.reader import SlideBag, write_shards
+from mil_jax.data.shards.writer import write_shards
+from mil_jax.interop.slide_bag import SlideBag
 
 
 def healthy(seed: int, n: int = 300, width: int = 32) -> np.ndarray:

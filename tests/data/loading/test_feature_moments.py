@@ -8,7 +8,9 @@ import numpy as np
 import pytest
 
 from mil_jax.data.loading.feature_moments import bag_moments, cohort_moments, distance, near_duplicates
-from mil_jax.data.shards.reader import Shards, SlideBag, write_shards
+from mil_jax.data.shards.reader import Shards
+from mil_jax.data.shards.writer import write_shards
+from mil_jax.interop.slide_bag import SlideBag
 
 
 def shards_of(features: list[np.ndarray], folder: Path) -> Shards:

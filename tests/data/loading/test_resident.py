@@ -8,8 +8,9 @@ import pytest
 
 from mil_jax.data.loading.feature_moments import moments
 from mil_jax.data.loading.resident import ResidentLoader, load_bags
-from mil_jax.data.shards.reader import Shards, SlideBag, write_shards
-from mil_jax.interop.slide_bag import Provenance
+from mil_jax.data.shards.reader import Shards
+from mil_jax.data.shards.writer import write_shards
+from mil_jax.interop.slide_bag import Provenance, SlideBag
 
 
 @pytest.fixture

@@ -10,9 +10,11 @@ from jax.sharding import PartitionSpec as P
 
 from mil_jax.data.loading.resident import load_bags
 from mil_jax.data.loading.sharded import ShardedBags, ShardedLoader, deal, fullest
-from mil_jax.data.shards.reader import Provenance, Shards, SlideBag, write_shards
+from mil_jax.data.shards.reader import Shards
+from mil_jax.data.shards.writer import write_shards
 from mil_jax.engine.bag_order import EpochOrder
 from mil_jax.engine.mesh import replica_mesh
+from mil_jax.interop.slide_bag import Provenance, SlideBag
 
 WIDTH, LONGEST, NUM_BAGS = 5, 16, 9
 PROVENANCE = Provenance(coordinate_unit="level0_pixels")

@@ -19,12 +19,14 @@ from mil_jax.data.loading import resident as resident_module
 from mil_jax.data.loading import streamed as streamed_module
 from mil_jax.data.loading.resident import LazyBags, load_bags
 from mil_jax.data.loading.streamed import THREAD_NAMES, WINDOWS, StreamedBags, StreamingLoader
-from mil_jax.data.shards.reader import Provenance, Shards, SlideBag, write_shards
+from mil_jax.data.shards.reader import Shards
+from mil_jax.data.shards.writer import write_shards
 from mil_jax.engine.checkpoints import Checkpoints
 from mil_jax.engine.early_stopping import Selection
 from mil_jax.engine.engine import Engine, TrainingInterrupted, fit
 from mil_jax.engine.types import EngineData, EngineSettings, FitResult, Phase
 from mil_jax.errors import DataError, ShardError
+from mil_jax.interop.slide_bag import Provenance, SlideBag
 from mil_jax.strategies.supervised import COVARIATES
 from tests.engine.cohorts import TASK, Silent, plan, strategy
 

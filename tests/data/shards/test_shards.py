@@ -19,7 +19,9 @@ from hypothesis.extra import numpy as hnp
 
 from mil_jax.data.buckets import Ladder
 from mil_jax.data.shards import tfrecord
-from mil_jax.data.shards.reader import Provenance, Shards, SlideBag, write_shards
+from mil_jax.interop.slide_bag import Provenance, SlideBag
+from mil_jax.data.shards.reader import Shards
+from mil_jax.data.shards.writer import write_shards
 from mil_jax.errors import DataError, UserError
 
 

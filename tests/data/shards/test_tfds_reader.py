@@ -7,7 +7,8 @@ import numpy as np
 import pytest
 
 from mil_jax.data.features.graphs import nearest_neighbors
-from mil_jax.data.shards.reader import Provenance, Shards, SlideBag
+from mil_jax.interop.slide_bag import Provenance, SlideBag
+from mil_jax.data.shards.reader import Shards
 from mil_jax.data.shards.writer import write_shards
 from tests.skips import needs
 
