@@ -30,7 +30,9 @@ from mil_jax.experiment.data_sources import cache_folder
 from mil_jax.experiment.fitter import fitter_of
 from mil_jax.experiment.run import train
 from mil_jax.inference.array_predictions import ArrayPredictor
-from mil_jax.inference.external_cohort import Options, prepare, score
+from mil_jax.inference.cohort_settings import Options
+from mil_jax.inference.external_cohort import read_cohort
+from mil_jax.inference.score_cohort import score
 from mil_jax.inference.trained_run import TrainedRun
 from mil_jax.reports.evaluation.metrics import averaged
 from mil_jax.reports.run.write import write_report
@@ -238,7 +240,7 @@ class Run:
         return {name: torch.from_numpy(np.array(value)) for name, value in state_dict.items()}
 
     def _predict_folder(self, folder: PathLike) -> pd.DataFrame:
-        external = prepare(self._trained, Options("features", str(folder), name=Path(folder).name))
+        external = read_cohort(self._trained, Options("features", str(folder), name=Path(folder).name))
         tables = [
             averaged(group).table.assign(label_column=group.label_column) for group in score(self._trained, external)
         ]
