@@ -126,14 +126,17 @@ class LazyBags:
         """int32 [num_bags], instances of each bag."""
         return bag_sizes(self.shards, self.slides).astype(np.int32)
 
+    def load(self) -> ResidentBags:
+        """The bags, in host memory, read the first time. Raises ShardError for a torn or altered record."""
+        return self._loaded
+
     @cached_property
-    def read(self) -> ResidentBags:
-        """The bags, in host memory. Raises ShardError for a torn or altered record."""
+    def _loaded(self) -> ResidentBags:
         return load_bags(self.shards, self.slides, self.longest, self.num_neighbors)
 
     @property
     def shapes(self) -> ResidentBags:
-        """What `read` will give."""
+        """What `load` will give."""
         rows, number = int(self.sizes.sum()) + self.longest, len(self.sizes)
 
         def whole(*axes: int, dtype: type = np.int32) -> jax.ShapeDtypeStruct:
@@ -158,7 +161,7 @@ class ResidentLoader:
     @cached_property
     def host(self) -> ResidentBags:
         """The bags in host memory."""
-        return self._bags.read if isinstance(self._bags, LazyBags) else self._bags
+        return self._bags.load() if isinstance(self._bags, LazyBags) else self._bags
 
     @cached_property
     def device(self) -> ResidentBags:

@@ -67,7 +67,7 @@ def test_regions_survive_the_shards_bit_for_bit(dtype, tmp_path):
     shards = Shards.open(tmp_path / "shards")
     assert (shards.num_parts, shards.feature_shape) == (16, (16, D))
     unread = LazyBags(shards, [np.array([2, 1]), np.array([0])], 96)
-    bags = unread.read
+    bags = unread.load()
     assert jax.tree.map(lambda x: (x.shape, x.dtype), unread.shapes) == jax.tree.map(lambda x: (x.shape, x.dtype), bags)
     expected = [in_regions(source, 4) for source in slides]
     for number, members in enumerate([(2, 1), (0,)]):
@@ -172,4 +172,4 @@ def test_shards_without_regions_name_the_command(tmp_path):
     config = base_config()
     config.data.update(shards=str(tmp_path / "shards"), regions=16)
     with pytest.raises(DataError, match=r"hold no regions.* python -m data_prep.shard --regions 16"):
-        open_shards(config, None)
+        open_shards(config, tmp_path, None)
