@@ -36,13 +36,12 @@ import numpy as np
 
 from benchmarks.cases import AGGREGATORS, drawn_experiment, published_config, step_figures, with_runs
 from benchmarks.common import DEFAULT_MACHINE, RESULTS, write_result
-from mil_jax.cli.session import read
 from mil_jax.data.shards.reader import Shards
 from mil_jax.data.shards.writer import write_shards
 from mil_jax.engine.runtime import use_one_device_per_core
 from mil_jax.experiment.experiment import Experiment
+from mil_jax.experiment.fitter import fitter_of
 from mil_jax.experiment.prepare import prepare
-from mil_jax.experiment.run import run
 from mil_jax.interop.slide_bag import Provenance, SlideBag
 from mil_jax.profiling.machine_peaks import measure_ceilings
 
@@ -166,11 +165,12 @@ def _epochs(
     usual = ["train.epochs=100", "train.patience=0", "train.min_epochs=0", "splits.val_fraction=0.1"]
     config = published_config(aggregator, [*cohort, *usual, *settings], small=context.size.small)
     experiment = with_runs(prepare(config), runs)
+    fitter = fitter_of(experiment)
     begun = time.perf_counter()
-    read(experiment)
+    fitter.read()
     clock, reading = _Clock(), time.perf_counter() - begun
     with contextlib.suppress(_Enough):
-        run(experiment, clock)
+        fitter.fit(clock)
     epoch = statistics.median(clock.seconds[1:])
     return {
         "runs": runs,

@@ -27,9 +27,12 @@ from mil_jax.engine import distributed
 from mil_jax.engine.nan_debugging import NotFinite
 from mil_jax.errors import ConfigError
 from mil_jax.experiment.data_sources import cache_folder
+from mil_jax.experiment.fitter import fitter_of
 from mil_jax.experiment.run import train
 from mil_jax.inference.array_predictions import ArrayPredictor
-from mil_jax.inference.external_cohort import Options, prepare, score
+from mil_jax.inference.cohort_settings import Options
+from mil_jax.inference.external_cohort import read_cohort
+from mil_jax.inference.score_cohort import score
 from mil_jax.inference.trained_run import TrainedRun
 from mil_jax.reports.evaluation.metrics import averaged
 from mil_jax.reports.run.write import write_report
@@ -120,12 +123,13 @@ def fit_config(config: ConfigDict, how: TrainFlags, demo: Sequence[str] = ()) ->
     describe_experiment(experiment, demo, everything=how.check)
     if how.check:
         return None
-    folder = open_folder(experiment, how, name, config.to_dict(), compiling=True)
+    fitter = fitter_of(experiment)
+    folder = open_folder(fitter, how, name, config.to_dict(), compiling=True)
     if folder.is_complete:
         return Run(folder)
     with progress_of(experiment, folder) as callback:
         try:
-            result = train(experiment, folder, callback)
+            result = train(fitter, folder, callback)
         except NotFinite as found:
             raise training_error(experiment, found) from found
     with distributed.first_before_others():
@@ -236,7 +240,7 @@ class Run:
         return {name: torch.from_numpy(np.array(value)) for name, value in state_dict.items()}
 
     def _predict_folder(self, folder: PathLike) -> pd.DataFrame:
-        external = prepare(self._trained, Options("features", str(folder), name=Path(folder).name))
+        external = read_cohort(self._trained, Options("features", str(folder), name=Path(folder).name))
         tables = [
             averaged(group).table.assign(label_column=group.label_column) for group in score(self._trained, external)
         ]

@@ -21,6 +21,7 @@ from mil_jax.config import find_config, help_text, parse, run_file, split_off_co
 from mil_jax.data.tables import listed
 from mil_jax.errors import ConfigError, UserError
 from mil_jax.experiment.experiment import Experiment
+from mil_jax.experiment.fitter import fitter_of
 from mil_jax.interop.feature_files import counted
 from mil_jax.reports.benchmark import MethodOnTask, console_report, write_benchmark
 from mil_jax.run_folder.folder import RunFolder, is_run_folder
@@ -137,7 +138,7 @@ def _has_ended(run: Run) -> bool:
         return False
     config, _, _ = parse([*run.arguments], lambda values: None)
     experiment = session.prepared(config, RESUME, str(run.folder))
-    return session.open_folder(experiment, RESUME, str(run.folder), config.to_dict()).is_complete
+    return session.open_folder(fitter_of(experiment), RESUME, str(run.folder), config.to_dict()).is_complete
 
 
 def _described(run: Run, experiment: Experiment) -> list[dict[str, object]]:

@@ -1,6 +1,6 @@
 """Says whether one run is better than another on the same slides: `python -m mil_jax.compare --run runs/a --run runs/b`.
 
-What is compared are the test predictions that the runs left; nothing is trained or scored anew.
+What is compared are the test predictions that the runs left; nothing is trained or scored again.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Errors that are the user's to mend. An entry point prints one as a single sentence and exits with 2."""
+"""Errors that the user can fix. An entry point prints one as a single sentence and exits with 2."""
 
 
 class UserError(Exception):

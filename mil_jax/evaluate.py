@@ -5,6 +5,7 @@ No model scores a patient whom it was trained or validated on. Everything is in 
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +21,9 @@ from mil_jax.data.tables import listed
 from mil_jax.errors import ConfigError
 from mil_jax.experiment.final_model import is_final
 from mil_jax.files import atomic_folder
-from mil_jax.inference.external_cohort import in_one_process, prepare, score, score_instances
+from mil_jax.inference.cohort_settings import Options, in_one_process
+from mil_jax.inference.external_cohort import read_cohort
+from mil_jax.inference.score_cohort import score, score_instances
 from mil_jax.inference.scored import HELD_OUT, Scored
 from mil_jax.inference.trained_run import TrainedRun
 from mil_jax.reports.evaluation.calibration import CALIBRATED
@@ -105,12 +108,12 @@ def main(arguments: list[str]) -> int:
     return 0
 
 
-def _evaluate(run: TrainedRun, options: Any, values: flags.FlagValues, folder: Path) -> dict[str, Any]:
+def _evaluate(run: TrainedRun, options: Sequence[Options], values: flags.FlagValues, folder: Path) -> dict[str, Any]:
     scored: list[Scored] = []
     cohorts, excluded, instances = [], [], []
     for one in options:
         with conversion_progress() as progress:
-            external = prepare(
+            external = read_cohort(
                 run,
                 one,
                 columns=values.by,

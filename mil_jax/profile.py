@@ -96,7 +96,7 @@ def main(arguments: list[str]) -> int:
     lines = report.rooflines(
         figures,
         ceilings,
-        config.train.precision,
+        experiment.config.train.precision,
         bench.row_bytes,
         bench.state_bytes,
         config.train.batch_size,
@@ -220,7 +220,7 @@ def _say_forecast(experiment: Experiment, expected: Forecast, rate: float | None
         "It assumes that every run goes to its last epoch"
         + (f" (train.patience={config.train.patience} may stop it before)" if config.train.patience else "")
         + (", that no bag is read for two runs at once" if experiment.residency.kind == STREAMED else "")
-        + ", that all programs are compiled anew and one after another, and that the machine is as busy as it was just now."
+        + ", that all programs are compiled from scratch and sequentially, and that the machine is as busy as it was just now."
     )
     num_bytes = _cohort_bytes(experiment)
     memory = _device_memory()

@@ -1,8 +1,8 @@
 """Tries settings: `python -m mil_jax.sweep --config configs/abmil.py --sweep optimizer.lr=1e-4,3e-4`.
 
-Settings that are numbers are trained side by side in one program; each combination of the others is a group, one after another, with
-a folder of its own below the sweep's. Each fold takes the setting with the best score on its own validation part, and only that one
-is tested: the test parts choose nothing, and no figure here tempts anybody to let them.
+Settings that are numbers are trained side by side in one program; each combination of the others is a group with a folder of its own
+below the sweep's, and groups are trained sequentially. Each fold takes the setting with the best score on its own validation part, and
+only that one is tested: the test parts choose nothing, and no figure here tempts anybody to let them.
 """
 
 from __future__ import annotations
@@ -29,7 +29,8 @@ from mil_jax.engine.nan_debugging import NotFinite
 from mil_jax.engine.types import FitResult
 from mil_jax.errors import ConfigError
 from mil_jax.experiment.experiment import Experiment, strategy
-from mil_jax.experiment.prepare import derived, share_bags
+from mil_jax.experiment.fitter import fitter_of
+from mil_jax.experiment.prepare import derived
 from mil_jax.experiment.run import FREE_ON_RESUME, train_in
 from mil_jax.interop.feature_files import counted
 from mil_jax.reports import sweep as report
@@ -98,13 +99,12 @@ def main(arguments: list[str]) -> int:
     if values.check:
         return 0
     settings = {**config.to_dict(), "sweep": asked, "random": values.random}
-    folder = session.open_folder(base, how, name, settings)
+    folder = session.open_folder(fitter_of(base), how, name, settings)
     if folder.is_complete:
         return 0
     folder.write_choices({"ladder": list(base.ladder.lengths)})
     fits = []
     for number, (group, experiment) in enumerate(zip(groups, experiments)):
-        share_bags(base, experiment)
         fit = _train(folder, experiment, number, group, len(groups))
         if fit is None:
             say(f"Stopped; the state is saved. Resume it with --resume --config.run={folder.path}")
@@ -118,7 +118,7 @@ def main(arguments: list[str]) -> int:
 
 
 def _require_choosable(experiment: Experiment) -> None:
-    if experiment.several:
+    if len(experiment.targets) > 1:
         raise ConfigError("a sweep is for one label column, as each has its own best setting: name one in data.target")
     if experiment.selection_part == TEST:
         raise ConfigError(
@@ -137,7 +137,7 @@ def _experiment(base: Experiment, group: Group, points: Sequence[Point]) -> Expe
 
 
 def _train(folder: RunFolder, experiment: Experiment, number: int, group: Group, of: int) -> FitResult | None:
-    """Trains a group in its own folder, or goes on with it; None when asked to stop."""
+    """Trains a group in its own folder, or resumes it; None when asked to stop."""
     title = f"group {number + 1} of {of}" if of > 1 else ""
     if title:
         say(f"{title}: {group.name or 'the config as it is'}, {counted(len(experiment.plan.replicas), 'run')}")
@@ -150,7 +150,9 @@ def _train(folder: RunFolder, experiment: Experiment, number: int, group: Group,
     )
     with session.progress_of(experiment, own, title) as listener:
         try:
-            return dataclasses.replace(train_in(experiment, own, listener), state=None)  # no parameters are kept
+            return dataclasses.replace(
+                train_in(fitter_of(experiment), own, listener), state=None
+            )  # no parameters are kept
         except TrainingInterrupted:
             return None
         except NotFinite as found:

@@ -31,8 +31,8 @@ from mil_jax.engine.runtime import use_one_device_per_core
 from mil_jax.engine.types import FitResult
 from mil_jax.errors import ConfigError, DataError
 from mil_jax.experiment.experiment import Experiment
+from mil_jax.experiment.fitter import fitter_of
 from mil_jax.experiment.prepare import prepare
-from mil_jax.experiment.run import run
 from mil_jax.interop.slide_bag import Provenance, SlideBag
 
 FOLDS, REPEATS = 10, 5  # where a set comes without folds
@@ -231,7 +231,7 @@ def _cross_validate(bags: BagSet, config: ConfigDict, folder: Path) -> None:
         f"the last of {train.epochs} epochs, fixed beforehand" if monitor == "last" else f"epoch chosen by {monitor}"
     )
     say(f"{len(experiment.plan.replicas)} runs as one program; {chosen}; normalize={experiment.config.data.normalize}")
-    result = run(experiment, _Progress())
+    result = fitter_of(experiment).fit(_Progress())
     rows = _rows(experiment, result, bags.repeat)
     console.print(frame_table(f"{bags.name}: predictions pooled over the folds of each repeat", rows.round(4)))
     if bags.name in PUBLISHED:

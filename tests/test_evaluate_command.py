@@ -13,7 +13,7 @@ import pytest
 from sklearn.metrics import roc_auc_score
 
 from mil_jax import evaluate, train
-from mil_jax.inference import external_cohort
+from mil_jax.inference import score_cohort
 from mil_jax.reports.evaluation.calibration import choose_temperature
 from mil_jax.run_folder.folder import RunFolder
 from mil_jax.tasks.classification import Classification
@@ -131,9 +131,7 @@ def test_several_cohorts_make_one_table_and_need_no_labels(home, tmp_path):
 
 def test_labels_of_single_instances_give_their_auc_and_the_froc(home, capsys, tmp_path, monkeypatch):
     seen: list[list[LabelledSlide]] = []
-    monkeypatch.setattr(
-        external_cohort, "instance_result", lambda slides: seen.append(slides) or instance_result(slides)
-    )
+    monkeypatch.setattr(score_cohort, "instance_result", lambda slides: seen.append(slides) or instance_result(slides))
     cohort = elsewhere()
     (tmp_path / "tiles").mkdir()
     positive = cohort.table.loc[cohort.table["subtype"] == "LUSC", "slide_id"]

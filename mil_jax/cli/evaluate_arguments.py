@@ -6,12 +6,10 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from mil_jax.errors import ConfigError
-from mil_jax.inference.external_cohort import Options
+from mil_jax.inference.cohort_settings import Options
 from mil_jax.setting_names import present_name
 
 WHERE = ("features", "shards")
-
-
 OF_A_COHORT = (*WHERE, "labels", "name", "instance-labels")
 
 

@@ -2,23 +2,19 @@
 
 from __future__ import annotations
 
-import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 
-import jax
 import numpy as np
 import pandas as pd
-from ml_collections import ConfigDict
 
 from mil_jax.cli.console import console, frame_table, say
 from mil_jax.data.splits.describe import describe
 from mil_jax.data.splits.folds import PART_NAMES
-from mil_jax.data.splits.splits import TEST, TRAIN
-from mil_jax.experiment.experiment import Experiment, parameter_shapes
-from mil_jax.experiment.phases import BACKBONE, PROBE, TEACHER, stage_names
+from mil_jax.data.splits.splits import TEST
+from mil_jax.experiment.experiment import Experiment
+from mil_jax.experiment.fitter import fitter_of
 from mil_jax.interop.feature_files import counted
 from mil_jax.reports.run.data_notes import notes_on_data
-from mil_jax.strategies.ibmil_settings import DICTIONARY
 from mil_jax.tasks.base import monitor_label
 
 CLASS_COLUMNS_WIDTH, FOLD_COLUMN_WIDTH = 24, 11  # of the table that --check shows
@@ -46,41 +42,8 @@ def describe_experiment(experiment: Experiment, demo: Sequence[str] = (), *, eve
         f"{counted(len(ladder.lengths), 'bucket length')} ({', '.join(map(str, ladder.lengths))}), "
         f"{ladder.waste:.1%} padding"
     )
-    if experiment.config.strategy.name == PROBE:
-        strengths = experiment.config.strategy.strengths
-        say(
-            f"{counted(len(experiment.plan.replicas), 'linear probe')} ({_factors(experiment)}), each for {len(strengths)} penalties"
-        )
-        say(_monitor(experiment).replace("the epoch", "the penalty"))
-        return
-    train_bags = int((experiment.parts == TRAIN).sum(axis=1).max())
-    parameters = sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(parameter_shapes(experiment)))
-    stages = stage_names(experiment.config)
-    programs = len(stages) * (2 * len(ladder.lengths) + 1)
-    say(
-        f"{counted(len(experiment.plan.replicas), 'run')} ({_factors(experiment)}) of {parameters:,} parameters, "
-        f"at most {counted(experiment.config.train.epochs, 'epoch')} of up to {train_bags} training bags each; "
-        f"at most {programs} programs to compile"
-    )
-    if experiment.config.train.precision == "bfloat16":
-        say("The forward and backward pass are in bfloat16 (train.precision).")
-    for line in _stages_before(experiment.config, stages):
+    for line in fitter_of(experiment).describe(_factors(experiment), _monitor(experiment)):
         say(line)
-    say(_monitor(experiment))
-
-
-def _stages_before(config: ConfigDict, stages: Sequence[str]) -> Iterator[str]:
-    """What happens before the last stage."""
-    if stages[0] in (TEACHER, BACKBONE):
-        epochs = config.strategy[f"{stages[0]}_epochs"] or config.train.epochs
-        state = "last" if config.train.monitor == "last" else "best"
-        use = {
-            TEACHER: f"its {state} state is the first teacher",
-            BACKBONE: f"its {state} state gives the embeddings for the dictionary",
-        }
-        yield f"before that each run is trained plainly for at most {counted(epochs, 'epoch')}: {use[stages[0]]}"
-    if DICTIONARY in stages:
-        yield f"the dictionary of each run: k-means of the embeddings of its training bags, {config.strategy.clusters} clusters"
 
 
 def _factors(experiment: Experiment) -> str:
@@ -91,7 +54,7 @@ def _factors(experiment: Experiment) -> str:
         counted(folds[0], "fold") if len(folds) == 1 else f"{folds[0]} to {folds[-1]} folds",
         counted(experiment.config.train.num_seeds, "seed"),
     ]
-    if experiment.several:
+    if len(targets) > 1:
         factors.insert(0, counted(len(targets), "label column"))
     settings = len({replica.overrides for replica in replicas})
     return " x ".join([*([counted(settings, "setting")] if settings > 1 else []), *factors])
@@ -101,7 +64,7 @@ def _tables(experiment: Experiment) -> list[tuple[str, pd.DataFrame]]:
     """(title, table) of all that --check shows."""
     cohort = experiment.cohort
     excluded = experiment.excluded.groupby("reason").size().rename("slides").reset_index()
-    if experiment.several:
+    if len(experiment.targets) > 1:
         sizes = describe(cohort, np.zeros(len(cohort.bags), np.int64), [""], experiment.targets[0].splits).tables
         return [
             ("label columns", _label_columns(experiment)),

@@ -130,11 +130,10 @@ class TrainingProgress(StopOnSignal):
 
     def _names(self, row: dict[str, Any]) -> dict[str, Any]:
         """What the numbers of a row mean: the fold, the label column where there are several, the settings that differ."""
-        target = self.experiment.targets[row["target"]]
+        target, columns = self.experiment.targets[row["target"]], self.experiment.columns
         overrides = self.experiment.plan.replicas[row["replica"]].overrides
-        column = {"label_column": target.name} if self.experiment.several else {}
         settings = {"settings": dict(overrides)} if overrides else {}
-        return {"fold_name": target.splits.names[row["fold"]], **column, **settings}
+        return {"fold_name": target.splits.names[row["fold"]], **columns.field(row["target"]), **settings}
 
 
 def _means(rows: list[dict[str, Any]]) -> str:

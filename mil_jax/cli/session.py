@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -14,7 +13,6 @@ from mil_jax.cli.console import console, say
 from mil_jax.cli.loggers import require_packages
 from mil_jax.cli.progress import StopOnSignal, TrainingProgress, conversion_progress
 from mil_jax.config import ConfigDict
-from mil_jax.data.loading.resident import LazyBags
 from mil_jax.engine import distributed
 from mil_jax.engine.device_memory import min_memory
 from mil_jax.engine.nan_debugging import NotFinite
@@ -23,7 +21,7 @@ from mil_jax.errors import ConfigError, TrainingError
 from mil_jax.experiment.data_sources import cache_folder
 from mil_jax.experiment.experiment import Experiment
 from mil_jax.experiment.final_model import final_settings
-from mil_jax.experiment.phases import PROBE
+from mil_jax.experiment.fitter import Fitter
 from mil_jax.experiment.prepare import prepare
 from mil_jax.experiment.run import FREE_ON_RESUME
 from mil_jax.experiment.targets import splits_table
@@ -59,16 +57,17 @@ def prepared(config: ConfigDict, values: TrainFlags, name: str) -> Experiment:
 
 
 def open_folder(
-    experiment: Experiment, values: TrainFlags, name: str, settings: Mapping[str, Any], *, compiling: bool = False
+    fitter: Fitter, values: TrainFlags, name: str, settings: Mapping[str, Any], *, compiling: bool = False
 ) -> RunFolder:
     """The run folder, with splits.csv and excluded.csv in it; `is_complete` when its run has ended. Bags to be held in memory are read
     before.
 
     settings: what config.json holds, and a resumed run must equal. compiling: of the experiment's programs, beside reading.
     """
+    experiment = fitter.experiment
     if not _resuming(values, name):  # a damaged shard is found before there is a run folder
         with console.status(f"reading {len(experiment.cohort.bags)} bags"):
-            read(experiment, compiling=compiling)
+            fitter.read(compiling=compiling)
     folder = RunFolder(Path(name))
     with distributed.first_before_others():
         if distributed.is_first():
@@ -91,23 +90,6 @@ def open_folder(
     if _resuming(values, name):
         say(f"Resuming the run in {folder.path}.")
     return folder
-
-
-def read(experiment: Experiment, *, compiling: bool = False) -> None:
-    """Reads the bags that are to be held in memory; compiling: beside it, the programs that are to train them are compiled.
-
-    Raises ShardError for a torn or altered record.
-    """
-    if experiment.config.strategy.name == PROBE:
-        return  # it reads each bag once
-    bags = experiment.data.bags
-    if isinstance(bags, LazyBags):
-        with contextlib.ExitStack() as given_up:
-            if compiling:
-                given_up.callback(experiment.engine.exits.close)
-                experiment.engine.compile_ahead(experiment.phases[0])
-            bags.load()
-            given_up.pop_all()
 
 
 def progress_of(experiment: Experiment, folder: RunFolder, title: str = "") -> StopOnSignal:

@@ -14,9 +14,8 @@ from typing import Any
 
 import jax
 
-from mil_jax.data.loading.residency import Memory
 from mil_jax.engine.distributed import global_min
-from mil_jax.machine import memory_bytes
+from mil_jax.machine import Memory, memory_bytes
 
 # Of a device's memory; the rest is for what lies beside a program: best parameters, outputs of an evaluation.
 SHARE = 0.9

@@ -2,16 +2,12 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 from mil_jax.data.splits.splits import TRAIN
 from mil_jax.engine.checkpoints import Checkpoints
 from mil_jax.engine.types import FitResult
+from mil_jax.experiment.experiment import Experiment
 from mil_jax.run_folder.folder import RunFolder
 from mil_jax.tasks.base import Task, fitted
-
-if TYPE_CHECKING:
-    from mil_jax.experiment.experiment import Experiment
 
 
 def run_task(experiment: Experiment, r: int, result: FitResult) -> Task:
@@ -29,7 +25,7 @@ def save_final(experiment: Experiment, folder: RunFolder, result: FitResult) -> 
     ids = experiment.cohort.bags["bag_id"].to_numpy()
     runs = [
         {
-            **({"label_column": experiment.targets[replica.target].name} if experiment.several else {}),
+            **experiment.columns.field(replica.target),
             "fold": experiment.targets[replica.target].splits.names[replica.fold],
             "seed": replica.seed,
             "epoch": int(result.progress.best_epoch[r]),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
+from typing import NamedTuple
 
 from ml_collections import ConfigDict
 
@@ -23,12 +24,19 @@ def cache_folder(config: ConfigDict) -> Path:
     return folder
 
 
-def open_shards(config: ConfigDict, progress: Progress | None) -> Shards:
-    """The shard folder that is named, converted, or embedded; the last also sets the tables it comes with.
+class Source(NamedTuple):
+    """tables: settings that name the label table and splits that the bags come with; none for data that was named."""
+
+    shards: Shards
+    tables: dict[str, dict[str, str]]
+
+
+def open_shards(config: ConfigDict, cache: Path, progress: Progress | None) -> Source:
+    """The shard folder that is named, converted, invented or embedded; the last three lie below `cache`.
 
     Raises DataError for shards that hold fewer neighbours than data.neighbors asks for, or no such regions as data.regions does.
     """
-    shards = _open(config, progress)
+    shards, tables = _open(config, cache, progress)
     if shards.num_neighbors < config.data.neighbors:
         held = f"{shards.num_neighbors} neighbours of each tile" if shards.num_neighbors else "no neighbours"
         raise DataError(
@@ -42,27 +50,29 @@ def open_shards(config: ConfigDict, progress: Progress | None) -> Shards:
             f"{shards.folder}: these shards hold {held}, and data.regions={side}; write them again with python -m data_prep.shard "
             f"--regions {side}"
         )
-    return shards
+    return Source(shards, tables)
 
 
-def _open(config: ConfigDict, progress: Progress | None) -> Shards:
+def _open(config: ConfigDict, cache: Path, progress: Progress | None) -> Source:
     data = config.data
     if data.shards and data.features:
         raise ConfigError("data.shards and data.features are both set; name the one to train on")
     if data.synthetic.bags:
-        return synthetic_shards(config, cache_folder(config))
+        shards, tables = synthetic_shards(config, cache)
+        return Source(shards, {"data": tables})
     if data.shards:
-        return Shards.open(data.shards)
+        return Source(Shards.open(data.shards), {})
     if data.features:
-        return shards_for_features(
+        shards = shards_for_features(
             data.features,
-            cache_folder(config),
+            cache,
             encoder_name=data.encoder_name,
             nonfinite=data.nonfinite,
             num_neighbors=data.neighbors,
             regions=data.regions,
             progress=progress,
         )
+        return Source(shards, {})
     for name in ("labels", "target", "event", "censored"):
         if data[name]:
             raise ConfigError(
@@ -70,10 +80,13 @@ def _open(config: ConfigDict, progress: Progress | None) -> Shards:
             )
     if config.splits.file or config.splits.kind != "k_fold":
         raise ConfigError("the embedded digits come with their own five folds: leave splits.kind and splits.file out")
-    digits = digits_cohort(cache_folder(config), data.regions)
-    task = config.task.name
-    data.labels, data.target, data.patient = str(digits.labels), TARGETS.get(task, "label"), "patient_id"
-    data.classes, data.event = CLASSES.get(task, ""), EVENT if task == "survival" else ""
-    if config.splits.folds:
-        config.splits.kind, config.splits.file = "file", str(digits.splits)
-    return Shards.open(digits.shards)
+    digits, task = digits_cohort(cache, data.regions), config.task.name
+    tables = {
+        "labels": str(digits.labels),
+        "target": TARGETS.get(task, "label"),
+        "patient": "patient_id",
+        "classes": CLASSES.get(task, ""),
+        "event": EVENT if task == "survival" else "",
+    }
+    splits = {"kind": "file", "file": str(digits.splits)} if config.splits.folds else {}
+    return Source(Shards.open(digits.shards), {"data": tables, "splits": splits})

@@ -1,7 +1,6 @@
-"""One experiment: from settings to data, task, splits and plan, and through the engine to predictions.
+"""One experiment: data, task, splits, plan and phases, as `prepare` found them; and what the engine is given of it.
 
-`prepare` reads and checks everything before anything is trained or written; `train` runs it into a run folder. Entry points parse
-and report; nothing here prints.
+Entry points parse and report; nothing here prints.
 """
 
 from __future__ import annotations
@@ -20,15 +19,16 @@ from mil_jax.bags import Bag
 from mil_jax.data.buckets import Ladder
 from mil_jax.data.cohort.cohort import Cohort
 from mil_jax.data.cohort.covariates import Covariates
-from mil_jax.data.loading.residency import Residency, open_bags
+from mil_jax.data.label_columns import LabelColumns
+from mil_jax.data.loading.residency import Residency
+from mil_jax.data.loading.resident import LazyBags
+from mil_jax.data.loading.streamed import StreamedBags
 from mil_jax.data.shards.reader import Shards
 from mil_jax.data.splits.splits import TEST, TRAIN, VALIDATION
 from mil_jax.engine.early_stopping import Selection
-from mil_jax.engine.engine import Engine
 from mil_jax.engine.plan import Plan, Replica
 from mil_jax.engine.types import AnyPhase, EngineData, EngineSettings
-from mil_jax.experiment.initial_weights import load_initial_weights
-from mil_jax.experiment.phases import make_phases, make_strategy
+from mil_jax.experiment.phases import make_strategy
 from mil_jax.experiment.pretrained_weights import InitialWeights
 from mil_jax.experiment.targets import Target
 from mil_jax.run_folder.folder import fingerprint
@@ -36,16 +36,17 @@ from mil_jax.strategies.supervised import Supervised
 from mil_jax.tasks.base import Task
 
 
-@dataclass
+@dataclass(frozen=True)
 class Experiment:
-    """All that is known before training.
+    """All that is known before training; `prepare` makes it.
 
     targets: what is predicted, usually one label column. left_out: label_column, reason, of those that cannot be trained.
-    ladder: bucket lengths fitted to the bags in use. residency: where the features are while training, and why.
+    phases: what is trained, in order. ladder: bucket lengths fitted to the bags in use. residency: where the features are while
+    training, and why. bags: which are not read yet.
     selection_part: the part that chooses epochs: VALIDATION, or TEST where protocol "reference" has no validation part.
     fallback: the monitor used instead of the one asked for, "" where it is the one.
     side_by_side: of a run that is resumed, how many runs go side by side in each phase and bucket length.
-    covariates: what models read of the label table.
+    covariates: what models read of the label table. initial_weights: what the first phase begins with, where it comes from elsewhere.
     """
 
     config: ConfigDict
@@ -54,13 +55,16 @@ class Experiment:
     targets: tuple[Target, ...]
     left_out: pd.DataFrame
     plan: Plan
+    phases: tuple[AnyPhase, ...]
     ladder: Ladder
     selection: Selection
     residency: Residency
+    bags: LazyBags | StreamedBags
     selection_part: int = VALIDATION
     fallback: str = ""
     side_by_side: dict[str, dict[int, int]] = field(default_factory=dict)
     covariates: Covariates | None = None
+    initial_weights: InitialWeights | None = None
 
     @property
     def embedded(self) -> bool:
@@ -74,13 +78,13 @@ class Experiment:
         return self.targets[0].task
 
     @property
-    def several(self) -> bool:
-        """Whether there is more than one target."""
-        return len(self.targets) > 1
+    def columns(self) -> LabelColumns:
+        """How files and messages name the targets."""
+        return LabelColumns(tuple(target.name for target in self.targets))
 
     @cached_property
     def parts(self) -> np.ndarray:
-        """int8 [rows, M]: the parts of all folds of all targets, one after another."""
+        """int8 [rows, M]: the parts of all folds of the first target, then of the second, ...."""
         return np.concatenate([target.splits.parts for target in self.targets])
 
     @property
@@ -97,7 +101,7 @@ class Experiment:
         """ "fold 2, seed 0", after the label column where there are several."""
         target = self.targets[replica.target]
         run = f"fold {target.splits.names[replica.fold]}, seed {replica.seed}"
-        return f"{target.name}, {run}" if self.several else run
+        return self.columns.named(replica.target, run, ", ")
 
     @property
     def excluded(self) -> pd.DataFrame:
@@ -124,27 +128,6 @@ class Experiment:
             ),
             "splits": fingerprint(self.parts),
         }
-
-    @cached_property
-    def given(self) -> InitialWeights | None:
-        """What the first phase begins with, where it comes from elsewhere. Raises UserError where it does not fit, or has seen too much."""
-        return load_initial_weights(self, bag_shapes(self))
-
-    @cached_property
-    def data(self) -> EngineData:
-        """The bags and their parts; those held in memory are read once, when they are first needed."""
-        return engine_data(self)
-
-    @cached_property
-    def phases(self) -> tuple[AnyPhase, ...]:
-        """The strategies, one after another."""
-        return make_phases(self.config, self.task, self.plan, self.selection)
-
-    @cached_property
-    def engine(self) -> Engine:
-        """What will train it."""
-        settings = dataclasses.replace(engine_settings(self.config), side_by_side=self.side_by_side)
-        return Engine(self.data, self.task, self.plan, settings)
 
 
 def strategy(experiment: Experiment) -> Supervised:
@@ -174,18 +157,15 @@ def bag_shapes(experiment: Experiment) -> Bag:
 
 
 def engine_data(experiment: Experiment) -> EngineData:
-    """Lays out the bags, which are not read yet, and their parts for the engine."""
+    """The bags, which are not read yet, and their parts for the engine."""
     parts = experiment.parts
-    training = parts == TRAIN
-    lengths, shards, slides = experiment.ladder.lengths, experiment.shards, experiment.cohort.slides
-    data = experiment.config.data
     return EngineData(
-        bags=open_bags(experiment.residency, shards, slides, lengths[-1], data.prefetch_gib, data.neighbors),
+        bags=experiment.bags,
         targets=np.stack([target.values for target in experiment.targets]),
-        training=training,
+        training=parts == TRAIN,
         selection=parts == experiment.selection_part,
         test=parts == TEST,
-        lengths=lengths,
+        lengths=experiment.ladder.lengths,
         bucket=experiment.bucket,
         sampling=sampling_weights(experiment),
         first_row=experiment.first_row,

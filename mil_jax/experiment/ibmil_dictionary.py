@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -18,14 +18,12 @@ from mil_jax.data.splits.splits import TRAIN
 from mil_jax.engine.checkpoints import read_final
 from mil_jax.engine.distributed import is_first
 from mil_jax.errors import ConfigError, DataError
+from mil_jax.experiment.experiment import Experiment
 from mil_jax.experiment.pretrained_weights import InitialWeights, Source, TargetRun, completed, same_runs
 from mil_jax.files import atomic_write
 from mil_jax.run_folder.folder import RunFolder, is_run_folder
 from mil_jax.strategies.ibmil_settings import DICTIONARY, IBMILSettings
 from mil_jax.types import PyTree
-
-if TYPE_CHECKING:
-    from mil_jax.experiment.experiment import Experiment
 
 ENTRIES, MEMBERS = "dictionary.npz", "dictionary.csv"
 
@@ -72,7 +70,7 @@ def _arrays(file: Path) -> dict[str, np.ndarray]:
         content = np.load(file, allow_pickle=False)
         return {"": content} if isinstance(content, np.ndarray) else {name: content[name] for name in content.files}
     except (OSError, ValueError) as error:
-        raise DataError(f"{file}: cannot be read as arrays of numpy ({error}); make it anew") from error
+        raise DataError(f"{file}: cannot be read as arrays of numpy ({error}); write it again") from error
 
 
 def require_bags(experiment: Experiment) -> None:
@@ -110,7 +108,7 @@ def save(experiment: Experiment, folder: RunFolder, found: PyTree) -> None:
                 tables.append(
                     pd.DataFrame(
                         {
-                            **({"label_column": target.name} if experiment.several else {}),
+                            **experiment.columns.field(run.target),
                             "fold": run.fold,
                             "fold_name": target.splits.names[run.fold],
                             "seed": run.seed,

@@ -2,17 +2,13 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 from mil_jax.bags import Bag
 from mil_jax.data.splits.splits import TEST
 from mil_jax.experiment import ibmil_dictionary
+from mil_jax.experiment.experiment import Experiment
 from mil_jax.experiment.phases import make_plain, make_strategy
 from mil_jax.experiment.pretrained_weights import InitialWeights, TargetRun, load_weights, weights_source
 from mil_jax.strategies.ibmil_settings import DICTIONARY
-
-if TYPE_CHECKING:
-    from mil_jax.experiment.experiment import Experiment
 
 
 def load_initial_weights(experiment: Experiment, bag: Bag) -> InitialWeights | None:

@@ -1,15 +1,17 @@
 """Linear probes: the exact minimum of the task's loss on mean features, for a path of penalties, the strength chosen on validation.
 
 Whatever the task, its loss over ALL training bags at once is minimised by L-BFGS in float64: logistic regression, ridge, discrete hazards,
-Cox with the risk sets of the whole training part. Covariates are further features. All are scaled by the training bags' deviations, which
-go into the weights afterwards, so the result is a plain `linear` aggregator. Each strength counts as an epoch; the strongest comes first.
+Cox with the risk sets of the whole training part. Covariates are further features. All are scaled by the training bags' standard
+deviations, which go into the weights afterwards, so the result is a plain `linear` aggregator. Each strength counts as an epoch; the
+strongest comes first.
 """
 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -19,47 +21,82 @@ from scipy.optimize import minimize
 from mil_jax.bags import Prediction
 from mil_jax.data.cohort import covariates
 from mil_jax.data.splits.splits import TEST, TRAIN
+from mil_jax.data.tables import listed
 from mil_jax.engine.callbacks import Callback, TrainingInterrupted
+from mil_jax.engine.checkpoints import Checkpoints
 from mil_jax.engine.early_stopping import Progress
 from mil_jax.engine.types import FitResult
 from mil_jax.errors import ConfigError
-from mil_jax.experiment.phases import PROBE
+from mil_jax.experiment.experiment import Experiment
+from mil_jax.interop.feature_files import counted
 from mil_jax.strategies.base import TrainingBags
-from mil_jax.strategies.linear_probe_settings import LinearProbeSettings
+from mil_jax.strategies.linear_probe_settings import PROBE, LinearProbeSettings
 from mil_jax.strategies.supervised import COVARIATES
 from mil_jax.tasks.base import Task, fitted
 from mil_jax.types import Array
 
-if TYPE_CHECKING:
-    from mil_jax.experiment.experiment import Experiment
-
 _MOST_STEPS = 2000
 
 
-def require_probe(experiment: Experiment) -> None:
-    """Raises ConfigError for settings that do not go with a linear probe."""
-    config = experiment.config
-    wanted = {
-        "aggregator.name": (config.aggregator.name, "linear"),
-        "data.normalize": (config.data.normalize, "none"),
-        "train.num_seeds": (config.train.num_seeds, 1),
-        "train.class_weights": (config.train.class_weights, False),
-        "train.balanced_sampling": (config.train.balanced_sampling, False),
-    }
-    for name, (value, only) in wanted.items():
-        if value != only:
+@dataclass(frozen=True)
+class ProbeFitter:
+    """A `Fitter`; nothing is held in memory, and nothing is saved before the end."""
+
+    experiment: Experiment
+    embedded_note = "Embedded digits."
+
+    def check(self) -> None:
+        config = self.experiment.config
+        _strengths(self.experiment)
+        wanted = {
+            "aggregator.name": (config.aggregator.name, "linear"),
+            "data.normalize": (config.data.normalize, "none"),
+            "train.num_seeds": (config.train.num_seeds, 1),
+            "train.class_weights": (config.train.class_weights, False),
+            "train.balanced_sampling": (config.train.balanced_sampling, False),
+        }
+        for name, (value, only) in wanted.items():
+            if value != only:
+                raise ConfigError(
+                    f"{name}={value} does not go with strategy.name={PROBE}, which is exact: set it to {only}"
+                )
+        if self.experiment.selection.monitor == "last":
             raise ConfigError(
-                f"{name}={value} does not go with strategy.name={PROBE}, which is exact: set it to {only}"
+                f"strategy.name={PROBE} chooses its strength on validation: set train.monitor to val_loss"
             )
-    if experiment.selection.monitor == "last":
-        raise ConfigError(f"strategy.name={PROBE} chooses its strength on validation: set train.monitor to val_loss")
+
+    def describe(self, factors: str, monitor: str) -> Iterator[str]:
+        runs = counted(len(self.experiment.plan.replicas), "linear probe")
+        yield f"{runs} ({factors}), each for {len(_strengths(self.experiment))} penalties"
+        yield monitor.replace("the epoch", "the penalty")
+
+    def read(self, *, compiling: bool = False) -> None:
+        """Every bag is read once, while its mean is taken."""
+
+    def fit(
+        self,
+        listener: Callback,
+        open_checkpoints: Callable[[str], Checkpoints] | None = None,
+        keep_choices: Callable[[Mapping[str, Any]], None] | None = None,
+    ) -> FitResult:
+        return fit_probes(self.experiment, listener)
+
+    def notes(self, result: FitResult) -> list[str]:
+        strengths = _strengths(self.experiment)
+        chosen = [
+            f"{self.experiment.run_name(run)}: {strengths[place]:g}"
+            for run, place in zip(self.experiment.plan.replicas, result.progress.best_epoch)
+        ]
+        return [
+            "Linear probes on mean features: what curves call an epoch is a penalty, the strongest first; chosen: "
+            f"{listed(chosen, 10)}."
+        ]
 
 
 def fit_probes(experiment: Experiment, listener: Callback) -> FitResult:
-    """Every run of the experiment, one after another. Raises TrainingInterrupted when asked to stop; nothing is saved before the end."""
+    """The runs of the experiment, sequentially. Raises TrainingInterrupted when asked to stop; nothing is saved before the end."""
     config, plan = experiment.config, experiment.plan
-    probing = LinearProbeSettings(strengths=tuple(config.strategy.strengths))
-    strengths = sorted(probing.strengths, reverse=True)
+    strengths = _strengths(experiment)
     features = mean_features(experiment)
     width, extra = features.shape[1], experiment.covariates
     logits, parameters = [], []
@@ -94,6 +131,12 @@ def fit_probes(experiment: Experiment, listener: Callback) -> FitResult:
             row["improved"] = bool(better)
         listener.epoch(of_strength)
     return _result(experiment, logits, parameters, progress, width)
+
+
+def _strengths(experiment: Experiment) -> list[float]:
+    """The strongest first."""
+    settings = LinearProbeSettings(strengths=tuple(experiment.config.strategy.strengths))
+    return sorted(settings.strengths, reverse=True)
 
 
 def mean_features(experiment: Experiment) -> np.ndarray:

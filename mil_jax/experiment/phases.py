@@ -18,6 +18,7 @@ from mil_jax.strategies import ibmil_settings, optimizers, registry
 from mil_jax.strategies.dtfd import TwoTiers
 from mil_jax.strategies.ibmil import IBMIL, MakeDictionary, TwoTierIBMIL
 from mil_jax.strategies.ibmil_settings import IBMILSettings
+from mil_jax.strategies.linear_probe_settings import PROBE
 from mil_jax.strategies.lr_schedule import Schedule
 from mil_jax.strategies.mhim import MHIM
 from mil_jax.strategies.mhim_merging import MergingMHIM
@@ -26,7 +27,6 @@ from mil_jax.strategies.supervised import Supervised
 from mil_jax.tasks.base import Task
 
 STRATEGIES = {"supervised": Supervised, "dtfd": TwoTiers}  # that aggregators name for themselves
-PROBE = "linear_probe"  # which no step trains: `experiment/linear_probe.py`
 TEACHER, BACKBONE = "teacher", "backbone"  # phases of plain runs, before those of MHIM-MIL and IBMIL
 
 
@@ -40,17 +40,26 @@ def make_strategy(config: ConfigDict, task: Task, plan: Plan) -> Supervised:
 
     Raises ConfigError for settings that cannot work.
     """
-    common = _common(config, task)
-    if config.strategy.name == PROBE:
-        return Supervised(**common, name=PROBE)
-    plainly = strategy_class(_aggregator(common["module"]))
-    if not config.strategy.name:
-        return plainly(**common)
-    known = registry.default_fields(config.strategy.name)
+    name = config.strategy.name
+    known = registry.default_fields(name) if name else {}
     settings = {key: value for key, value in config.strategy.items() if key in known}
-    if config.strategy.name == "ibmil":
-        kind = TwoTierIBMIL if plainly is TwoTiers else IBMIL
-        return kind(**common, confounders=IBMILSettings(**settings))
+    return _MAKERS[name](config, _common(config, task), settings, plan)
+
+
+def _usual(config: ConfigDict, common: dict[str, Any], settings: dict[str, Any], plan: Plan) -> Supervised:
+    return strategy_class(_aggregator(common["module"]))(**common)
+
+
+def _probe(config: ConfigDict, common: dict[str, Any], settings: dict[str, Any], plan: Plan) -> Supervised:
+    return Supervised(**common, name=PROBE)  # it predicts; no step trains it
+
+
+def _ibmil(config: ConfigDict, common: dict[str, Any], settings: dict[str, Any], plan: Plan) -> Supervised:
+    kind = TwoTierIBMIL if strategy_class(_aggregator(common["module"])) is TwoTiers else IBMIL
+    return kind(**common, confounders=IBMILSettings(**settings))
+
+
+def _mhim(config: ConfigDict, common: dict[str, Any], settings: dict[str, Any], plan: Plan) -> Supervised:
     if config.train.instance_parallel > 1:
         raise ConfigError(
             "train.instance_parallel lets devices share a bag, and strategy.name=mhim ranks all its instances: leave it at 1"
@@ -59,6 +68,9 @@ def make_strategy(config: ConfigDict, task: Task, plan: Plan) -> Supervised:
     per_run = [masking.with_hyper(plan.replica_hyper(replica)) for replica in plan.replicas]
     masked = MergingMHIM if masking.merge_queries else MHIM
     return masked(**common, masking=masking, least_masked=min(one.least_masked() for one in per_run))
+
+
+_MAKERS = {"": _usual, PROBE: _probe, "ibmil": _ibmil, "mhim": _mhim}  # by strategy.name
 
 
 def make_phases(config: ConfigDict, task: Task, plan: Plan, selection: Selection) -> tuple[AnyPhase, ...]:
@@ -105,7 +117,7 @@ def _aggregator(module: Aggregator) -> Aggregator:
 
 
 def _common(config: ConfigDict, task: Task) -> dict[str, Any]:
-    """What all strategies are given."""
+    """What all strategies are given; config: with train.precision as `resolve_precision` has it."""
     optimizer = {key: value for key, value in config.optimizer.items() if key not in ("lr", "weight_decay", "schedule")}
     fields = {key: value for key, value in config.aggregator.items() if key != "name"}
     aggregator = aggregators.create(config.aggregator.name, task.num_outputs, **fields)
@@ -118,7 +130,7 @@ def _common(config: ConfigDict, task: Task) -> dict[str, Any]:
         "class_weights": config.train.class_weights,
         "sample_instances": config.train.sample_instances,
         "microbatch_size": config.train.microbatch_size,
-        "precision": resolve_precision(config),
+        "precision": config.train.precision,
     }
 
 

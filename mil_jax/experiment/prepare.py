@@ -12,7 +12,7 @@ from ml_collections import ConfigDict
 from mil_jax.data.buckets import fit_ladder, given_ladder
 from mil_jax.data.cohort.cohort import build_cohort
 from mil_jax.data.cohort.covariates import read_covariates
-from mil_jax.data.loading.residency import AUTO, choose_residency
+from mil_jax.data.loading.residency import AUTO, choose_residency, open_bags
 from mil_jax.data.loading.resident import row_bytes
 from mil_jax.data.shards.convert import Progress
 from mil_jax.data.splits.splits import TEST, VALIDATION
@@ -22,12 +22,13 @@ from mil_jax.engine.mesh import require_devices
 from mil_jax.engine.plan import Overrides
 from mil_jax.errors import ConfigError
 from mil_jax.experiment import ibmil_dictionary
-from mil_jax.experiment.data_sources import open_shards
-from mil_jax.experiment.experiment import Experiment, parameter_shapes, sampling_weights, strategy
-from mil_jax.experiment.linear_probe import require_probe
+from mil_jax.experiment.data_sources import cache_folder, open_shards
+from mil_jax.experiment.experiment import Experiment, bag_shapes, parameter_shapes, strategy
+from mil_jax.experiment.fitter import fitter_of
+from mil_jax.experiment.initial_weights import load_initial_weights
 from mil_jax.experiment.make_plan import make_plan
-from mil_jax.experiment.phases import PROBE, resolve_precision, stage_names
-from mil_jax.experiment.targets import cohort_settings, make_targets, split_settings
+from mil_jax.experiment.phases import make_phases, resolve_precision, stage_names
+from mil_jax.experiment.targets import Target, cohort_settings, make_targets, split_settings
 from mil_jax.strategies.ibmil_settings import DICTIONARY
 
 PROTOCOLS = ("clean", "reference")
@@ -50,7 +51,8 @@ def prepare(
         raise ConfigError(f"train.protocol is {config.train.protocol!r}; choose one of {', '.join(PROTOCOLS)}")
     config = ConfigDict(config.to_dict())
     config.train.precision = (choices or {}).get("precision") or resolve_precision(config)
-    shards = open_shards(config, progress)
+    shards, tables = open_shards(config, cache_folder(config), progress)
+    config.update(tables)
     settings, found = cohort_settings(config, strict)
     cohort = build_cohort(
         shards.slide_ids,
@@ -73,20 +75,20 @@ def prepare(
         asked, sizes, ladder.lengths[-1], instance, config.data.prefetch_gib, available_memory(config.train.memory_gib)
     )
     experiment = Experiment(
-        config=config,
         shards=shards,
         cohort=cohort,
         targets=targets,
         left_out=left_out,
-        plan=make_plan(config, [len(target.splits.parts) for target in targets], overrides),
         ladder=ladder,
-        selection=_selection(config, config.train.monitor),
         residency=residency,
+        bags=open_bags(
+            residency, shards, cohort.slides, ladder.lengths[-1], config.data.prefetch_gib, config.data.neighbors
+        ),
         side_by_side=side_by_side(choices or {}),
         covariates=covariates,
+        **_planned(config, targets, overrides),
     )
-    _check(experiment)
-    return experiment
+    return _checked(experiment)
 
 
 def derived(experiment: Experiment, config: ConfigDict, overrides: Sequence[Overrides]) -> Experiment:
@@ -94,30 +96,22 @@ def derived(experiment: Experiment, config: ConfigDict, overrides: Sequence[Over
 
     Raises UserError for settings that do not fit.
     """
-    folds = [len(target.splits.parts) for target in experiment.targets]
-    selection = _selection(config, config.train.monitor)
-    plan = make_plan(config, folds, overrides)
-    other = dataclasses.replace(experiment, config=config, plan=plan, selection=selection, fallback="")
-    _check(other)
-    return other
+    return _checked(dataclasses.replace(experiment, **_planned(config, experiment.targets, overrides)))
 
 
-def share_bags(experiment: Experiment, other: Experiment) -> None:
-    """Gives the bags that `experiment` has read to `other`, which was derived from it."""
-    other.__dict__["data"] = dataclasses.replace(experiment.data, sampling=sampling_weights(other))
+def _planned(config: ConfigDict, targets: Sequence[Target], overrides: Sequence[Overrides]) -> dict[str, Any]:
+    """The fields of an experiment that follow from settings of method and training."""
+    plan = make_plan(config, [len(target.splits.parts) for target in targets], overrides)
+    chosen = _choose_selection(config, targets)
+    phases = make_phases(config, targets[0].task, plan, chosen["selection"])
+    return {"config": config, "plan": plan, "phases": phases, **chosen}
 
 
-def _check(experiment: Experiment) -> None:
-    """Finds impossible settings before anything is written, and what chooses epochs."""
-    _choose_selection(experiment)
-    if experiment.config.strategy.name == PROBE:
-        require_probe(experiment)
-    elif experiment.task.couples_bags and experiment.config.train.batch_size == 1:
-        raise ConfigError(
-            f"task.loss_name={experiment.task.loss_name} compares the bags of a step, and train.batch_size is 1: set it to 32, say"
-        )
+def _checked(experiment: Experiment) -> Experiment:
+    """The same, with what the first phase begins with. Raises UserError for impossible settings, before anything is written."""
+    fitter_of(experiment).check()
     parameter_shapes(experiment)
-    _ = experiment.phases, experiment.given
+    weights = load_initial_weights(experiment, bag_shapes(experiment))
     if DICTIONARY in stage_names(experiment.config):
         ibmil_dictionary.require_bags(experiment)
     train = experiment.config.train
@@ -131,38 +125,37 @@ def _check(experiment: Experiment) -> None:
             target.task.class_weights(target.values)
         if train.balanced_sampling:
             target.task.sampling_weights(target.values)
+    return dataclasses.replace(experiment, initial_weights=weights)
 
 
-def _choose_selection(experiment: Experiment) -> None:
-    """Decides which part and which monitor choose epochs."""
-    monitor, config = experiment.selection.monitor, experiment.config
+def _choose_selection(config: ConfigDict, targets: Sequence[Target]) -> dict[str, Any]:
+    """Which part and which monitor choose epochs: the fields `selection`, `selection_part` and `fallback` of an experiment."""
+    monitor, task = config.train.monitor, targets[0].task
+
+    def chosen(monitor: str, part: int = VALIDATION, fallback: str = "") -> dict[str, Any]:
+        selection = Selection(monitor, config.train.patience, config.train.min_epochs, config.train.first_epoch)
+        return {"selection": selection, "selection_part": part, "fallback": fallback}
+
     if monitor == "last":
-        return
-    if monitor not in experiment.task.monitors:
-        known = ", ".join(("last", *experiment.task.monitors))
-        raise ConfigError(
-            f"train.monitor={monitor!r} is no monitor of task.name={experiment.task.name}; choose one of {known}"
-        )
-    parts = experiment.parts
-    bare = ~(parts == VALIDATION).any(axis=1)
+        return chosen(monitor)
+    if monitor not in task.monitors:
+        known = ", ".join(("last", *task.monitors))
+        raise ConfigError(f"train.monitor={monitor!r} is no monitor of task.name={task.name}; choose one of {known}")
+    bare = np.concatenate([~(target.splits.parts == VALIDATION).any(axis=1) for target in targets])
     if bare.any() and config.train.protocol == "reference":
-        experiment.selection_part = TEST
-    elif bare.any():
-        names = [name for target in experiment.targets for name in target.splits.names]
+        return chosen(monitor, TEST)
+    if bare.any():
+        names = [name for target in targets for name in target.splits.names]
         raise ConfigError(
             f"train.monitor={monitor} needs a validation part, but fold {np.array(names)[bare][0]} has none: "
             "set splits.val_fraction above 0, or train.monitor=last"
         )
     enough = (
         target.task.enough_cases(target.values[part == VALIDATION])
-        for target in experiment.targets
+        for target in targets
         for part in target.splits.parts
     )
-    if monitor != "val_loss" and experiment.selection_part == VALIDATION and not all(enough):
+    if monitor != "val_loss" and not all(enough):
         # With few cases such a metric takes few values, and the best of many epochs is an accident.
-        experiment.fallback = "val_loss"
-        experiment.selection = _selection(config, "val_loss")
-
-
-def _selection(config: ConfigDict, monitor: str) -> Selection:
-    return Selection(monitor, config.train.patience, config.train.min_epochs, config.train.first_epoch)
+        return chosen("val_loss", fallback="val_loss")
+    return chosen(monitor)

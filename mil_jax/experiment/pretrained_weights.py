@@ -18,6 +18,7 @@ from ml_collections import ConfigDict
 
 from mil_jax import aggregators
 from mil_jax.bags import Bag
+from mil_jax.data.label_columns import LABEL_COLUMN
 from mil_jax.data.splits.splits import TEST, VALIDATION
 from mil_jax.engine.checkpoints import read_final
 from mil_jax.engine.plan import Replica
@@ -137,7 +138,7 @@ def same_runs(source: Source, runs: Sequence[dict[str, Any]], targets: Sequence[
             place
             for place, run in enumerate(runs)
             if (str(run["fold"]), run["seed"]) == (target.fold_name, target.seed)
-            and run.get("label_column", target.label_column) == target.label_column
+            and run.get(LABEL_COLUMN, target.label_column) == target.label_column
         ]
         if not same:
             raise ConfigError(f"{source} holds no run of {target.name}: train it with the same folds and seeds")

@@ -21,8 +21,9 @@ from mil_jax import tasks
 from mil_jax.data.cohort.cohort import Cohort, CohortSettings
 from mil_jax.data.cohort.covariates import covariate_columns
 from mil_jax.data.cohort.numeric_columns import as_flags
+from mil_jax.data.label_columns import LABEL_COLUMN, LabelColumns
 from mil_jax.data.splits.folds import TEST, TRAIN, UNUSED, label_counts
-from mil_jax.data.splits.published import LABEL_COLUMN, long_table
+from mil_jax.data.splits.published import long_table
 from mil_jax.data.splits.splits import Splits, SplitSettings, make_splits
 from mil_jax.data.tables import listed, read_header, suggestion
 from mil_jax.errors import ConfigError, DataError
@@ -183,15 +184,15 @@ def make_targets(
             f"{left_out[0][1]}"
         )
     _require_equal_widths(targets)
-    return tuple(targets), pd.DataFrame(left_out, columns=["label_column", "reason"], dtype=object)
+    return tuple(targets), pd.DataFrame(left_out, columns=[LABEL_COLUMN, "reason"], dtype=object)
 
 
 def splits_table(targets: Sequence[Target], cohort: Cohort) -> pd.DataFrame:
     """The rows of splits.csv: fold, bag_id, patient_id, part, after the label column where there are several."""
     tables = [long_table(target.splits.parts, target.splits.names, cohort) for target in targets]
-    if len(targets) > 1:
-        for target, table in zip(targets, tables):
-            table.insert(0, LABEL_COLUMN, target.name)
+    columns = LabelColumns(tuple(target.name for target in targets))
+    for number, table in enumerate(tables):
+        columns.add_to(table, number)
     return pd.concat(tables, ignore_index=True)
 
 

@@ -30,7 +30,7 @@ from mil_jax.types import Array
 def require_scores(run: TrainedRun) -> Classification:
     """The run's task. Raises ConfigError where instances have no score: with several label columns, or no two classes."""
     task = run.tasks[run.targets[0]]
-    if run.several or not isinstance(task, Classification) or task.num_classes != 2:
+    if len(run.tasks) > 1 or not isinstance(task, Classification) or task.num_classes != 2:
         raise ConfigError("--instance-labels is for runs on one label column of two classes: leave it out")
     return task
 

@@ -16,7 +16,7 @@ class Scored:
     """The bags of one cohort that were scored in one way, for one label column.
 
     cohort, label_column: names. how: HELD_OUT or ENSEMBLE. by_model: rows as in predictions.csv of the part "test", of every model.
-    validation: the same of the part "val", of the run. target: what the label column is called. labelled: whether there are labels.
+    validation: the same of the part "val", of the run. labelled: whether there are labels.
     """
 
     cohort: str

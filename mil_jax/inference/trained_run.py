@@ -14,6 +14,7 @@ from ml_collections import ConfigDict
 from mil_jax.data.buckets import Ladder, fit_ladder
 from mil_jax.data.cohort.cohort import Cohort
 from mil_jax.data.cohort.covariates import FILE, Covariate, restored
+from mil_jax.data.label_columns import LABEL_COLUMN, LabelColumns
 from mil_jax.data.loading.residency import choose_residency, open_bags
 from mil_jax.data.loading.resident import row_bytes
 from mil_jax.data.shards.reader import Shards
@@ -24,7 +25,7 @@ from mil_jax.engine.predictor import Predictor
 from mil_jax.engine.types import PredictionData
 from mil_jax.experiment.experiment import engine_settings
 from mil_jax.experiment.final_model import validation_rows
-from mil_jax.experiment.phases import make_strategy
+from mil_jax.experiment.phases import make_strategy, resolve_precision
 from mil_jax.run_folder import tasks_json
 from mil_jax.run_folder.folder import RunFolder
 from mil_jax.strategies.base import TrainState
@@ -63,13 +64,13 @@ class TrainedRun:
         """Raises RunFolderError where there is no run, or none that has ended."""
         folder = RunFolder.require_complete(path)
         config, tasks = ConfigDict(folder.config), tasks_json.read(folder)
-        config.train.precision = folder.choices.get("precision", config.train.precision)
+        config.train.precision = folder.choices.get("precision") or resolve_precision(config)
         params, constants, runs = read_final(folder.checkpoints)
         names, fitted = list(tasks), tuple(run["learnt"] for run in runs)
         folds: list[list[str]] = [[] for _ in names]
         replicas = []
         for run in runs:
-            target, fold = names.index(run.get("label_column", names[0])), str(run["fold"])
+            target, fold = names.index(run.get(LABEL_COLUMN, names[0])), str(run["fold"])
             if fold not in folds[target]:
                 folds[target].append(fold)
             replicas.append(Replica(folds[target].index(fold), run["seed"], target))
@@ -86,21 +87,17 @@ class TrainedRun:
         return restored(self.folder.read_json(FILE)) if self.config.data.get("covariates") else ()
 
     @property
-    def several(self) -> bool:
-        """Whether there is more than one label column."""
-        return len(self.targets) > 1
+    def columns(self) -> LabelColumns:
+        """How files and messages name the label columns."""
+        return LabelColumns(self.targets)
 
     def splits(self, target: int) -> pd.DataFrame:
         """The rows of splits.csv of a label column."""
-        table = self.folder.read_table("splits.csv")
-        return table[table["label_column"] == self.targets[target]] if self.several else table
+        return self.columns.rows(self.folder.read_table("splits.csv"), target)
 
     def validation(self, target: int) -> pd.DataFrame:
         """The validation predictions of a label column, of this run or of the one that the final model was made from."""
-        table = validation_rows(self.folder)
-        if self.several and len(table):
-            table = table[table["label_column"] == self.targets[target]].dropna(axis="columns", how="all")
-        return table
+        return self.columns.rows(validation_rows(self.folder), target)
 
 
 def predict(

@@ -31,7 +31,7 @@ _MARK = "mil_jax_version"
 class RunFolder:
     """One run's folder. Made by `create` (to train) or `open` and `require_complete` (to read).
 
-    path: the folder. resumed: whether `create` found a run to go on with. moved: where `overwrite` put the older run.
+    path: the folder. resumed: whether `create` found a run to resume. moved: where `overwrite` put the older run.
     """
 
     def __init__(self, path: Path, *, resumed: bool = False, moved: Path | None = None) -> None:
@@ -53,7 +53,7 @@ class RunFolder:
         """A folder to train into; nothing is touched unless all checks pass.
 
         config: all settings of the run (nested). fingerprints: of the data by name ("features", "labels", "splits").
-        resume: go on with the run that is there, or start when there is none (a run killed at once leaves none).
+        resume: resume the run that is there, or start when there is none (a run killed at once leaves none).
         overwrite: move the run that is there aside, to PATH.old, PATH.old2, ...
         free: dotted names of settings, or of groups of them, that may differ when resuming.
 
@@ -153,7 +153,7 @@ class RunFolder:
             with file.open("a", encoding="utf-8") as opened:
                 opened.write(lines)
         except OSError as error:
-            raise RunFolderError(f"{file} cannot be written ({error.strerror}); mend that and use --resume") from error
+            raise RunFolderError(f"{file} cannot be written ({error.strerror}); fix that and use --resume") from error
 
     def truncate_metrics(self, phase: str, last_epoch: int) -> None:
         """Drops the rows of a phase after epoch `last_epoch` (-1: all), and a line that a killed run left half-written."""
@@ -221,7 +221,7 @@ def require_usable(path: str | os.PathLike[str], *, resume: bool = False, overwr
     if is_run_folder(folder):
         if not (resume or overwrite):
             raise RunFolderError(
-                f"{folder} already holds a run; go on with it (--resume), replace it (--overwrite), or name another"
+                f"{folder} already holds a run; resume it (--resume), replace it (--overwrite), or name another"
             )
     elif _holds_something(folder):
         raise RunFolderError(

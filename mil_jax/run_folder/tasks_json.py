@@ -3,27 +3,27 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
 
 from mil_jax import tasks
-from mil_jax.experiment.targets import Target
+from mil_jax.data.label_columns import LABEL_COLUMN
 from mil_jax.run_folder.folder import RunFolder
 from mil_jax.tasks.base import Task
 
 FILE = "tasks.json"
 
 
-def write(folder: RunFolder, targets: Sequence[Target]) -> None:
+def write(folder: RunFolder, of_columns: Mapping[str, Task]) -> None:
     """Writes the file: a row for each label column."""
-    folder.write_json(FILE, [{"label_column": target.name, **described(target.task)} for target in targets])
+    folder.write_json(FILE, [{LABEL_COLUMN: name, **described(task)} for name, task in of_columns.items()])
 
 
 def read(folder: RunFolder) -> dict[str, Task]:
     """The task of each label column. Raises RunFolderError when the file is not there or damaged."""
-    return {row.pop("label_column"): restored(row) for row in folder.read_json(FILE)}
+    return {row.pop(LABEL_COLUMN): restored(row) for row in folder.read_json(FILE)}
 
 
 def described(task: Task) -> dict[str, Any]:

@@ -8,11 +8,13 @@ from typing import ClassVar
 
 from mil_jax.errors import ConfigError
 
+PROBE = "linear_probe"  # strategy.name
+
 
 @dataclasses.dataclass(frozen=True)
 class LinearProbeSettings:
-    """strengths: of the penalty strength / 2 * |W|^2 on the mean training loss, features scaled to deviation 1 over the training bags;
-    scikit-learn's logistic regression calls 1 / (M strength) C, its ridge M strength / 2 alpha.
+    """strengths: of the penalty strength / 2 * |W|^2 on the mean training loss, features scaled to standard deviation 1 over the
+    training bags; scikit-learn's logistic regression calls 1 / (M strength) C, its ridge M strength / 2 alpha.
 
     Raises ConfigError for a strength that is no positive number.
     """

@@ -7,10 +7,10 @@ from typing import Any
 
 from mil_jax.errors import ConfigError
 from mil_jax.strategies.ibmil_settings import IBMILSettings
-from mil_jax.strategies.linear_probe_settings import LinearProbeSettings
+from mil_jax.strategies.linear_probe_settings import PROBE, LinearProbeSettings
 from mil_jax.strategies.mhim_settings import MHIMSettings
 
-SETTINGS: dict[str, type] = {"ibmil": IBMILSettings, "linear_probe": LinearProbeSettings, "mhim": MHIMSettings}
+SETTINGS: dict[str, type] = {"ibmil": IBMILSettings, PROBE: LinearProbeSettings, "mhim": MHIMSettings}
 
 
 def default_fields(name: str) -> dict[str, Any]:

@@ -106,4 +106,4 @@ def test_shards_without_neighbors_name_the_command(tmp_path):
     config = base_config()
     config.data.update(shards=str(tmp_path / "shards"), neighbors=8)
     with pytest.raises(DataError, match=r"hold no neighbours.* python -m data_prep.shard --neighbors 8"):
-        open_shards(config, None)
+        open_shards(config, tmp_path, None)

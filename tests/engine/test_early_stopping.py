@@ -34,6 +34,6 @@ def test_nobody_waits_for_an_epoch_that_may_not_be_chosen():
 
 def test_a_first_epoch_behind_the_last_of_a_stage_is_refused():
     arguments = ["--config=configs/mhim_abmil.py", "--config.train.epochs=9", "--config.strategy.teacher_epochs=4"]
-    config, _, _ = parse(arguments, lambda values: None)
+    config, _, _ = parse([*arguments, "--config.train.precision=float32"], lambda values: None)
     with pytest.raises(ConfigError, match=r"train\.first_epoch=4 leaves no epoch to choose where there are 4"):
         make_phases(config, cohorts.TASK, make_plan(config, [2], [()]), Selection(first_epoch=4))

@@ -14,6 +14,7 @@ import pandas as pd
 import pytest
 from ml_collections import ConfigDict
 
+from mil_jax.data.label_columns import LabelColumns
 from mil_jax.data.splits.splits import TEST, TRAIN
 from mil_jax.engine.checkpoints import Checkpoints
 from mil_jax.engine.plan import Plan, Replica
@@ -41,7 +42,7 @@ def experiment() -> Any:
         config=config(),
         plan=Plan((Replica(0, 1), Replica(1, 1)), {}),
         targets=(SimpleNamespace(name="label", splits=splits),),
-        several=False,
+        columns=LabelColumns(("label",)),
         cohort=SimpleNamespace(bags=pd.DataFrame({"bag_id": list("vwxyz")})),
         run_name=lambda run: f"fold {'ab'[run.fold]}, seed {run.seed}",
     )

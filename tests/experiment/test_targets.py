@@ -70,7 +70,7 @@ def test_each_target_has_the_splits_that_it_has_alone_and_leaves_bags_without_la
     assert (both.targets[1].splits.parts[:, unlabelled] == UNUSED).all()
     assert (both.targets[1].splits.parts[:, ~unlabelled] != UNUSED).all()
     assert [both.row(replica) for replica in both.plan.replicas] == [0, 1, 2, 3]
-    assert both.data.first_row == (0, 2)
+    assert both.first_row == (0, 2)
 
 
 def test_the_splits_of_several_targets_are_read_back(panel, tmp_path):

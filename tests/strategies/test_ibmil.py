@@ -159,7 +159,8 @@ def test_settings_that_cannot_work_are_refused(settings, complaint):
 
 
 def configured(*arguments: str) -> ConfigDict:
-    return parse([*arguments, "--config.data.features=unused"], lambda values: None)[0]
+    usual = ["--config.data.features=unused", "--config.train.precision=float32"]
+    return parse([*arguments, *usual], lambda values: None)[0]
 
 
 @pytest.mark.parametrize(

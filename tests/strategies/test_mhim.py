@@ -139,7 +139,8 @@ def test_settings_that_cannot_work_are_refused(settings, complaint):
 
 
 def configured(*arguments: str) -> ConfigDict:
-    return parse([*arguments, "--config.data.features=unused"], lambda values: None)[0]
+    usual = ["--config.data.features=unused", "--config.train.precision=float32"]
+    return parse([*arguments, *usual], lambda values: None)[0]
 
 
 def test_any_config_can_ask_for_it_and_then_has_its_settings():

@@ -2,15 +2,11 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 import numpy as np
 import pandas as pd
 
+from mil_jax.data.cohort.settings import CohortSettings
 from mil_jax.errors import DataError
-
-if TYPE_CHECKING:
-    from mil_jax.data.cohort.settings import CohortSettings
 
 _TRUE, _FALSE = frozenset(("1", "true", "yes")), frozenset(("0", "false", "no"))
 

@@ -22,11 +22,11 @@ CLASSES = ("negative", "positive")
 _CLASHING = ("data.features", "data.shards", "data.labels", "data.target", "splits.file", "splits.test", "splits.group")
 
 
-def synthetic_shards(config: ConfigDict, folder: Path) -> Shards:
-    """An index of bags of float16 features [size, dim] that lie nowhere, as `data.synthetic` asks for.
+def synthetic_shards(config: ConfigDict, folder: Path) -> tuple[Shards, dict[str, str]]:
+    """An index of bags of float16 features [size, dim] that lie nowhere, as `data.synthetic` asks for; and the settings of `data` that
+    name their label table (slide_id, patient_id and label, the classes in turn), which is written below `folder`.
 
-    Their label table (slide_id, patient_id and label, the classes in turn) is written below `folder` and named in `config`, in
-    place. Raises ConfigError where data is named as well.
+    Raises ConfigError where data is named as well.
     """
     for name in _CLASHING:
         group, last = name.split(".")
@@ -51,5 +51,5 @@ def synthetic_shards(config: ConfigDict, folder: Path) -> Shards:
     )
     shape = (num_parts, dim) if num_parts else (dim,)
     index = ShardIndex(shape, np.dtype("<f2"), (), records, num_neighbors=config.data.neighbors, num_parts=num_parts)
-    config.data.update(labels=str(labels), target="label", patient="patient_id", classes=",".join(CLASSES))
-    return Shards(folder, index)
+    tables = {"labels": str(labels), "target": "label", "patient": "patient_id", "classes": ",".join(CLASSES)}
+    return Shards(folder, index), tables

@@ -14,28 +14,11 @@ from mil_jax.data.loading.sharded import ShardedBags, ShardedLoader, fullest
 from mil_jax.data.loading.streamed import WINDOWS, Order, StreamedBags, StreamingLoader
 from mil_jax.data.shards.reader import Shards
 from mil_jax.errors import DataError
+from mil_jax.machine import Memory
 
 AUTO, RESIDENT, STREAMED = "auto", "resident", "streamed"
 MOST_SHARE = 0.7  # of the memory, for the cohort; models, activations and the system take from the rest
 _MOST_ROWS = np.iinfo(np.int32).max  # offsets are int32 on the device, JAX's default integer width
-
-
-@dataclass(frozen=True)
-class Memory:
-    """What there is: bytes of a host, through which every cohort is read, and of one device; the least of all processes.
-
-    own: whether a device has memory of its own; those of a CPU use the host's, all of them the same arrays. devices: of all processes.
-    """
-
-    host: int
-    device: int
-    own: bool
-    devices: int
-
-    @property
-    def least(self) -> tuple[int, str]:
-        """Bytes that one array, whole on every device, has to share, and whose they are."""
-        return (self.device, "device") if self.own and self.device < self.host else (self.host, "host")
 
 
 @dataclass(frozen=True)

@@ -127,7 +127,7 @@ class LazyBags:
         return bag_sizes(self.shards, self.slides).astype(np.int32)
 
     def load(self) -> ResidentBags:
-        """The bags, in host memory; read once. Raises ShardError for a torn or altered record."""
+        """The bags, in host memory, read the first time. Raises ShardError for a torn or altered record."""
         return self._loaded
 
     @cached_property

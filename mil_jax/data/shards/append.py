@@ -5,24 +5,20 @@ The folder changes as a whole or not at all, as when it is written. What exists 
 
 from __future__ import annotations
 
-
-
 import os
 import shutil
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
 from mil_jax.data.features.checks import SlideChecks
 from mil_jax.data.shards.index import ShardIndex, read_index
+from mil_jax.data.shards.reader import Shards
 from mil_jax.errors import ConfigError
 from mil_jax.interop.feature_files import FeatureFile
-
-if TYPE_CHECKING:  # it imports the writer
-    from mil_jax.data.shards.reader import Shards
 
 
 @dataclass(frozen=True)

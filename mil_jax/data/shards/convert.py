@@ -7,8 +7,6 @@ under a new name.
 
 from __future__ import annotations
 
-
-
 import dataclasses
 import hashlib
 import json
@@ -22,8 +20,8 @@ from numpy.typing import DTypeLike
 from mil_jax.data.buckets import Ladder, fit_ladder
 from mil_jax.data.features.regions import as_one_region
 from mil_jax.data.shards.index import VERSION
-from mil_jax.data.shards.writer import ShardWriteReport, write_shards
 from mil_jax.data.shards.reader import Shards
+from mil_jax.data.shards.writer import ShardWriteReport, write_shards
 from mil_jax.errors import DataError, ShardError, UserError
 from mil_jax.interop.feature_files import FeatureFile, Layout
 from mil_jax.interop.feature_folders import recognise

@@ -8,8 +8,6 @@ copied folder opens and an exchanged shard does not.
 
 from __future__ import annotations
 
-
-
 import hashlib
 import json
 import os

@@ -7,8 +7,6 @@ and names shard, record and slide.
 
 from __future__ import annotations
 
-
-
 import math
 import os
 import threading
@@ -22,7 +20,6 @@ import pandas as pd
 from mil_jax.data.shards import tfrecord
 from mil_jax.data.shards.index import REWRITE, ShardIndex, read_index, where
 from mil_jax.errors import ShardError
-from mil_jax.interop.slide_bag import Provenance, SlideBag
 
 _PROVENANCE = ("tile_size_level0", "mpp_level0", "coordinate_unit", "encoder", "tile_order", "source", "source_mtime")
 _VERIFY_BYTES = 1 << 20  # read and checked at a time: stays in the cache

@@ -8,8 +8,6 @@ of padding. TensorFlow cannot read a message of 2 GiB or more.
 
 from __future__ import annotations
 
-
-
 import os
 import struct
 from collections.abc import Sequence

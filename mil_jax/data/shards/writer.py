@@ -8,32 +8,28 @@ temporary name and renamed when complete. TensorFlow reads it with
 
 from __future__ import annotations
 
-
-
 import json
 import math
 import os
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import pandas as pd
 from numpy.typing import DTypeLike
 
-from mil_jax.data.shards import append, tfrecord
 from mil_jax.data.buckets import Ladder, round_up
 from mil_jax.data.features.checks import SlideChecks
 from mil_jax.data.features.graphs import nearest_neighbors
 from mil_jax.data.features.regions import in_regions
+from mil_jax.data.shards import append, tfrecord
 from mil_jax.data.shards.index import INDEX_FILE, ShardFile, ShardIndex, write_index
-from mil_jax.files import atomic_folder
+from mil_jax.data.shards.reader import Shards
 from mil_jax.errors import ConfigError, DataError
+from mil_jax.files import atomic_folder
 from mil_jax.interop.slide_bag import UNKNOWN, SlideBag
-
-if TYPE_CHECKING:  # it imports this module
-    from mil_jax.data.shards.reader import Shards
 
 REPORT_FILE = "feature_report.json"
 

@@ -19,12 +19,12 @@ import pandas as pd
 from mil_jax.data.cohort.cohort import Cohort
 from mil_jax.data.cohort.ids import match_ids, natural_key
 from mil_jax.data.cohort.label_table import PATIENT_COLUMNS, SLIDE_COLUMNS
+from mil_jax.data.label_columns import LABEL_COLUMN
 from mil_jax.data.splits.folds import PART_NAMES, TEST, TRAIN, UNUSED, VALIDATION, held_out_parts
 from mil_jax.data.tables import is_number, listed, read_columns, read_header
 from mil_jax.errors import DataError
 
 OWN_COLUMNS = ["fold", "bag_id", "patient_id", "part"]
-LABEL_COLUMN = "label_column"  # before them, where a run had several
 _PARTS = {"train": TRAIN, "training": TRAIN, "val": VALIDATION, "valid": VALIDATION, "validation": VALIDATION}
 _PARTS |= {"test": TEST, "testing": TEST}
 _CLAM_FILE = re.compile(r"splits_(\d+)(_bool)?\.csv")
@@ -82,7 +82,7 @@ def read_published(
                 if parts[row, bag] not in (UNUSED, part):
                     raise DataError(
                         f"{source}: fold {fold} has bag {cohort.bags['bag_id'][bag]} in its {PART_NAMES[part]} part "
-                        f"and in its {PART_NAMES[int(parts[row, bag])]} part; use data.unit='slide' or mend the file"
+                        f"and in its {PART_NAMES[int(parts[row, bag])]} part; use data.unit='slide' or fix the file"
                     )
                 parts[row, bag] = part
     excluded = [(name, f"in {source.name}, but not in the cohort") for name in names if not bags_of[name]]

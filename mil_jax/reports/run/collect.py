@@ -15,9 +15,10 @@ from mil_jax.data.tables import listed
 from mil_jax.engine.types import FitResult
 from mil_jax.experiment.chosen_checkpoint import run_task
 from mil_jax.experiment.experiment import Experiment
-from mil_jax.experiment.phases import PROBE
+from mil_jax.experiment.fitter import fitter_of
 from mil_jax.experiment.targets import Target
 from mil_jax.reports.run.leak_report import leak_report
+from mil_jax.reports.run.multi_target import TargetReport
 from mil_jax.reports.run.statements import RunProtocol
 from mil_jax.run_folder import features_json, tasks_json
 from mil_jax.run_folder.folder import RunFolder
@@ -55,8 +56,7 @@ def predictions(experiment: Experiment, result: FitResult, chosen: Iterable[int]
                 leaked=~target.splits.leak_free[replica.fold, rows] if leaky and part == "test" else None,
             )
             table.insert(table.columns.get_loc("fold") + 1, "fold_name", target.splits.names[replica.fold])
-            if experiment.several:
-                table.insert(0, "label_column", target.name)
+            experiment.columns.add_to(table, replica.target)
             tables.append(table)
     return pd.concat(tables, ignore_index=True)
 
@@ -71,13 +71,21 @@ def fold_names(target: Target) -> dict[int, str]:
     return {fold: f"fold {name}" for fold, name in enumerate(target.splits.names)}
 
 
+def target_reports(experiment: Experiment) -> list[TargetReport]:
+    """What the summary needs of each target."""
+    return [
+        TargetReport(target.name, target.task, target.class_counts, constant_answers(target), fold_names(target))
+        for target in experiment.targets
+    ]
+
+
 def title(experiment: Experiment) -> str:
     """The recipe and what it predicts."""
     return f"{experiment.config.name}: {'embedded digits' if experiment.embedded else experiment.config.data.target}"
 
 
-def failures(experiment: Experiment, result: FitResult) -> list[str]:
-    """A sentence for each run whose loss was no longer finite."""
+def notes_on_runs(experiment: Experiment, result: FitResult) -> list[str]:
+    """A sentence for each run whose loss was no longer finite, and what the fitter says of its runs."""
     failed, best = result.progress.failed.tolist(), result.progress.best_epoch.tolist()
     sentences = []
     for replica, epoch, best_epoch in zip(experiment.plan.replicas, failed, best):
@@ -87,12 +95,12 @@ def failures(experiment: Experiment, result: FitResult) -> list[str]:
                 f"Run {experiment.run_name(replica)}: the loss was no longer finite in epoch {epoch + 1}; "
                 f"it was stopped there, and {kept}."
             )
-    return sentences
+    return [*sentences, *fitter_of(experiment).notes(result)]
 
 
 def write_evaluation_metadata(experiment: Experiment, folder: RunFolder) -> list[str]:
     """Writes tasks.json, features.json and, where there are any, covariates.json, and gives the sentences of the leak report."""
-    tasks_json.write(folder, experiment.targets)
+    tasks_json.write(folder, {target.name: target.task for target in experiment.targets})
     bags = bag_moments(experiment.shards, experiment.cohort.slides)
     training = (experiment.parts == TRAIN).any(axis=0)
     moments = features_json.training_moments(bags, training)
@@ -103,30 +111,14 @@ def write_evaluation_metadata(experiment: Experiment, folder: RunFolder) -> list
     return leak_report(experiment, bags)
 
 
-def probe_notes(experiment: Experiment, result: FitResult) -> list[str]:
-    """Which penalty each linear probe chose."""
-    if experiment.config.strategy.name != PROBE:
-        return []
-    strengths = sorted(experiment.config.strategy.strengths, reverse=True)
-    chosen = [
-        f"{experiment.run_name(run)}: {strengths[place]:g}"
-        for run, place in zip(experiment.plan.replicas, result.progress.best_epoch)
-    ]
-    return [
-        "Linear probes on mean features: what curves call an epoch is a penalty, the strongest first; chosen: "
-        + listed(chosen, 10)
-        + "."
-    ]
-
-
-def run_protocol(experiment: Experiment, failed: Sequence[str] = (), shared: Sequence[str] = ()) -> RunProtocol:
-    """How the runs were carried out, with what does not follow from the predictions and has to stand under the result. shared: the leak
-    report.
+def run_protocol(experiment: Experiment, of_runs: Sequence[str] = (), shared: Sequence[str] = ()) -> RunProtocol:
+    """How the runs were carried out, with what does not follow from the predictions and has to stand under the result. of_runs: as
+    `notes_on_runs` says. shared: the leak report.
     """
     config, notes = experiment.config, []
-    for target in experiment.targets:
+    for number, target in enumerate(experiment.targets):
         leaks = [line for line in target.splits.report if line.startswith("leak")]
-        notes += [f"{target.name}: {line}" if experiment.several else line for line in leaks]
+        notes += [experiment.columns.named(number, line, ": ") for line in leaks]
     if config.train.permute_labels:
         notes.append("A control: the labels were permuted among the bags; every metric should be at chance.")
     if isinstance(experiment.task, Survival) and experiment.task.bins_leak:
@@ -139,19 +131,15 @@ def run_protocol(experiment: Experiment, failed: Sequence[str] = (), shared: Seq
             f"Not from the slides alone: the classifier reads {listed(experiment.covariates.names, 12)} of the label table beside the "
             "bag's embedding, numbers standardised by each run's training bags."
         )
-    notes += [*shared, *failed]
-    if experiment.given:
-        notes.append(experiment.given.note)
+    notes += [*shared, *of_runs]
+    if experiment.initial_weights:
+        notes.append(experiment.initial_weights.note)
     if experiment.fallback:
         notes.append(
             f"The validation loss chose the epoch, not the {METRIC_LABELS[experiment.task.main_metric]}: {experiment.task.few_cases}."
         )
     if experiment.embedded:
-        notes.append(
-            "Embedded digits."
-            if experiment.config.strategy.name == PROBE
-            else "Embedded digits with the config's demo part (small widths, few epochs); name data to train in earnest."
-        )
+        notes.append(fitter_of(experiment).embedded_note)
     return RunProtocol(
         protocol=config.train.protocol,
         select=experiment.selection.monitor,

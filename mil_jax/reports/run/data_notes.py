@@ -18,7 +18,7 @@ def notes_on_data(experiment: Experiment) -> list[str]:
         target.name: describe(cohort, target.strata, target.task.strata_names, target.splits).sentences
         for target in experiment.targets
     }
-    if not experiment.several:
+    if len(experiment.targets) == 1:
         return [*shards.notes, *lost, *sentences[experiment.targets[0].name]]
     rarest = [min(target.class_counts.values()) for target in experiment.targets]
     own = {name: lines[len(cohort.report) + 1 :] for name, lines in sentences.items()}  # without the list of classes

@@ -29,36 +29,25 @@ def write_report(experiment: Experiment, folder: RunFolder, result: FitResult, s
         "history": [row for row in history if row["phase"] == history[-1]["phase"]],  # curves are of the last stage
     }
     shared = collect.write_evaluation_metadata(experiment, folder)
-    said = [*collect.failures(experiment, result), *collect.probe_notes(experiment, result)]
-    protocol = collect.run_protocol(experiment, said, shared)
+    protocol = collect.run_protocol(experiment, collect.notes_on_runs(experiment, result), shared)
     asked = ConfigDict(folder.config)  # what was chosen automatically is not in it
     if is_final(asked):
         leave_validation(asked, folder)
         notes = final_settings(asked).notes
         return write_final_summary(folder, statements=[*notes, *protocol.notes], **common)
     predictions = collect.predictions(experiment, result)
-    if experiment.several:
-        reports = [
-            multi_target.TargetReport(
-                target.name,
-                target.task,
-                target.class_counts,
-                collect.constant_answers(target),
-                collect.fold_names(target),
-            )
-            for target in experiment.targets
-        ]
+    reports = collect.target_reports(experiment)
+    if len(reports) > 1:
         return multi_target.write_target_summaries(
             folder, reports, predictions, protocol=protocol, left_out=experiment.left_out, **common
         )
-    target = experiment.targets[0]
     return write_summary(
         folder,
-        task=target.task,
+        task=reports[0].task,
         predictions=predictions,
-        constants=collect.constant_answers(target),
+        constants=reports[0].constants,
         protocol=protocol,
-        fold_names=collect.fold_names(target),
+        fold_names=reports[0].fold_names,
         **common,
     )
 

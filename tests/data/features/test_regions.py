@@ -172,4 +172,4 @@ def test_shards_without_regions_name_the_command(tmp_path):
     config = base_config()
     config.data.update(shards=str(tmp_path / "shards"), regions=16)
     with pytest.raises(DataError, match=r"hold no regions.* python -m data_prep.shard --regions 16"):
-        open_shards(config, None)
+        open_shards(config, tmp_path, None)

@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 
 from mil_jax.data.loading import residency
-from mil_jax.data.loading.residency import Memory
 from mil_jax.errors import DataError
+from mil_jax.machine import Memory
 
 GIB = 2**30
 CPU = Memory(host=10 * GIB, device=5 * GIB, own=False, devices=2)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-
 import json
 import math
 import shutil
@@ -19,10 +18,10 @@ from hypothesis.extra import numpy as hnp
 
 from mil_jax.data.buckets import Ladder
 from mil_jax.data.shards import tfrecord
-from mil_jax.interop.slide_bag import Provenance, SlideBag
 from mil_jax.data.shards.reader import Shards
 from mil_jax.data.shards.writer import write_shards
 from mil_jax.errors import DataError, UserError
+from mil_jax.interop.slide_bag import Provenance, SlideBag
 
 
 def bag(slide_id: str, n: int, width: int = 4, dtype: str = "float16", coords: bool = True) -> SlideBag:

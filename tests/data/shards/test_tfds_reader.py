@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-
 import numpy as np
 import pytest
 
 from mil_jax.data.features.graphs import nearest_neighbors
-from mil_jax.interop.slide_bag import Provenance, SlideBag
 from mil_jax.data.shards.reader import Shards
 from mil_jax.data.shards.writer import write_shards
+from mil_jax.interop.slide_bag import Provenance, SlideBag
 from tests.skips import needs
 
 pytestmark = pytest.mark.full

@@ -1,0 +1,1 @@
+"""Shards: TFRecord files of padded bags with an index beside them."""
