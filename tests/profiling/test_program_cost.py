@@ -76,12 +76,12 @@ def test_a_bench_takes_the_epochs_steps_and_leaves_a_time_for_each_part(bench):
         assert step.seconds >= 0 < step.idle_seconds
         assert step.runs == 4
         assert min(bench.time_evaluation(bucket, 0.01)) >= 0
-    before = np.asarray(bench.moving.state.step)[:4]
+    before = np.asarray(bench.carry.state.step)[:4]
     seconds, runs = bench.time_order(float("inf"))
     steps, slots = count_steps(bench.order, runs, 2)
     assert seconds > 0
     assert runs == bench.order.dispatches
-    np.testing.assert_array_equal(np.asarray(bench.moving.state.step)[:4] - before, steps.sum(axis=1))
+    np.testing.assert_array_equal(np.asarray(bench.carry.state.step)[:4] - before, steps.sum(axis=1))
     np.testing.assert_array_equal(steps.sum(axis=1), bench.order.counts)
     assert (slots >= steps.max(axis=0)).all()
     assert bench.time_laying_out() > 0
