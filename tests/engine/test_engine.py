@@ -1,4 +1,4 @@
-"""The promises of the replica engine: alone = in company, resumed = undisturbed, one fetch an epoch, few compilations."""
+"""The promises of the replica engine: alone = together with other runs, resumed = undisturbed, one fetch an epoch, few compilations."""
 
 from __future__ import annotations
 
