@@ -10,7 +10,9 @@ USE = "import jax; from mil_jax.engine.runtime import use_one_device_per_core as
 
 def devices(code: str) -> int:
     """The number of devices at the end of `code`, in an interpreter of its own."""
-    done = subprocess.run([sys.executable, "-c", f"{USE}{code}\nprint(jax.device_count())"], capture_output=True, text=True)
+    done = subprocess.run(
+        [sys.executable, "-c", f"{USE}{code}\nprint(jax.device_count())"], capture_output=True, text=True
+    )
     assert done.returncode == 0, done.stderr
     return int(done.stdout)
 
