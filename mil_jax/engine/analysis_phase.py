@@ -15,7 +15,7 @@ from mil_jax.engine import programs
 from mil_jax.engine.callbacks import TrainingInterrupted
 from mil_jax.engine.checkpoints import Checkpoints
 from mil_jax.strategies.base import Analysis, TrainState
-from mil_jax.types import PyTree
+from mil_jax.types import Array, PyTree
 
 if TYPE_CHECKING:
     from mil_jax.engine.engine import Engine
@@ -52,7 +52,7 @@ def _look(engine: Engine, analysis: Analysis, previous: TrainState) -> tuple[PyT
     bags, sizes = data.listed(data.training, engine.rows, int(data.training.sum(axis=1).max()))
     cohorts = [engine.cohort(engine.loader.shapes(bucket)) for bucket in range(len(data.lengths))]
 
-    def one(state: TrainState, cohort: programs.DeviceCohort) -> jax.Array:
+    def one(state: TrainState, cohort: programs.DeviceCohort) -> Array:
         mine: TrainState = jax.tree.map(lambda x: x[0], state)
         return analysis.predict(mine, programs.read_bag(cohort, jnp.int32(0), data.lengths[0])).logits
 

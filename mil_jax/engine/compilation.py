@@ -23,10 +23,8 @@ from mil_jax.engine.programs import (
     AXIS,
     DATA_AXIS,
     INSTANCE_AXIS,
-    Array,
     DeviceCohort,
     EpochInputs,
-    PyTree,
     ReplicaIds,
     StepCarry,
     replica_sharding,
@@ -34,6 +32,7 @@ from mil_jax.engine.programs import (
 from mil_jax.errors import ConfigError
 from mil_jax.machine import usable_cores
 from mil_jax.strategies.base import Analysis, Strategy, TrainState
+from mil_jax.types import Array, PyTree
 
 
 class Built(NamedTuple):

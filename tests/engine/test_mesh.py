@@ -282,8 +282,9 @@ def test_processes_with_different_memory_choose_by_the_smallest(tmp_path):
 
 
 def test_what_there_is_is_the_least_of_all_processes(monkeypatch):
-    monkeypatch.setattr(device_memory, "least", lambda value: value / 2)
-    here, everywhere = device_memory.min_memory(), device_memory.min_memory.__wrapped__()
+    here = device_memory.min_memory()  # kept from then on
+    monkeypatch.setattr(device_memory, "global_min", lambda value: value / 2)
+    everywhere = device_memory.min_memory.__wrapped__()
     assert (everywhere.host, everywhere.device) == (here.host // 2, here.device // 2)
     assert (device_memory.available_memory(3.0).device, device_memory.available_memory(3.0).own) == (3 * 2**30, True)
 
