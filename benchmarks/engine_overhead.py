@@ -31,7 +31,7 @@ from mil_jax import aggregators
 from mil_jax.data.buckets import fit_ladder
 from mil_jax.data.loading.resident import ResidentBags
 from mil_jax.engine.early_stopping import Selection
-from mil_jax.engine.engine import fit
+from mil_jax.engine.fit import fit
 from mil_jax.engine.mesh import replica_mesh
 from mil_jax.engine.plan import Plan, Replica
 from mil_jax.engine.programs import AXIS

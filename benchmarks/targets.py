@@ -24,7 +24,7 @@ from mil_jax import aggregators
 from mil_jax.data.buckets import fit_ladder
 from mil_jax.data.loading.resident import ResidentBags
 from mil_jax.engine.early_stopping import Selection
-from mil_jax.engine.engine import fit
+from mil_jax.engine.fit import fit
 from mil_jax.engine.plan import Plan, Replica
 from mil_jax.engine.runtime import use_one_device_per_core
 from mil_jax.engine.types import EngineData, EngineSettings, FitResult, Phase

@@ -24,7 +24,7 @@ from mil_jax.cli.overview import describe_experiment
 from mil_jax.cli.sweep_grid import Axis, Group, Point, draw_points, grouped, read_axes, shown, with_point
 from mil_jax.config import ConfigDict, help_text, parse, source_of
 from mil_jax.data.splits.splits import TEST
-from mil_jax.engine.engine import TrainingInterrupted
+from mil_jax.engine.callbacks import TrainingInterrupted
 from mil_jax.engine.nan_debugging import NotFinite
 from mil_jax.engine.types import FitResult
 from mil_jax.errors import ConfigError

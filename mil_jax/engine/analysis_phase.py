@@ -5,24 +5,26 @@ What it finds is computed on the host, run by run; it is saved at once, so that 
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
 from mil_jax.engine import programs
-from mil_jax.engine.callbacks import TrainingInterrupted
+from mil_jax.engine.callbacks import Callback, TrainingInterrupted
 from mil_jax.engine.checkpoints import Checkpoints
+from mil_jax.engine.engine import Engine
 from mil_jax.strategies.base import Analysis, TrainState
 from mil_jax.types import Array, PyTree
 
-if TYPE_CHECKING:
-    from mil_jax.engine.engine import Engine
-
 
 def run(
-    engine: Engine, analysis: Analysis, previous: TrainState | None, checkpoints: Checkpoints | None
+    engine: Engine,
+    analysis: Analysis,
+    previous: TrainState | None,
+    listener: Callback,
+    checkpoints: Checkpoints | None,
 ) -> tuple[TrainState, PyTree]:
     """The state that the next phase is given, and what was found: "params" [R, ...], "bags" [R, V] (their numbers, -1 for none), and
     "per_bag", by name [R, V, ...].
@@ -30,27 +32,29 @@ def run(
     assert previous is not None, "an analysis comes after a phase"
     runs = engine.plan.described()
     saved = bool(checkpoints and checkpoints.place(runs))
-    engine.listener.phase(analysis.name, int(saved), 1)
+    listener.phase(analysis.name, int(saved), 1)
     if checkpoints and saved:
         found = checkpoints.as_saved()
     else:
-        found, rows = _look(engine, analysis, previous)
+        found, rows = _look(engine, analysis, previous, listener)
         if checkpoints:
             checkpoints.save(0, found, {"runs": runs}, wait=True)
-        engine.listener.epoch(rows)
-        if checkpoints and engine.vote.blocking(engine.listener.stop_requested()):
+        listener.epoch(rows)
+        if checkpoints and engine.vote.blocking(listener.stop_requested()):
             raise TrainingInterrupted
     return engine.shard(TrainState.ended_with(found["params"], engine.num_replicas)), found
 
 
-def _look(engine: Engine, analysis: Analysis, previous: TrainState) -> tuple[PyTree, list[dict[str, Any]]]:
+def _look(
+    engine: Engine, analysis: Analysis, previous: TrainState, listener: Callback
+) -> tuple[PyTree, list[dict[str, Any]]]:
     """What is found, and a row for each run."""
     data, plan = engine.data, engine.plan
     engine.prepare(analysis)
     hyper, constants = engine.fitted(analysis)
     state = previous.replace(hyper=hyper, constants=constants, optimizer={})
     bags, sizes = data.listed(data.training, engine.rows, int(data.training.sum(axis=1).max()))
-    cohorts = [engine.cohort(engine.loader.shapes(bucket)) for bucket in range(len(data.lengths))]
+    cohorts = engine.cohort_shapes()
 
     def one(state: TrainState, cohort: programs.DeviceCohort) -> Array:
         mine: TrainState = jax.tree.map(lambda x: x[0], state)
@@ -58,13 +62,10 @@ def _look(engine: Engine, analysis: Analysis, previous: TrainState) -> tuple[PyT
 
     shape = jax.eval_shape(one, state, cohorts[0]).shape
     buckets = np.unique(data.bucket[data.training.any(axis=0)]).tolist()
-    nothing = programs.EpochInputs(bags=np.zeros(0), extras={})
-    moving = programs.StepCarry(state=state, metrics={})
-    engine.programs.compile_ahead(
-        [], buckets, cohorts, engine.who, moving, nothing, (bags.shape[1], *shape), engine.placement.count
-    )
+    logits = bags.shape[1], *shape
+    engine.programs.compile_evaluation(buckets, cohorts, state, engine.ids.target, logits, engine.placement.count)
     batch_size = engine.settings.batch_size
-    predicted = engine.predict(state, bags, shape, lambda count: engine.listener.steps(-(-count // batch_size)))
+    predicted = engine.predict(state, bags, shape, lambda count: listener.steps(-(-count // batch_size)))
     seen = engine.strip_padding(engine.fetch(predicted))
     findings = [analysis.analyze(seen[r, : sizes[r]]) for r in range(engine.num_replicas)]
     rows = [

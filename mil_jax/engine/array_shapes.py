@@ -48,23 +48,23 @@ def fitted_shapes(
     return jax.tree.map(lambda x: jax.ShapeDtypeStruct((rows, *np.shape(x)), x.dtype), one)
 
 
-def moving_shapes(
+def carry_shapes(
     strategy: Strategy,
     plan: Plan,
     state: TrainState,
     cohort: programs.DeviceCohort,
     length: int,
     batch_size: int,
-    placed: Sharding,
+    sharding: Sharding,
 ) -> programs.StepCarry:
-    """Of what a step changes; `state`: shapes of all replicas. placed: of the leading axis."""
+    """Of what a step changes; `state`: shapes of all replicas. sharding: of the leading axis."""
     rows = state.step.shape[0]
     metrics = step_metrics(strategy, plan, state, cohort, length, batch_size)
     sums = {name: jax.ShapeDtypeStruct((rows, *x.shape), x.dtype) for name, x in metrics.items()}
-    moving: programs.StepCarry = jax.tree.map(
-        lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=placed), programs.StepCarry(state, sums)
+    carry: programs.StepCarry = jax.tree.map(
+        lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding), programs.StepCarry(state, sums)
     )
-    return moving
+    return carry
 
 
 def step_metrics(
@@ -86,12 +86,12 @@ def step_metrics(
 
 
 def epoch_shapes(
-    strategy: Strategy, plan: Plan, rows: int, steps: int, batch_size: int, placed: Sharding
+    strategy: Strategy, plan: Plan, rows: int, steps: int, batch_size: int, sharding: Sharding
 ) -> programs.EpochInputs:
-    """Of an epoch of so many steps. rows: of the leading axis on all devices, whose placement is `placed`."""
+    """Of an epoch of so many steps. rows: of the leading axis on all devices, whose sharding is `sharding`."""
 
     def shape(axes: tuple[int, ...], dtype: Any) -> jax.ShapeDtypeStruct:
-        return jax.ShapeDtypeStruct((rows, steps, *axes), dtype, sharding=placed)
+        return jax.ShapeDtypeStruct((rows, steps, *axes), dtype, sharding=sharding)
 
     extras = {name: shape(x.shape[1:], x.dtype) for name, x in _one_step(strategy, plan, batch_size).items()}
     return programs.EpochInputs(bags=shape((batch_size,), np.int32), extras=extras)

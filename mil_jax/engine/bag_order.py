@@ -1,9 +1,9 @@
 """The order in which bags are trained on: an epoch is a shuffled list of slots, each of one bucket.
 
 The number of slots per bucket and their order come from the split table alone, never from which replicas run, so that a replica
-sees the same order alone and in company. Each replica fills the slots with its own shuffle (independent), or all see the same bag at
-the same time (shared); where a replica has no bag for a slot it idles. Consecutive slots of one bucket are dispatched together, which
-changes no order.
+sees the same order alone and together with others. Each replica fills the slots with its own shuffle (independent), or all see the
+same bag at the same time (shared); where a replica has no bag for a slot it idles. Consecutive slots of one bucket are dispatched
+together, which changes no order.
 """
 
 from __future__ import annotations
@@ -156,6 +156,18 @@ class BagOrder:
             padded[: len(fits)] = fits
             filled[used] = padded.reshape(len(used), self.batch_size)
         return filled
+
+
+def order_by_bucket(bags: np.ndarray, bucket: np.ndarray, num_buckets: int, longest: int) -> EpochOrder:
+    """The order in which bags [R, V], -1 for none, are predicted that are sorted by bucket: a bag a step, `longest` in a dispatch."""
+    buckets = np.where(bags >= 0, bucket[np.maximum(bags, 0)], num_buckets)
+    edges = [(buckets < number).sum(axis=1).astype(np.int32) for number in range(num_buckets + 1)]
+    dispatches = [
+        (number, np.minimum(lo + start, hi), np.minimum(lo + start + longest, hi))
+        for number, (lo, hi) in enumerate(itertools.pairwise(edges))
+        for start in range(0, int((hi - lo).max()), longest)
+    ]
+    return EpochOrder(bags[..., None], tuple(dispatches), edges[-1])
 
 
 def _stretches(slots: np.ndarray, longest: int) -> list[tuple[int, int]]:

@@ -1,4 +1,4 @@
-"""Saving and restoring a run with orbax: asynchronous, atomic, two kept. Of several processes the first writes, all read.
+"""Checkpoints: a run is saved and restored with orbax, asynchronous, atomic, two kept. Of several processes the first writes, all read.
 
 What is saved is the replicas' state without those that only fill the mesh, and the place in training: phase, epoch, dispatch and
 the host's decisions. Keys, orders and schedules are not saved: they follow from the plan.

@@ -1,8 +1,8 @@
-"""Leaving stopped replicas out: where replicas go side by side, one that has stopped costs a device as much as one that runs.
+"""Compaction: where replicas go side by side (vmap), one that has stopped costs a device as much as one that runs.
 
 When half of a device's replicas have stopped, the others may move to smaller programs. These must be compiled, so it is done once the
 seconds given to stopped replicas reach those that compiling took: whatever comes, at most twice of what was needed is spent. States
-of those left out wait on the host and are part of every checkpoint. Since a clock decides, where results are the same to round-off
+of those that have stopped wait on the host and are part of every checkpoint. Since a clock decides, where results are the same to round-off
 only, two trainings need not do it in the same epoch.
 """
 
@@ -38,7 +38,7 @@ class InactiveReplicas:
         self.idle_seconds += seconds * (1 - self.rows(active) / self.placement.per_device)
 
     def of_all(self, tree: PyTree) -> PyTree:
-        """Host arrays of all replicas: from the devices, and of those that are left out as they were then."""
+        """Host arrays of all replicas: from the devices, and of the others as they were when they left."""
         return self.placement.strip_padding(self.placement.fetch(tree), self._elsewhere)
 
     def keep_on_device(self, members: np.ndarray, tree: PyTree) -> PyTree:

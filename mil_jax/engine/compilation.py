@@ -1,4 +1,4 @@
-"""Compiles the engine's programs, once each and ahead of time: two per bucket (train, evaluate) and one for initial states.
+"""Ahead-of-time compilation of the engine's programs, once each: two per bucket (train, evaluate) and one for initial states.
 
 Several are compiled at once, in the background. Where replicas go side by side, how many is decided here, bucket by bucket, from what
 the compiler says of the memory that a program needs. Compilations are counted, those in vain included.
@@ -24,9 +24,10 @@ from mil_jax.engine.programs import (
     DATA_AXIS,
     INSTANCE_AXIS,
     DeviceCohort,
-    EpochInputs,
+    EvaluationInputs,
     ReplicaIds,
     StepCarry,
+    StepInputs,
     replica_sharding,
 )
 from mil_jax.errors import ConfigError
@@ -93,9 +94,8 @@ class Programs:
         train: Sequence[int],
         evaluate: Sequence[int],
         cohorts: Sequence[DeviceCohort],
-        who: ReplicaIds,
-        moving: StepCarry,
-        epoch: EpochInputs,
+        carry: StepCarry,
+        inputs: StepInputs,
         logits: tuple[int, ...],
         count: Array,
     ) -> None:
@@ -103,12 +103,6 @@ class Programs:
 
         cohorts: of each bucket. logits: their shape (V, C) for each replica. The rest is as in `train`; arrays or shapes.
         """
-        ends = who.target  # of the shape of lo and hi
-
-        def spread(shape: tuple[int, ...], dtype: Any) -> jax.ShapeDtypeStruct:
-            return jax.ShapeDtypeStruct((ends.shape[0], *shape), dtype, sharding=ends.sharding)
-
-        scores = spread(logits[:1], jnp.int32), spread(logits, jnp.float32)
         # The longest bucket first: no step is made before it is known to fit.
         train = sorted(train, key=lambda bucket: bucket != max(train))
         if train and not self.vectorised and ("train", train[0]) not in self._compiled:
@@ -116,9 +110,26 @@ class Programs:
             bags = jax.tree.leaves(cohorts[longest[1]].bags)
             self._unchecked.append((*longest, sum(x.size * x.dtype.itemsize for x in bags)))
         for bucket in train:
-            self._start("train", bucket, cohorts[bucket], who, moving, epoch, ends, ends, count)
-        for bucket in evaluate:
-            self._start("evaluate", bucket, cohorts[bucket], moving.state, *scores, ends, ends, count)
+            self._start("train", bucket, cohorts[bucket], carry, inputs, count)
+        self.compile_evaluation(evaluate, cohorts, carry.state, inputs.lo, logits, count)
+
+    def compile_evaluation(
+        self,
+        buckets: Sequence[int],
+        cohorts: Sequence[DeviceCohort],
+        state: TrainState,
+        ends: Array,
+        logits: tuple[int, ...],
+        count: Array,
+    ) -> None:
+        """As `compile_ahead`, of evaluation alone. ends: of the shape of lo and hi."""
+
+        def of_replicas(shape: tuple[int, ...], dtype: Any) -> jax.ShapeDtypeStruct:
+            return jax.ShapeDtypeStruct((ends.shape[0], *shape), dtype, sharding=ends.sharding)
+
+        inputs = EvaluationInputs(state, of_replicas(logits[:1], jnp.int32), ends, ends)
+        for bucket in buckets:
+            self._start("evaluate", bucket, cohorts[bucket], of_replicas(logits, jnp.float32), inputs, count)
 
     def decide(self) -> None:
         """Waits until it is known of each training program that was begun how many replicas go side by side.
@@ -138,43 +149,27 @@ class Programs:
         self._compiler.shutdown(wait=False, cancel_futures=True)
 
     def init(
-        self, cohort: DeviceCohort, who: ReplicaIds, fitted: PyTree, previous: TrainState | None, count: Array
+        self, cohort: DeviceCohort, ids: ReplicaIds, fitted: PyTree, previous: TrainState | None, count: Array
     ) -> TrainState:
         """The initial states; `fitted`: (hyper, constants) with the leading axis [R]. `count` [devices]: replicas on each."""
-        return self._call("init", 0, cohort, who, fitted, previous, count)
+        return self._call("init", 0, cohort, ids, fitted, previous, count)
 
     def train(
-        self,
-        bucket: int,
-        cohort: DeviceCohort,
-        who: ReplicaIds,
-        moving: StepCarry,
-        epoch: EpochInputs,
-        lo: Array,
-        hi: Array,
-        count: Array,
+        self, bucket: int, cohort: DeviceCohort, carry: StepCarry, inputs: StepInputs, count: Array
     ) -> tuple[StepCarry, Array]:
-        """The steps lo..hi of each replica, all in bucket number `bucket`. `moving` is donated. Also says how many steps were made.
+        """The steps of a dispatch in bucket number `bucket`. `carry` is donated. Also says how many steps were made.
 
         Raises ConfigError before the first step where the longest bucket does not fit.
         """
         while self._unchecked:
             self._require_room(*self._unchecked.pop())
-        return self._call("train", bucket, cohort, who, moving, epoch, lo, hi, count)
+        return self._call("train", bucket, cohort, carry, inputs, count)
 
     def evaluate(
-        self,
-        bucket: int,
-        cohort: DeviceCohort,
-        state: TrainState,
-        bags: Array,
-        logits: Array,
-        lo: Array,
-        hi: Array,
-        count: Array,
+        self, bucket: int, cohort: DeviceCohort, logits: Array, inputs: EvaluationInputs, count: Array
     ) -> tuple[Array, Array]:
-        """Fills logits [R, V, C] for bags[r, lo[r]:hi[r]], all in bucket number `bucket`. `logits` is donated. Also says how many."""
-        return self._call("evaluate", bucket, cohort, state, bags, logits, lo, hi, count)
+        """Fills in logits [R, V, C], all in bucket number `bucket`. `logits` is donated. Also says how many."""
+        return self._call("evaluate", bucket, cohort, logits, inputs, count)
 
     def _call(self, name: str, bucket: int, *arguments: PyTree) -> Any:
         return self._start(name, bucket, *arguments).result().program(*arguments)
@@ -196,16 +191,16 @@ class Programs:
         begun = time.perf_counter()
         length = self.lengths[bucket]
         function: Callable[..., Any]
-        donate: tuple[int, ...]
         if name == "init":
-            function, donate = partial(programs.initial, self.strategy, length), ()
+            function = partial(programs.initial, self.strategy, length)
         elif name == "evaluate":
-            function, donate = partial(programs.evaluate, self.strategy, length, chunk), (3,)
+            function = partial(programs.evaluate, self.strategy, length, chunk)
         elif chunk is None:
-            function, donate = partial(programs.train_sequential, self.strategy, length, self.axis), (2,)
+            function = partial(programs.train_sequential, self.strategy, length, self.axis)
         else:
             train = programs.train_vmapped_shared_order if self.shared else programs.train_vmapped
-            function, donate = partial(train, self.strategy, length, self.axis, chunk), (2,)
+            function = partial(train, self.strategy, length, self.axis, chunk)
+        donate = () if name == "init" else (1,)  # what the program changes
         specs = (P(), *(P(AXIS) for _ in arguments[1:]))
         # XLA itself divides the work among the devices that share a bag: that axis is left to it.
         manual = set(self.mesh.axis_names) - {INSTANCE_AXIS}
@@ -238,9 +233,9 @@ class Programs:
         if length in self.chunks:
             compile_for(self.chunks[length])
             return built[self.chunks[length]]
-        *_, hi, count = arguments
+        *_, inputs, count = arguments
         try:
-            chunk, _, trials = largest_that_fits(hi.shape[0] // count.shape[0], self.limit, compile_for)
+            chunk, _, trials = largest_that_fits(inputs.hi.shape[0] // count.shape[0], self.limit, compile_for)
         except DoesNotFit as error:
             raise _too_large(length, error) from error
         self.chunks[length] = chunk

@@ -1,5 +1,5 @@
-"""How many runs fit side by side into a device's memory, from what the compiler says of a program, before anything is run; where runs
-go one after another, whether one does.
+"""How many runs fit side by side into a device's memory, from what the compiler says of a program, before anything is run; where they are
+trained sequentially, whether one does.
 
 A program over k runs needs about a + b k bytes. All runs are tried first, which is one compilation where they fit; else one run, and
 the largest k that the line through both allows. Trials are compilations, and counted.

@@ -1,4 +1,4 @@
-"""Which epoch of a run counts, and when a run stops: decided on the host, once an epoch, for all replicas."""
+"""Early stopping: which epoch of a run is chosen, and when a run stops; decided on the host, once an epoch, for all replicas."""
 
 from __future__ import annotations
 

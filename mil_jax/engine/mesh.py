@@ -1,4 +1,4 @@
-"""Devices: how many there are, the mesh over those of all processes, and how the engine's arrays come to it and back."""
+"""The device mesh over the devices of all processes, and the sharding of the engine's arrays: how they come to it and back."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from jax.sharding import AxisType, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from mil_jax.aggregators.base import Aggregator
-from mil_jax.engine.programs import AXIS, DATA_AXIS, INSTANCE_AXIS, replica_sharding, shared_sharding
+from mil_jax.engine.programs import AXIS, DATA_AXIS, INSTANCE_AXIS, fully_replicated, replica_sharding
 from mil_jax.errors import ConfigError
 from mil_jax.types import Array, PyTree
 
@@ -25,7 +25,7 @@ def wait(tree: PyTree) -> PyTree:
 
 def replica_mesh(data_parallel: int = 1, instance_parallel: int = 1) -> Mesh:
     """A mesh of all devices of all processes, also when there are fewer replicas: XLA compiles a program for one device otherwise
-    than for several, and a replica alone would then not be bit-identical to the same replica in company.
+    than for several, and a replica alone would then not be bit-identical to the same replica together with others.
 
     data_parallel: how many devices share a batch. instance_parallel: how many share each bag of it. Their product divides the devices.
     """
@@ -82,7 +82,7 @@ class Placement:
         self.keep_on_device(np.arange(num_replicas))
         self.split: Callable[[PyTree], PyTree] | None = self._split if INSTANCE_AXIS in self.mesh.axis_names else None
         self.fetches = 0
-        self._gather = jax.jit(lambda tree: tree, out_shardings=shared_sharding(self.mesh))
+        self._gather = jax.jit(lambda tree: tree, out_shardings=fully_replicated(self.mesh))
 
     def keep_on_device(self, members: np.ndarray) -> None:
         """From here on the devices have these replicas, ascending; what they held before is not moved."""
@@ -103,9 +103,9 @@ class Placement:
 
         return jax.tree.map(lambda x: place(np.asarray(x)), tree)
 
-    def shared(self, tree: PyTree) -> PyTree:
+    def replicate(self, tree: PyTree) -> PyTree:
         """Host arrays, whole on every device."""
-        return jax.tree.map(lambda x: put(np.asarray(x), shared_sharding(self.mesh)), tree)
+        return jax.tree.map(lambda x: put(np.asarray(x), fully_replicated(self.mesh)), tree)
 
     def _split(self, tree: PyTree) -> PyTree:
         """Host arrays [places, L, ...], the second axis in equal parts over the devices that share a bag."""

@@ -53,19 +53,19 @@ def find(
     bags: np.ndarray,
     epoch: int,
     dispatches: Sequence[Dispatch],
-    moving: PyTree,
+    carry: PyTree,
     train: Callable[[PyTree, Dispatch], PyTree],
     fetch: Callable[[PyTree], Any],
 ) -> NotFinite:
     """The first step of the first of the `suspects` [R] to fail.
 
-    bags: [R, T, B], the order of the epoch. dispatches: those of the epoch, from the one that `moving` stands before. train: sends a
+    bags: [R, T, B], the order of the epoch. dispatches: those of the epoch, from the one that `carry` stands before. train: sends a
     dispatch.
     """
     for dispatch in _single_steps(dispatches, suspects):
         _, lo, hi = dispatch
-        moving = train(moving, dispatch)
-        losses, finite = fetch((moving.metrics["loss"], finite_replicas(moving.state.params)))
+        carry = train(carry, dispatch)
+        losses, finite = fetch((carry.metrics["loss"], finite_replicas(carry.state.params)))
         for r in np.flatnonzero(suspects):
             if hi[r] > lo[r] and not (np.isfinite(losses[r]) and finite[r]):
                 numbers = bags[r, lo[r]]

@@ -1,14 +1,18 @@
 """What the engine's programs compute: steps of training, predictions and initial states, each over all replicas.
 
-On a CPU replicas run one after another on each device (`map`), each making all its steps of a dispatch while its state is in the
-cache; on a GPU they run side by side (`vmap`), as many as the memory takes in that bucket, and a replica without a bag keeps its
-state by a select. The replica axis is spread over the mesh; replicas never communicate. Where devices share a bag, its instances are
-laid out over them, and XLA's partitioner does the reductions.
+On a CPU replicas run sequentially on each device (`map`), each making all its steps of a dispatch while its state is in the cache;
+on a GPU they run side by side (`vmap`), as many as the memory takes in that bucket, and a replica without a bag keeps its state by a
+select. The replica axis is sharded over the device mesh; replicas never communicate. Where devices share a bag, its instances are
+sharded over them, and XLA's partitioner does the reductions.
+
+A program of training or evaluation is given the cohort, what it changes and returns (donated), what it reads of each replica
+(`StepInputs`, `EvaluationInputs`), and how many replicas each device really has.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import TypeVar
 
 import flax.struct
 import jax
@@ -18,7 +22,7 @@ from jax.sharding import PartitionSpec as P
 
 from mil_jax.bags import Bag
 from mil_jax.data.loading.resident import ResidentBags
-from mil_jax.strategies.base import Batch, Strategy, TrainState
+from mil_jax.strategies.base import Analysis, Batch, Strategy, TrainState
 from mil_jax.types import AnyArray, Array, PyTree
 
 AXIS = "replica"
@@ -30,12 +34,12 @@ INIT_STREAM = (
 
 
 class DeviceCohort(flax.struct.PyTreeNode):
-    """What all replicas read: the bags and, for each target column, one target a bag: [num_targets, num_bags, ...]; covariates
-    [num_bags, V], or None.
+    """What all replicas read: the bags and, to train on them, for each target column one target a bag: [num_targets, num_bags, ...];
+    covariates [num_bags, V], or None.
     """
 
     bags: ResidentBags
-    targets: AnyArray
+    targets: AnyArray = None
     covariates: AnyArray | None = None
 
 
@@ -60,18 +64,43 @@ class StepCarry(flax.struct.PyTreeNode):
     metrics: dict[str, AnyArray]
 
 
+class StepInputs(flax.struct.PyTreeNode):
+    """What the steps of a dispatch read: replica r makes its steps lo[r]..hi[r] of the epoch, all in one bucket. Every leaf has the
+    leading axis [R].
+    """
+
+    ids: ReplicaIds
+    epoch: EpochInputs
+    lo: AnyArray
+    hi: AnyArray
+
+
+class EvaluationInputs(flax.struct.PyTreeNode):
+    """What an evaluation reads: replica r predicts bags[r, lo[r]:hi[r]] of bags [R, V], all in one bucket. Every leaf has the leading
+    axis [R].
+    """
+
+    state: TrainState
+    bags: AnyArray
+    lo: AnyArray
+    hi: AnyArray
+
+
+Inputs = TypeVar("Inputs", StepInputs, EvaluationInputs)
+
+
 def replica_sharding(mesh: Mesh) -> NamedSharding:
-    """The leading axis spread over the devices."""
+    """The leading axis sharded over the devices."""
     return NamedSharding(mesh, P(AXIS))
 
 
-def shared_sharding(mesh: Mesh) -> NamedSharding:
+def fully_replicated(mesh: Mesh) -> NamedSharding:
     """The same array on every device."""
     return NamedSharding(mesh, P())
 
 
 def read_bag(cohort: DeviceCohort, number: Array, length: int) -> Bag:
-    """A bag, its instances laid out over the devices that share it."""
+    """A bag, its instances sharded over the devices that share it."""
     bag = cohort.bags.bag(number, length)
     if INSTANCE_AXIS in jax.sharding.get_abstract_mesh().axis_names:
         bag = jax.tree.map(lambda x: jax.lax.with_sharding_constraint(x, P(INSTANCE_AXIS)), bag)
@@ -113,18 +142,19 @@ def _put(tree: PyTree, one: PyTree, r: Array) -> PyTree:
 
 
 def _over_replicas(count: Array, body: Callable[[Array, PyTree], PyTree], carry: PyTree) -> PyTree:
-    """One replica after another. The number of replicas is an argument of the program: a loop of known length 1 would be
-    compiled differently, and a replica alone would then not be bit-identical to the same replica in company."""
+    """One replica after another. The number of replicas is an argument of the program: a loop of known length 1 would be compiled
+    differently, and a replica alone would then not be bit-identical to the same replica together with others.
+    """
     return jax.lax.fori_loop(0, count[0], body, carry)
 
 
 def _one_step(
-    strategy: Strategy, who: ReplicaIds, moving: StepCarry, epoch: EpochInputs, at: Array, batch: Batch
+    strategy: Strategy, ids: ReplicaIds, carry: StepCarry, epoch: EpochInputs, at: Array, batch: Batch
 ) -> StepCarry:
     extras = {name: values[at] for name, values in epoch.extras.items()}
-    key = jax.random.fold_in(who.key, moving.state.step)
-    state, metrics = strategy.step(moving.state, batch, extras, key)
-    return StepCarry(state=state, metrics=jax.tree.map(jnp.add, moving.metrics, metrics))
+    key = jax.random.fold_in(ids.key, carry.state.step)
+    state, metrics = strategy.step(carry.state, batch, extras, key)
+    return StepCarry(state=state, metrics=jax.tree.map(jnp.add, carry.metrics, metrics))
 
 
 def train_sequential(
@@ -132,44 +162,43 @@ def train_sequential(
     length: int,
     axis: str | None,
     cohort: DeviceCohort,
-    who: ReplicaIds,
-    moving: StepCarry,
-    epoch: EpochInputs,
-    lo: Array,
-    hi: Array,
+    carry: StepCarry,
+    inputs: StepInputs,
     count: Array,
 ) -> tuple[StepCarry, Array]:
-    """The steps lo..hi of each replica, one replica after another; and how many steps were made. axis: of a shared batch."""
+    """The steps of a dispatch, one replica after another; and how many steps were made. axis: of a shared batch. count: [devices]."""
 
-    def replica(r: Array, moving: StepCarry) -> StepCarry:
-        mine, my_who, order = _take(moving, r), _take(who, r), _take(epoch, r)
+    def replica(r: Array, carry: StepCarry) -> StepCarry:
+        mine = _take(inputs, r)
 
         def step(at: Array, one: StepCarry) -> StepCarry:
-            batch = read_batch(cohort, order.bags[at], my_who.target, length, axis)
-            return _one_step(strategy, my_who, one, order, at, batch)
+            batch = read_batch(cohort, mine.epoch.bags[at], mine.ids.target, length, axis)
+            return _one_step(strategy, mine.ids, one, mine.epoch, at, batch)
 
-        return _put(moving, jax.lax.fori_loop(lo[r], hi[r], step, mine), r)
+        return _put(carry, jax.lax.fori_loop(mine.lo, mine.hi, step, _take(carry, r)), r)
 
-    return _over_replicas(count, replica, moving), jnp.sum(hi - lo)[None]
+    return _over_replicas(count, replica, carry), _done(inputs)
 
 
-def _in_chunks(chunk: int, body: Callable[..., PyTree], moving: PyTree, *rest: PyTree, lo: Array, hi: Array) -> PyTree:
-    """`body(moving, *rest, lo, hi) -> moving` on `chunk` replicas after the other."""
-    rows = lo.shape[0]
+def _done(inputs: StepInputs | EvaluationInputs) -> Array:
+    return jnp.sum(inputs.hi - inputs.lo)[None]
+
+
+def _in_chunks(chunk: int, body: Callable[[PyTree, Inputs], PyTree], carry: PyTree, inputs: Inputs) -> PyTree:
+    """`body(carry, inputs) -> carry` on `chunk` replicas after the other."""
+    rows = inputs.lo.shape[0]
     if chunk >= rows:
-        return body(moving, *rest, lo, hi)
+        return body(carry, inputs)
 
-    def one(number: Array, moving: PyTree) -> PyTree:
+    def one(number: Array, carry: PyTree) -> PyTree:
         # The last chunk begins earlier, so that it is whole; what another chunk has done is not done again.
         start = jnp.minimum(number * chunk, rows - chunk)
-        mine, others, since, until = jax.tree.map(
-            lambda x: jax.lax.dynamic_slice_in_dim(x, start, chunk), (moving, rest, lo, hi)
-        )
-        until = jnp.where(start + jnp.arange(chunk) >= number * chunk, until, since)
-        moved = body(mine, *others, since, until)
-        return jax.tree.map(lambda x, y: jax.lax.dynamic_update_slice_in_dim(x, y, start, 0), moving, moved)
+        mine, part = jax.tree.map(lambda x: jax.lax.dynamic_slice_in_dim(x, start, chunk), (carry, inputs))
+        part = part.replace(hi=jnp.where(start + jnp.arange(chunk) >= number * chunk, part.hi, part.lo))
+        moved = body(mine, part)
+        return jax.tree.map(lambda x, y: jax.lax.dynamic_update_slice_in_dim(x, y, start, 0), carry, moved)
 
-    return jax.lax.fori_loop(0, -(-rows // chunk), one, moving)
+    return jax.lax.fori_loop(0, -(-rows // chunk), one, carry)
 
 
 def train_vmapped(
@@ -178,28 +207,26 @@ def train_vmapped(
     axis: str | None,
     chunk: int,
     cohort: DeviceCohort,
-    who: ReplicaIds,
-    moving: StepCarry,
-    epoch: EpochInputs,
-    lo: Array,
-    hi: Array,
+    carry: StepCarry,
+    inputs: StepInputs,
     count: Array,
 ) -> tuple[StepCarry, Array]:
     """As `train_sequential`, with `chunk` replicas at a time."""
     del count  # replicas that only fill the mesh have no steps: lo = hi
 
-    def replica(mine: StepCarry, my_who: ReplicaIds, order: EpochInputs, at: Array, busy: Array) -> StepCarry:
-        batch = read_batch(cohort, order.bags[at], my_who.target, length, axis)
-        moved = _one_step(strategy, my_who, mine, order, at, batch)
+    def replica(mine: StepCarry, ids: ReplicaIds, epoch: EpochInputs, at: Array, busy: Array) -> StepCarry:
+        batch = read_batch(cohort, epoch.bags[at], ids.target, length, axis)
+        moved = _one_step(strategy, ids, mine, epoch, at, batch)
         return jax.tree.map(lambda new, old: jnp.where(busy, new, old), moved, mine)
 
-    def steps(moving: StepCarry, who: ReplicaIds, epoch: EpochInputs, lo: Array, hi: Array) -> StepCarry:
-        def step(t: Array, moving: StepCarry) -> StepCarry:
-            return jax.vmap(replica)(moving, who, epoch, jnp.clip(lo + t, 0, epoch.bags.shape[1] - 1), lo + t < hi)
+    def steps(carry: StepCarry, part: StepInputs) -> StepCarry:
+        def step(t: Array, carry: StepCarry) -> StepCarry:
+            at = jnp.clip(part.lo + t, 0, part.epoch.bags.shape[1] - 1)
+            return jax.vmap(replica)(carry, part.ids, part.epoch, at, part.lo + t < part.hi)
 
-        return jax.lax.fori_loop(0, jnp.max(hi - lo), step, moving)
+        return jax.lax.fori_loop(0, jnp.max(part.hi - part.lo), step, carry)
 
-    return _in_chunks(chunk, steps, moving, who, epoch, lo=lo, hi=hi), jnp.sum(hi - lo)[None]
+    return _in_chunks(chunk, steps, carry, inputs), _done(inputs)
 
 
 def train_vmapped_shared_order(
@@ -208,11 +235,8 @@ def train_vmapped_shared_order(
     axis: str | None,
     chunk: int,
     cohort: DeviceCohort,
-    who: ReplicaIds,
-    moving: StepCarry,
-    epoch: EpochInputs,
-    lo: Array,
-    hi: Array,
+    carry: StepCarry,
+    inputs: StepInputs,
     count: Array,
 ) -> tuple[StepCarry, Array]:
     """As `train_vmapped`, for an order that all replicas share, laid out by slot: a slot's bags are read once, without a replica
@@ -220,39 +244,37 @@ def train_vmapped_shared_order(
     """
     del count
 
-    def steps(moving: StepCarry, who: ReplicaIds, epoch: EpochInputs, lo: Array, hi: Array) -> StepCarry:
-        def step(at: Array, moving: StepCarry) -> StepCarry:
-            numbers = jnp.max(epoch.bags[:, at], axis=0)  # [B]: replicas differ in what they hold out only, which is -1
+    def steps(carry: StepCarry, part: StepInputs) -> StepCarry:
+        order, lo, hi = part.epoch.bags, part.lo, part.hi
+
+        def step(at: Array, carry: StepCarry) -> StepCarry:
+            numbers = jnp.max(order[:, at], axis=0)  # [B]: replicas differ in what they hold out only, which is -1
             bags = _read_bags(cohort, numbers, length, axis)
 
-            def replica(mine: StepCarry, my_who: ReplicaIds, order: EpochInputs, busy: Array) -> StepCarry:
-                present = order.bags[at] >= 0
-                batch = _batch(cohort, bags, numbers, present, my_who.target, axis)
-                moved = _one_step(strategy, my_who, mine, order, at, batch)
+            def replica(mine: StepCarry, ids: ReplicaIds, epoch: EpochInputs, busy: Array) -> StepCarry:
+                present = epoch.bags[at] >= 0
+                batch = _batch(cohort, bags, numbers, present, ids.target, axis)
+                moved = _one_step(strategy, ids, mine, epoch, at, batch)
                 return jax.tree.map(lambda new, old: jnp.where(busy & present.any(), new, old), moved, mine)
 
-            return jax.vmap(replica)(moving, who, epoch, (lo <= at) & (at < hi))
+            return jax.vmap(replica)(carry, part.ids, part.epoch, (lo <= at) & (at < hi))
 
-        begin = jnp.min(jnp.where(lo < hi, lo, epoch.bags.shape[1]))
-        return jax.lax.fori_loop(begin, jnp.max(jnp.where(lo < hi, hi, 0)), step, moving)
+        begin = jnp.min(jnp.where(lo < hi, lo, order.shape[1]))
+        return jax.lax.fori_loop(begin, jnp.max(jnp.where(lo < hi, hi, 0)), step, carry)
 
-    return _in_chunks(chunk, steps, moving, who, epoch, lo=lo, hi=hi), jnp.sum(hi - lo)[None]
+    return _in_chunks(chunk, steps, carry, inputs), _done(inputs)
 
 
 def evaluate(
-    strategy: Strategy,
+    strategy: Strategy | Analysis,
     length: int,
     chunk: int | None,
     cohort: DeviceCohort,
-    state: TrainState,
-    bags: Array,
     logits: Array,
-    lo: Array,
-    hi: Array,
+    inputs: EvaluationInputs,
     count: Array,
 ) -> tuple[Array, Array]:
-    """Logits [R, V, C] with those of bags[r, lo[r]:hi[r]] filled in, and how many. chunk: replicas at a time; None: in turn."""
-    done = jnp.sum(hi - lo)[None]
+    """Logits [R, V, C] with those of the inputs filled in, and how many. chunk: replicas at a time; None: one after another."""
 
     def one(state: TrainState, numbers: Array, logits: Array, at: Array) -> Array:
         bag = read_bag(cohort, jnp.maximum(numbers[at], 0), length)
@@ -260,29 +282,32 @@ def evaluate(
 
     if chunk is not None:
 
-        def steps(logits: Array, state: TrainState, bags: Array, lo: Array, hi: Array) -> Array:
+        def steps(logits: Array, part: EvaluationInputs) -> Array:
             def step(t: Array, logits: Array) -> Array:
-                moved = jax.vmap(one)(state, bags, logits, jnp.clip(lo + t, 0, bags.shape[1] - 1))
-                return jnp.where((lo + t < hi).reshape(-1, *(1,) * (logits.ndim - 1)), moved, logits)
+                at = part.lo + t
+                moved = jax.vmap(one)(part.state, part.bags, logits, jnp.clip(at, 0, part.bags.shape[1] - 1))
+                return jnp.where((at < part.hi).reshape(-1, *(1,) * (logits.ndim - 1)), moved, logits)
 
-            return jax.lax.fori_loop(0, jnp.max(hi - lo), step, logits)
+            return jax.lax.fori_loop(0, jnp.max(part.hi - part.lo), step, logits)
 
-        return _in_chunks(chunk, steps, logits, state, bags, lo=lo, hi=hi), done
+        return _in_chunks(chunk, steps, logits, inputs), _done(inputs)
 
     def replica(r: Array, logits: Array) -> Array:
-        mine, numbers = _take(state, r), bags[r]
-        return _put(
-            logits, jax.lax.fori_loop(lo[r], hi[r], lambda at, out: one(mine, numbers, out, at), _take(logits, r)), r
-        )
+        mine = _take(inputs, r)
 
-    return _over_replicas(count, replica, logits), done
+        def step(at: Array, out: Array) -> Array:
+            return one(mine.state, mine.bags, out, at)
+
+        return _put(logits, jax.lax.fori_loop(mine.lo, mine.hi, step, _take(logits, r)), r)
+
+    return _over_replicas(count, replica, logits), _done(inputs)
 
 
 def initial(
     strategy: Strategy,
     length: int,
     cohort: DeviceCohort,
-    who: ReplicaIds,
+    ids: ReplicaIds,
     fitted: PyTree,
     previous: TrainState | None,
     count: Array,
@@ -292,13 +317,13 @@ def initial(
 
     def fresh(r: Array) -> TrainState:
         hyper, constants = _take(fitted, r)
-        key = jax.random.fold_in(who.key[r], INIT_STREAM)
+        key = jax.random.fold_in(ids.key[r], INIT_STREAM)
         before = None if previous is None else _take(previous, r)
         return strategy.init(key, bag, hyper, constants, before)
 
     shapes = jax.eval_shape(fresh, jnp.int32(0))
     # Replicas that only fill the mesh keep these zeros and never step.
-    empty = jax.tree.map(lambda x: jnp.zeros((who.target.shape[0], *x.shape), x.dtype), shapes)
+    empty = jax.tree.map(lambda x: jnp.zeros((ids.target.shape[0], *x.shape), x.dtype), shapes)
     return _over_replicas(count, lambda r, states: _put(states, fresh(r), r), empty)
 
 

@@ -17,37 +17,23 @@ from mil_jax.strategies.base import Analysis, Strategy, TrainingBags
 from mil_jax.types import PyTree
 
 
-@dataclass(frozen=True)
-class EngineData:
-    """The cohort and its split, on the host; the features may stay in their shards.
+@dataclass(frozen=True, kw_only=True)
+class PredictionData:
+    """A cohort on the host; the features may stay in their shards.
 
-    targets: [num_targets, num_bags, ...]. training, selection, test: bool [rows, num_bags], a row for each fold of each target;
-    `selection` is what chooses epochs. first_row: of each target; its folds follow one another.
     lengths: the bucket ladder, ascending; bucket: int [num_bags], the bucket each bag fits in.
-    sampling: weights to draw training bags by, float [rows, num_bags], or None for each bag once an epoch.
+    first_row: parts of the cohort are bool [rows, num_bags], a row for each fold of each target; this is the first row of each target.
     covariates: float32 [num_bags, V], NaN = not known, or None.
     """
 
     bags: ResidentBags | LazyBags | StreamedBags
-    targets: np.ndarray
-    training: np.ndarray
-    selection: np.ndarray
-    test: np.ndarray
     lengths: tuple[int, ...]
     bucket: np.ndarray
-    sampling: np.ndarray | None = None
     first_row: tuple[int, ...] = (0,)
     covariates: np.ndarray | None = None
 
-    def training_bags(self, replica: Replica, moments: Callable[[], tuple[np.ndarray, np.ndarray]]) -> TrainingBags:
-        """What a run's strategy fits its constants to. moments: of its instances, when asked."""
-        mine = self.training[self.row(replica)]
-        return TrainingBags(
-            self.targets[replica.target][mine], moments, None if self.covariates is None else self.covariates[mine]
-        )
-
     def row(self, replica: Replica) -> int:
-        """The row of a run's target and fold in `training`, `selection`, `test` and `sampling`."""
+        """The row of a run's target and fold in every part."""
         return self.first_row[replica.target] + replica.fold
 
     def listed(
@@ -65,6 +51,28 @@ class EngineData:
             numbers = numbers[np.argsort(self.bucket[numbers], kind="stable")]
             bags[r, : len(numbers)], counts[r] = numbers, len(numbers)
         return bags, counts
+
+
+@dataclass(frozen=True, kw_only=True)
+class EngineData(PredictionData):
+    """A cohort with its targets and its split.
+
+    targets: [num_targets, num_bags, ...]. training, selection, test: the parts; `selection` is what chooses epochs.
+    sampling: weights to draw training bags by, float [rows, num_bags], or None for each bag once an epoch.
+    """
+
+    targets: np.ndarray
+    training: np.ndarray
+    selection: np.ndarray
+    test: np.ndarray
+    sampling: np.ndarray | None = None
+
+    def training_bags(self, replica: Replica, moments: Callable[[], tuple[np.ndarray, np.ndarray]]) -> TrainingBags:
+        """What a run's strategy fits its constants to. moments: of its instances, when asked."""
+        mine = self.training[self.row(replica)]
+        return TrainingBags(
+            self.targets[replica.target][mine], moments, None if self.covariates is None else self.covariates[mine]
+        )
 
 
 @dataclass(frozen=True)
@@ -120,10 +128,11 @@ class EngineSettings:
 
 @dataclass
 class FitResult:
-    """logits: per replica {part: [bags of the part, C]}, with the bag numbers in `bags`. states: of each replica, its best epoch.
-    surveys: by the name of the phase what each survey found: see `training.analyses`.
+    """What training ends with, on the host.
 
-    compilations, fetches, overhead: what the engine did, for the summary.
+    logits: per replica {part: [bags of the part, C]}, with the bag numbers in `bags`. state: (parameters, constants) of all replicas on
+    a leading axis, each from its chosen epoch. facts: what the engine did, for the summary. analyses: by the name of the phase what it
+    found, see `engine/analysis_phase.py`.
     """
 
     logits: list[dict[str, np.ndarray]]

@@ -16,6 +16,7 @@ from mil_jax.data.splits.splits import TRAIN
 from mil_jax.engine.callbacks import Callback
 from mil_jax.engine.checkpoints import Checkpoints
 from mil_jax.engine.engine import Engine
+from mil_jax.engine.fit import run_phases
 from mil_jax.engine.types import FitResult
 from mil_jax.errors import ConfigError
 from mil_jax.experiment.experiment import Experiment, engine_data, engine_settings, parameter_shapes
@@ -129,7 +130,7 @@ class EngineFitter:
         engine, self.engine = self.engine or self._open(), None
         weights = self.experiment.initial_weights
         start = weights.params if weights else None
-        return engine.fit(self.experiment.phases, listener, open_checkpoints, keep_choices, start)
+        return run_phases(engine, self.experiment.phases, listener, open_checkpoints, keep_choices, start)
 
     def notes(self, result: FitResult) -> list[str]:
         return []

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+from mil_jax.engine.callbacks import Callback
 from mil_jax.engine.checkpoints import Checkpoints
 from mil_jax.engine.distributed import is_first
-from mil_jax.engine.engine import Callback
 from mil_jax.engine.types import FitResult
 from mil_jax.experiment import ibmil_dictionary
 from mil_jax.experiment.chosen_checkpoint import save_final

@@ -20,10 +20,9 @@ from mil_jax.data.loading.resident import row_bytes
 from mil_jax.data.shards.reader import Shards
 from mil_jax.engine.checkpoints import read_final
 from mil_jax.engine.device_memory import available_memory
-from mil_jax.engine.early_stopping import Progress, Selection
-from mil_jax.engine.engine import Engine
 from mil_jax.engine.plan import Plan, Replica
-from mil_jax.engine.types import EngineData
+from mil_jax.engine.predictor import Predictor
+from mil_jax.engine.types import PredictionData
 from mil_jax.experiment.experiment import engine_settings
 from mil_jax.experiment.final_model import validation_rows
 from mil_jax.experiment.phases import make_strategy, resolve_precision
@@ -116,50 +115,28 @@ def predict(
     """
     task = run.tasks[run.targets[0]]  # what a program needs of it is the same for all label columns
     sizes = cohort.bags["num_instances"].to_numpy()
-    ladder = ladder_of(run, sizes)
-    instance = row_bytes(shards, config.data.neighbors)
-    residency = choose_residency(
-        config.data.residency,
-        sizes,
-        ladder.lengths[-1],
-        instance,
-        config.data.prefetch_gib,
-        available_memory(config.train.memory_gib),
-    )
-    rows = np.concatenate(scored)
-    first_row = tuple(np.cumsum([0, *map(len, scored[:-1])]).tolist())
-    data = EngineData(
-        bags=open_bags(
-            residency, shards, cohort.slides, ladder.lengths[-1], config.data.prefetch_gib, config.data.neighbors
-        ),
-        targets=np.zeros((len(scored), len(sizes)), np.int32),  # nothing is judged on the device
-        # Windows of streamed bags are sized by it; a task that would have training bags predicted gets none.
-        training=np.zeros_like(rows) if task.reads_training else rows,
-        selection=np.zeros_like(rows),
-        test=rows,
+    ladder, settings = ladder_of(run, sizes), config.data
+    memory = available_memory(config.train.memory_gib)
+    instance = row_bytes(shards, settings.neighbors)
+    residency = choose_residency(settings.residency, sizes, ladder.lengths[-1], instance, settings.prefetch_gib, memory)
+    data = PredictionData(
+        bags=open_bags(residency, shards, cohort.slides, ladder.lengths[-1], settings.prefetch_gib, settings.neighbors),
         lengths=ladder.lengths,
         bucket=ladder.bucket(sizes),
-        first_row=first_row,
+        first_row=tuple(np.cumsum([0, *map(len, scored[:-1])]).tolist()),
         covariates=covariates,
     )
-    plan = plan_of(run, config)
-    engine = Engine(data, task, plan, engine_settings(config))
-    with engine.exits:
-        engine.prepare(make_strategy(config, task, plan))
+    part, plan = np.concatenate(scored), plan_of(run, config)
+    predictor = Predictor(data, task.num_outputs, plan, engine_settings(config), {"scored": part})
+    with predictor.exits:
+        predictor.prepare(make_strategy(config, task, plan))
         steps = np.zeros(len(plan.replicas), np.int32)
         state = TrainState(steps, run.params, {}, plan.stacked_hyper(), run.constants)
-        result = engine.result(engine.shard(state), Progress.start(len(plan.replicas), Selection("last")))
+        predicted = predictor.score(state, part)
+    tasks = [run.tasks[run.targets[replica.target]] for replica in plan.replicas]
     return [
-        ModelPredictions(
-            replica.target,
-            replica.fold,
-            replica.seed,
-            tasks_json.of_run(run.tasks[run.targets[replica.target]], fitted),
-            bags["test"],
-            logits["test"],
-        )
-        for replica, fitted, bags, logits in zip(plan.replicas, run.fitted, result.bags, result.logits, strict=True)
-        if "test" in bags
+        ModelPredictions(replica.target, replica.fold, replica.seed, tasks_json.of_run(own, fitted), bags, logits)
+        for replica, own, fitted, (bags, logits) in zip(plan.replicas, tasks, run.fitted, predicted, strict=True)
     ]
 
 

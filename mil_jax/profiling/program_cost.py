@@ -107,7 +107,7 @@ class Bench:
         self.bucket = bucket
         self.engine = Engine(data, task, plan, settings)
         self.phase = Phase(strategy, 1, Selection("last"))
-        self.moving = self.engine.begin(strategy, None)
+        self.carry = self.engine.begin(strategy, None)
         self.order = self._within_bench(order)
         self.most_steps = min(MOST_STEPS, order.bags.shape[1])
 
@@ -120,7 +120,7 @@ class Bench:
     @property
     def state_bytes(self) -> int:
         """Of one run while it trains: parameters, optimiser, constants, and the parameters of its best epoch."""
-        state = self.moving.state
+        state = self.carry.state
         return sum(x.nbytes for x in jax.tree.leaves((state, state.params))) // state.step.shape[0]
 
     def compile(self, bucket: int) -> tuple[ProgramCost, ProgramCost]:
@@ -147,11 +147,11 @@ class Bench:
         wait(epoch)
         begun, sent = time.perf_counter(), 0
         for window in self.engine.loader.windows(self.order.bags, runs):
-            self.moving = self.engine.dispatch(self.moving, epoch, window)
+            self.carry = self.engine.dispatch(self.carry, epoch, window)
             sent += window.ends_dispatch
             if time.perf_counter() - begun > seconds:
                 break
-        wait(self.moving)
+        wait(self.carry)
         return time.perf_counter() - begun, runs[:sent]
 
     def time_evaluation(self, bucket: int, seconds: float) -> tuple[float, float]:
@@ -174,13 +174,13 @@ class Bench:
         """`steps` steps of every run."""
         lo = np.zeros(len(self.plan.replicas), np.int32)
         for window in self.engine.loader.windows(self.order.bags, [(bucket, lo, lo + np.int32(steps))]):
-            self.moving = self.engine.dispatch(self.moving, epoch, window)
-        wait(self.moving)
+            self.carry = self.engine.dispatch(self.carry, epoch, window)
+        wait(self.carry)
 
     def _evaluate(self, bucket: int) -> None:
         """The bags of a bucket in every run; -1: none."""
         part = np.broadcast_to(self.bucket == bucket, self.engine.data.selection.shape)
-        wait(self.engine.evaluate(self.moving.state, part))
+        wait(self.engine.evaluate(self.carry.state, part))
 
     def _epoch(self, bucket: int) -> Any:
         """An epoch whose steps all have bags of this bucket, on the devices."""

@@ -24,9 +24,10 @@ from mil_jax.data.loading.sharded import ShardedBags
 from mil_jax.data.loading.streamed import WINDOWS, StreamedBags
 from mil_jax.data.shards.reader import Shards
 from mil_jax.data.shards.writer import write_shards
+from mil_jax.engine.callbacks import TrainingInterrupted
 from mil_jax.engine.checkpoints import Checkpoints
 from mil_jax.engine.early_stopping import Selection
-from mil_jax.engine.engine import TrainingInterrupted, fit
+from mil_jax.engine.fit import fit
 from mil_jax.engine.plan import Plan
 from mil_jax.engine.types import EngineSettings, Phase
 from mil_jax.interop.slide_bag import SlideBag

@@ -21,6 +21,7 @@ from mil_jax.data.shards.reader import Shards
 from mil_jax.data.shards.writer import write_shards
 from mil_jax.engine.early_stopping import Selection
 from mil_jax.engine.engine import Engine
+from mil_jax.engine.fit import run_phases
 from mil_jax.engine.plan import Plan, Replica
 from mil_jax.engine.types import EngineData, EngineSettings, Phase
 from mil_jax.experiment.phases import strategy_class
@@ -72,7 +73,7 @@ def one_step(data: EngineData, name: str, instance_parallel: int) -> dict[str, A
     listener, phase = Silent(), Phase(strategy(name), 1, Selection("last"))
     plan = Plan((Replica(0, 0),), {"optimizer.lr": 1.0, "optimizer.weight_decay": 0.0})
     engine = Engine(data, TASK, plan, EngineSettings(instance_parallel=instance_parallel))
-    result = engine.fit((phase,), listener)
+    result = run_phases(engine, (phase,), listener)
     memory = engine.programs.built("train", 0).program.memory_analysis()
     shapes = engine.loader.shapes(0)
     assert isinstance(shapes, SplitBags) == (instance_parallel > 1)

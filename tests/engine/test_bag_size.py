@@ -11,7 +11,7 @@ from sklearn.metrics import roc_auc_score
 
 from mil_jax.data.buckets import Ladder
 from mil_jax.engine.early_stopping import Selection
-from mil_jax.engine.engine import fit
+from mil_jax.engine.fit import fit
 from mil_jax.engine.plan import Plan, Replica
 from mil_jax.engine.types import EngineData, EngineSettings, Phase
 from tests.engine import cohorts

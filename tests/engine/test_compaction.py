@@ -10,11 +10,12 @@ import jax
 import numpy as np
 import pytest
 
+from mil_jax.engine.callbacks import TrainingInterrupted
 from mil_jax.engine.checkpoints import Checkpoints
 from mil_jax.engine.compaction import InactiveReplicas
 from mil_jax.engine.compilation import Programs
 from mil_jax.engine.early_stopping import Selection
-from mil_jax.engine.engine import TrainingInterrupted, fit
+from mil_jax.engine.fit import fit
 from mil_jax.engine.mesh import Placement, replica_mesh
 from mil_jax.engine.plan import Plan, Replica
 from mil_jax.engine.types import EngineSettings, FitResult, Phase
@@ -113,12 +114,12 @@ def test_a_run_without_its_stopped_runs_is_saved_and_gone_on_with(tmp_path: Path
 
 
 def test_stopped_runs_stay_until_the_time_given_to_them_is_that_of_compiling():
-    left_out = InactiveReplicas(Placement(COUNT))
+    inactive = InactiveReplicas(Placement(COUNT))
     active = np.arange(COUNT) % 2 == 0
-    assert left_out.half_have_stopped(active)
-    assert not left_out.half_have_stopped(np.arange(COUNT) > 0)
-    left_out.epoch(3.0, np.ones(COUNT, bool))
-    assert left_out.idle_seconds == 0.0
-    left_out.epoch(3.0, active)
-    left_out.epoch(5.0, active)
-    assert left_out.idle_seconds == pytest.approx(4.0)
+    assert inactive.half_have_stopped(active)
+    assert not inactive.half_have_stopped(np.arange(COUNT) > 0)
+    inactive.epoch(3.0, np.ones(COUNT, bool))
+    assert inactive.idle_seconds == 0.0
+    inactive.epoch(3.0, active)
+    inactive.epoch(5.0, active)
+    assert inactive.idle_seconds == pytest.approx(4.0)

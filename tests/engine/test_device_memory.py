@@ -10,7 +10,7 @@ import pytest
 
 from mil_jax.engine import device_memory
 from mil_jax.engine.early_stopping import Selection
-from mil_jax.engine.engine import fit
+from mil_jax.engine.fit import fit
 from mil_jax.engine.mesh import replica_mesh
 from mil_jax.engine.types import EngineSettings, FitResult, Phase
 from mil_jax.errors import ConfigError

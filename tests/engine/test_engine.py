@@ -1,4 +1,4 @@
-"""The promises of the replica engine: alone = together with other runs, resumed = undisturbed, one fetch an epoch, few compilations."""
+"""The promises of the replica engine: alone = together with others, resumed = undisturbed, one fetch an epoch, few compilations."""
 
 from __future__ import annotations
 
@@ -9,9 +9,10 @@ import numpy as np
 import pytest
 
 from mil_jax.engine.bag_order import BagOrder
+from mil_jax.engine.callbacks import TrainingInterrupted
 from mil_jax.engine.checkpoints import Checkpoints
 from mil_jax.engine.early_stopping import Selection
-from mil_jax.engine.engine import TrainingInterrupted, fit
+from mil_jax.engine.fit import fit
 from mil_jax.engine.nan_debugging import NotFinite
 from mil_jax.engine.plan import Plan, Replica
 from mil_jax.engine.types import EngineSettings, FitResult, Phase
@@ -57,13 +58,13 @@ def company() -> FitResult:
 
 
 @pytest.mark.parametrize("r", [0, 3])
-def test_a_replica_alone_is_bit_identical_to_itself_in_company(company, r):
+def test_a_replica_alone_is_bit_identical_to_itself_together_with_others(company, r):
     alone = _fit(Plan((plan().replicas[r],), HYPER))
     _assert_equal(_row(alone.state, 0), _row(company.state, r))
     _assert_equal(alone.logits[0], company.logits[r])
 
 
-def test_replicas_side_by_side_equal_replicas_one_after_another(company):
+def test_vmapped_replicas_equal_sequential_ones(company):
     vectorised = _fit(plan(), replica_axis="vmap")
     leaves = jax.tree_util.tree_leaves_with_path(vectorised.state)
     for (path, one), other in zip(leaves, jax.tree.leaves(company.state), strict=True):

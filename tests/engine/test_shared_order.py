@@ -14,7 +14,7 @@ import pytest
 from mil_jax.engine import programs
 from mil_jax.engine.bag_order import BagOrder
 from mil_jax.engine.early_stopping import Selection
-from mil_jax.engine.engine import fit
+from mil_jax.engine.fit import fit
 from mil_jax.engine.types import EngineSettings, FitResult, Phase
 from mil_jax.strategies.base import TrainingBags
 from tests.engine.cohorts import TASK, Silent, engine_data, plan, strategy
@@ -61,12 +61,13 @@ def _features_read(train: Callable[..., Any]) -> set[tuple[int, ...]]:
     data, the_plan, method = engine_data(width=WIDTH), plan(folds=1, seeds=REPLICAS), strategy(feature_dim=10)
     ends = np.zeros(REPLICAS, np.int32)
     cohort = programs.DeviceCohort(data.bags, data.targets)
-    who = programs.ReplicaIds(the_plan.keys(), ends)
+    ids = programs.ReplicaIds(the_plan.keys(), ends)
     fitted = the_plan.stacked_hyper(), method.constants(TrainingBags(data.targets[0], lambda: (ends, ends)))
-    state = jax.eval_shape(partial(programs.initial, method, 8), cohort, who, fitted, None, ends)
-    moving = programs.StepCarry(state, {"loss": np.zeros(REPLICAS, np.float32)})
+    state = jax.eval_shape(partial(programs.initial, method, 8), cohort, ids, fitted, None, ends)
+    carry = programs.StepCarry(state, {"loss": np.zeros(REPLICAS, np.float32)})
     epoch = programs.EpochInputs(np.zeros((REPLICAS, 5, 1), np.int32), {"lr": np.zeros((REPLICAS, 5), np.float32)})
-    traced = jax.make_jaxpr(partial(train, method, 16, None, REPLICAS))(cohort, who, moving, epoch, ends, ends, ends)
+    inputs = programs.StepInputs(ids, epoch, ends, ends)
+    traced = jax.make_jaxpr(partial(train, method, 16, None, REPLICAS))(cohort, carry, inputs, ends)
     return {shape for shape in _shapes(traced.jaxpr) if shape[-2:] == (16, WIDTH)}
 
 

@@ -14,9 +14,10 @@ import pandas as pd
 import pytest
 
 from mil_jax import aggregators, evaluate, train
+from mil_jax.engine.callbacks import TrainingInterrupted
 from mil_jax.engine.checkpoints import Checkpoints, read_final
 from mil_jax.engine.early_stopping import Selection
-from mil_jax.engine.engine import TrainingInterrupted, fit
+from mil_jax.engine.fit import fit
 from mil_jax.engine.types import EngineSettings, Phase
 from mil_jax.strategies import optimizers
 from mil_jax.strategies.base import Batch, TrainState

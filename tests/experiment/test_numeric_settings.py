@@ -14,7 +14,7 @@ from mil_jax import aggregators
 from mil_jax.aggregators import reembedding
 from mil_jax.config import base_config
 from mil_jax.engine.early_stopping import Selection
-from mil_jax.engine.engine import fit
+from mil_jax.engine.fit import fit
 from mil_jax.engine.plan import Plan, Replica
 from mil_jax.engine.types import EngineData, EngineSettings, FitResult, Phase
 from mil_jax.errors import ConfigError

@@ -15,7 +15,7 @@ from mil_jax import train
 from mil_jax.config import parse
 from mil_jax.data.splits.splits import UNUSED
 from mil_jax.engine.early_stopping import Selection
-from mil_jax.engine.engine import fit
+from mil_jax.engine.fit import fit
 from mil_jax.engine.plan import Plan, Replica
 from mil_jax.engine.types import EngineSettings, Phase
 from mil_jax.errors import ConfigError, DataError

@@ -13,9 +13,10 @@ import numpy as np
 import pytest
 
 from mil_jax.config import ConfigDict, parse
+from mil_jax.engine.callbacks import TrainingInterrupted
 from mil_jax.engine.checkpoints import Checkpoints
 from mil_jax.engine.early_stopping import Selection
-from mil_jax.engine.engine import TrainingInterrupted, fit
+from mil_jax.engine.fit import fit
 from mil_jax.engine.types import AnalysisPhase, EngineSettings, Phase
 from mil_jax.errors import ConfigError
 from mil_jax.experiment.make_plan import make_plan, numeric_names
@@ -111,7 +112,7 @@ def test_stopped_in_any_stage_and_resumed_gives_the_same_bits(stage, undisturbed
 
 
 @pytest.mark.full
-def test_a_run_alone_is_the_run_in_company(undisturbed):
+def test_a_run_alone_is_the_run_together_with_others(undisturbed):
     alone, _ = undisturbed
     together = train(cohorts.Silent(), seeds=3)
     for one, other in zip(jax.tree.leaves(alone.state), jax.tree.leaves(together.state), strict=True):

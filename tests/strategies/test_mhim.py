@@ -13,9 +13,10 @@ import numpy as np
 import pytest
 
 from mil_jax.config import ConfigDict, parse
+from mil_jax.engine.callbacks import TrainingInterrupted
 from mil_jax.engine.checkpoints import Checkpoints
 from mil_jax.engine.early_stopping import Selection
-from mil_jax.engine.engine import TrainingInterrupted, fit
+from mil_jax.engine.fit import fit
 from mil_jax.engine.types import EngineSettings, Phase
 from mil_jax.errors import ConfigError
 from mil_jax.experiment.make_plan import make_plan, numeric_names

@@ -86,14 +86,14 @@ def open_bags(
 
 
 class Devices(Protocol):
-    """How host arrays come to the devices of a mesh: `shared`, whole on each, or `split`, the second axis in parts over the devices
+    """How host arrays come to the devices of a mesh: `replicate`, whole on each, or `split`, the second axis in parts over the devices
     that share a bag, None where none do.
     """
 
     mesh: Mesh
     split: Put | None
 
-    def shared(self, tree: object) -> object:
+    def replicate(self, tree: object) -> object:
         """See the class."""
 
 
@@ -105,10 +105,10 @@ def make_loader(
 ) -> ResidentLoader | ShardedLoader | StreamingLoader:
     """What brings the bags to the devices; the kinds are used alike. first: gives the order of the first epoch."""
     if isinstance(bags, ShardedBags):
-        return ShardedLoader(bags, lengths, devices.shared, devices.mesh, first())
+        return ShardedLoader(bags, lengths, devices.replicate, devices.mesh, first())
     if isinstance(bags, StreamedBags):
-        return StreamingLoader(bags, lengths, devices.shared, first(), devices.split)
-    return ResidentLoader(bags, devices.shared)
+        return StreamingLoader(bags, lengths, devices.replicate, first(), devices.split)
+    return ResidentLoader(bags, devices.replicate)
 
 
 def _shown(num_bytes: int) -> str:

@@ -149,7 +149,7 @@ class LazyBags:
 
 
 class ResidentLoader:
-    """The whole cohort on the devices: every run is one dispatch. Bags that are not read yet are when they are first needed."""
+    """The data loader of a cohort that is whole on the devices: a dispatch is one window. Bags are read when they are first needed."""
 
     def __init__(self, bags: ResidentBags | LazyBags, put: Put) -> None:
         """put: brings host arrays to every device."""
@@ -158,16 +158,13 @@ class ResidentLoader:
         placed = put(np.zeros(1, np.int32)).sharding
         self._shapes = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=placed), like)
 
-    @cached_property
-    def host(self) -> ResidentBags:
-        """The bags in host memory."""
+    def _on_host(self) -> ResidentBags:
         return self._bags.load() if isinstance(self._bags, LazyBags) else self._bags
 
     @cached_property
-    def device(self) -> ResidentBags:
-        """The bags on the devices."""
-        device: ResidentBags = self._put(self.host)
-        return device
+    def _on_devices(self) -> ResidentBags:
+        on_devices: ResidentBags = self._put(self._on_host())
+        return on_devices
 
     @property
     def host_bytes(self) -> int:
@@ -182,13 +179,14 @@ class ResidentLoader:
     def windows(self, bags: np.ndarray, dispatches: Sequence[Dispatch]) -> Iterator[Window]:
         """The windows of dispatches (bucket, lo [R], hi [R]) over bags [R, T, B]."""
         del bags
-        return in_step(Window(bucket, lo, hi, self.device, ends_dispatch=True) for bucket, lo, hi in dispatches)
+        return in_step(Window(bucket, lo, hi, self._on_devices, ends_dispatch=True) for bucket, lo, hi in dispatches)
 
     def instances(self, numbers: np.ndarray) -> Iterator[tuple[int, np.ndarray]]:
         """(number, features [n, *F]) of each bag, on the host; of regions those of the tiles there are."""
-        offsets, sizes = np.asarray(self.host.offsets), np.asarray(self.host.sizes)
+        host = self._on_host()
+        offsets, sizes = np.asarray(host.offsets), np.asarray(host.sizes)
         for number in numbers.tolist():
-            yield number, real_features(self.host, slice(offsets[number], offsets[number] + sizes[number]))
+            yield number, real_features(host, slice(offsets[number], offsets[number] + sizes[number]))
 
     def verify_rest(self) -> None:
         """Every record was checked when it was read."""

@@ -1,4 +1,4 @@
-"""A cohort larger than one device: each bag whole on one device, its owner, and windows of bags filled from their owners.
+"""The data loader of a cohort larger than one device: each bag whole on one device, its owner; windows of bags filled from their owners.
 
 A window has the arrays of a resident cohort, so the compiled programs do not know the difference. To fill one, each device puts the
 rows that it owns into an array of zeros, and the sum of these arrays goes to every device. That is one pass over the links between
@@ -44,7 +44,7 @@ def fullest(sizes: np.ndarray, devices: int) -> int:
 
 
 class ShardedLoader:
-    """Fills windows from the devices that own their bags. Owners are read one after another, by the process that has the device.
+    """Fills windows from the devices that own their bags. Owners are read sequentially, by the process that has the device.
 
     put: brings host arrays to every device of the mesh. first: the order of the first epoch, by which windows are sized.
     Raises DataError when a window cannot hold one step's bags, ShardError for a torn or altered record.
@@ -99,7 +99,7 @@ class ShardedLoader:
     def close(self) -> None:
         """Nothing is open."""
 
-    def _read(self, mesh: Mesh, spread: NamedSharding) -> ResidentBags:
+    def _read(self, mesh: Mesh, sharding: NamedSharding) -> ResidentBags:
         """The bags of each device of this process, end to end, as one array [devices x rows, ...] over all devices."""
         parts = []
         for number, device in enumerate(mesh.devices.flat):
@@ -113,7 +113,7 @@ class ShardedLoader:
 
         def whole(*arrays: Array) -> Array:
             shape = (mesh.size * self._most_rows, *arrays[0].shape[1:])
-            return jax.make_array_from_single_device_arrays(shape, spread, list(arrays))
+            return jax.make_array_from_single_device_arrays(shape, sharding, list(arrays))
 
         owned: ResidentBags = jax.tree.map(whole, *parts)
         return owned

@@ -1,4 +1,4 @@
-"""Streamed cohorts: bags stay in their shards and are read window by window, ahead of the computation that needs them.
+"""The data loader of streamed cohorts: bags stay in their shards, and are prefetched window by window while others are computed on.
 
 A window has the arrays of a resident cohort, so the compiled programs do not know the difference. There are WINDOWS of them in host
 memory, and no more: while one is computed on, the next is transferred and the one after it is read. Host memory is

@@ -1,8 +1,16 @@
 """Which bags lie together in a window: dispatches split into shorter ones whose bags fit into a fixed number of rows.
 
 A dispatch lets replica r make its steps lo[r]..hi[r] of one bucket. Where the bags it reads are more than a window holds it
-becomes several, one after another, each with bags of its own; no replica's order changes, so no result does. A window has room for
-the same number of rows in every dispatch of a bucket, so that nothing is compiled twice.
+becomes several, in sequence, each with bags of its own; no replica's order changes, so no result does. A window has room for the same
+number of rows in every dispatch of a bucket, so that nothing is compiled twice. Two replicas, a dispatch of four and three steps, bags
+a to e of 4, 3, 2, 4 and 3 instances in a bucket of length 4, windows of 12 rows:
+
+    slot          0   1 | 2   3
+    replica 0     a   b | c   d        lo = 0, hi = 4
+    replica 1     b   a | e            lo = 0, hi = 3
+                        |
+    window 1  aaaabbb.....             lo = 0 0, hi = 2 2       slot 2 adds c and e: e would begin at row 9, and a slice of
+    window 2  cceeedddd...             lo = 2 2, hi = 4 3       the bucket's length from there leads out of the window
 """
 
 from __future__ import annotations

@@ -88,11 +88,11 @@ def test_regions_are_streamed(tmp_path):
     each = [np.array([number]) for number in range(4)]
     resident = load_bags(shards, each, 32)
     numbers, runs = np.arange(4).reshape(1, 4, 1), [(0, np.zeros(1, int), np.full(1, 4))]
-    order = dataclasses.make_dataclass("Order", ["bags", "runs"])(numbers, runs)
+    order = dataclasses.make_dataclass("Order", ["bags", "dispatches"])(numbers, runs)
     seen = []
     bags = StreamedBags(shards, each, WINDOWS * 32 * (64 * (4 * D + 1) + 12))
     with contextlib.closing(StreamingLoader(bags, (32,), jax.device_put, order)) as feed:
-        for piece in feed.pieces(numbers, runs):
+        for piece in feed.windows(numbers, runs):
             for number in range(int(piece.lo[0]), int(piece.hi[0])):
                 bag, whole = piece.bags.bag(number, 32), resident.bag(number, 32)
                 n = int(whole.num_instances)

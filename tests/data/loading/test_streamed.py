@@ -21,9 +21,11 @@ from mil_jax.data.loading.resident import LazyBags, load_bags
 from mil_jax.data.loading.streamed import THREAD_NAMES, WINDOWS, StreamedBags, StreamingLoader
 from mil_jax.data.shards.reader import Shards
 from mil_jax.data.shards.writer import write_shards
+from mil_jax.engine.callbacks import TrainingInterrupted
 from mil_jax.engine.checkpoints import Checkpoints
 from mil_jax.engine.early_stopping import Selection
-from mil_jax.engine.engine import Engine, TrainingInterrupted, fit
+from mil_jax.engine.engine import Engine
+from mil_jax.engine.fit import fit, run_phases
 from mil_jax.engine.types import EngineData, EngineSettings, FitResult, Phase
 from mil_jax.errors import DataError, ShardError
 from mil_jax.interop.slide_bag import Provenance, SlideBag
@@ -146,7 +148,7 @@ def test_all_programs_are_begun_to_be_compiled_before_bags_are_read_to_be_held(f
 
     monkeypatch.setattr(resident_module, "load_bags", reading)
     engine = Engine(data(folder, None), TASK, plan(), EngineSettings())
-    found = engine.fit([Phase(strategy(normalize="zscore"), 3, VAL_LOSS)], Silent())
+    found = run_phases(engine, [Phase(strategy(normalize="zscore"), 3, VAL_LOSS)], Silent())
     assert begun == [2 * 2]
     assert found.facts["compilations"] == 2 * 2 + 1
     assert_equal(found, resident(batch_size=1, replica_axis="map")[0])
@@ -246,7 +248,7 @@ def test_an_epoch_left_early_leaves_the_feed_usable(folder):
     numbers = np.arange(24, dtype=np.int32)[None, :, None]
     step = np.arange(25)[:, None]
     runs = [(1, lo, hi) for lo, hi in itertools.pairwise(step)]
-    order = dataclasses.make_dataclass("Order", ["bags", "runs"])(numbers, runs)
+    order = dataclasses.make_dataclass("Order", ["bags", "dispatches"])(numbers, runs)
     with contextlib.closing(StreamingLoader(the_data.bags, (8, LONGEST), jax.device_put, order)) as loader:
         for _ in range(3):
             for piece in loader.windows(numbers, runs):
@@ -261,7 +263,7 @@ def test_a_cohort_of_more_than_two_billion_instances_is_streamed():
     bags = StreamedBags(shards, [np.array([i]) for i in range(len(shards))], 1 << 24)
     numbers = np.array([[[len(shards) - 1]], [[7]]])
     runs = [(0, np.zeros(2, int), np.ones(2, int))]
-    order = dataclasses.make_dataclass("Order", ["bags", "runs"])(numbers, runs)
+    order = dataclasses.make_dataclass("Order", ["bags", "dispatches"])(numbers, runs)
     loader = StreamingLoader(bags, (2**16,), jax.device_put, order)
     (piece,) = loader.windows(numbers, runs)
     for number in (len(shards) - 1, 7):
@@ -280,7 +282,7 @@ def test_graphs_are_streamed(tmp_path):
     resident = load_bags(shards, pairs, LONGEST, num_neighbors=3)
     numbers = np.arange(3).reshape(1, 3, 1)
     runs = [(0, np.zeros(1, int), np.full(1, 3))]
-    order = dataclasses.make_dataclass("Order", ["bags", "runs"])(numbers, runs)
+    order = dataclasses.make_dataclass("Order", ["bags", "dispatches"])(numbers, runs)
     bags = StreamedBags(shards, pairs, WINDOWS * LONGEST * (4 + 12 + 3 * 4), num_neighbors=3)
     seen = []
     with contextlib.closing(StreamingLoader(bags, (LONGEST,), jax.device_put, order)) as loader:
