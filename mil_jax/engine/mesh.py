@@ -14,9 +14,6 @@ from mil_jax.engine.programs import AXIS, DATA_AXIS, INSTANCE_AXIS, fully_replic
 from mil_jax.errors import ConfigError
 from mil_jax.types import Array, PyTree
 
-# Of glibc's malloc.h: parameters of mallopt.
-_TRIM_THRESHOLD, _MMAP_THRESHOLD, _ARENA_MAX = -1, -3, -8
-
 
 def wait(tree: PyTree) -> PyTree:
     """The same arrays, computed: for clocks. Nothing comes to the host."""

@@ -12,8 +12,10 @@ from pathlib import Path
 
 import jax
 
-from mil_jax.engine.mesh import _ARENA_MAX, _MMAP_THRESHOLD, _TRIM_THRESHOLD
 from mil_jax.machine import usable_cores
+
+# Of glibc's malloc.h: parameters of mallopt.
+_TRIM_THRESHOLD, _MMAP_THRESHOLD, _ARENA_MAX = -1, -3, -8
 
 
 def use_one_device_per_core() -> None:
