@@ -37,7 +37,7 @@ _MACHINE = flags.DEFINE_string("machine", DEFAULT_MACHINE, "Name of the machine,
 _TARGETS = flags.DEFINE_integer("targets", 200, "Label columns.")
 _BAGS = flags.DEFINE_integer("bags", 500, "Bags of the cohort.")
 _EPOCHS = flags.DEFINE_integer("epochs", 10, "Epochs of every run.")
-_TIMED = flags.DEFINE_integer("timed", 6, "Runs, and targets, that are timed one after another.")
+_TIMED = flags.DEFINE_integer("timed", 6, "Runs, and targets, that are timed sequentially.")
 
 FOLDS, WIDTH = 5, 64
 HYPER = {"optimizer.lr": 1e-3, "optimizer.weight_decay": 1e-5}

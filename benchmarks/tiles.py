@@ -33,7 +33,7 @@ from data_prep.tiles.grid import Tiling, by_mpp, grid
 from data_prep.tiles.read import read_tiles
 
 _MACHINE = flags.DEFINE_string("machine", DEFAULT_MACHINE, "Name of the machine, for the result's file.")
-_SLIDES = flags.DEFINE_integer("slides", 20, "Number of drawn slides whose tissue is compared with what was drawn.")
+_SLIDES = flags.DEFINE_integer("slides", 20, "Number of synthetic slides whose tissue is compared with what was drawn.")
 _ROUNDS = flags.DEFINE_integer("rounds", 7, "Rounds of reading.")
 
 _SCALES = {0.5: "as a level has them", 0.75: "resampled"}

@@ -4,7 +4,7 @@
     python -m mil_jax.train --config configs/ibmil_abmil.py --config.data.features=FEATURES --config.data.labels=labels.csv \
         --config.data.target=subtype --config.strategy.clusters=16
 
-Three stages for every fold and seed: the plain aggregator, k-means of its bag embeddings, and the aggregator anew with the dictionary.
+Three stages for every fold and seed: the plain aggregator, k-means of its bag embeddings, and the aggregator again with the dictionary.
 Options of HHHedo/IBMIL for `--model abmil`; its published settings by data set and backbone are configs/recipes/ibmil_*.py. Any aggregator
 can take the place of abmil: `--config.strategy.name=ibmil` beside another config.
 """

@@ -9,7 +9,7 @@
 The tables are read as they are: a byte-order mark, a missing header, paths with Windows drives (matched by the file's name); labels that
 are no class (11) are dropped and reported (data.unknown_labels). The first command is the demo; the second is the clean protocol, with
 validation carved from the training patients; the third chooses epochs and thresholds on the test fold, as the scripts do, and says so.
-Each fold starts anew, which the scripts do not do. For their other models take their configs with --config.task.name=pathgene: CLAM,
+Each fold starts afresh, which the scripts do not do. For their other models take their configs with --config.task.name=pathgene: CLAM,
 DSMIL, TransMIL and Patch-GCN have recipes of PathGene. The owners of the data set ask that it not be used; this is for those who may.
 """
 

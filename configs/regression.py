@@ -1,4 +1,4 @@
-"""Numbers per bag (expression, scores, cell fractions): gated attention MIL, squared error in deviations of the training part.
+"""Numbers per bag (expression, scores, cell fractions): gated attention MIL, squared error in standard deviations of the training part.
 
     python -m mil_jax.train --config configs/regression.py
     python -m mil_jax.train --config configs/regression.py --config.data.features=FEATURES --config.data.labels=expression.csv \

@@ -79,7 +79,7 @@ def define_flags(values: flags.FlagValues) -> None:
     text("ray-address", "", "with --engine ray: address of the cluster; empty: this machine")
     whole("workers", 1, "with --engine ray: encoders side by side", least=1)
     text("mean", "", "of the three channels, for an architecture with weights of your own")
-    text("std", "", "the same of the deviation")
+    text("std", "", "the same of the standard deviation")
     whole("input-size", 0, "edge in pixels of what the architecture reads; tiles are resized to it")
     text("pool", "", f"what its vector is: {', '.join(POOLS)}")
     choice("interpolation", "", ("", *INTERPOLATIONS), "how tiles are resized for an architecture; default: bilinear")
@@ -87,7 +87,7 @@ def define_flags(values: flags.FlagValues) -> None:
         "strict",
         "exit with 2 when any slide is left without features, or its tiles are unlike what the encoder expects",
     )
-    truth("overwrite", "start anew in a folder that was begun with other settings")
+    truth("overwrite", "start from scratch in a folder that was begun with other settings")
 
 
 def main(arguments: list[str]) -> int:

@@ -36,6 +36,7 @@ PROVENANCE = {
     "coordinate_unit": "coordinates in",
 }
 _SHOWN = 10
+_BINS, _TICKS = 30, 6  # of the picture
 
 
 def define_flags(values: flags.FlagValues) -> None:
@@ -128,13 +129,6 @@ def _say_features(folder: Path) -> None:
     )
 
 
-if __name__ == "__main__":
-    run_command(main)
-
-
-_BINS, _TICKS = 30, 6
-
-
 def draw(path: Path, shards: Shards, ladder: Ladder) -> None:
     """Two panels: a histogram of the sizes with the buckets' lengths; real and padded instances of each bucket."""
     sizes, lengths = shards.num_instances, np.array(ladder.lengths)
@@ -167,3 +161,7 @@ def draw(path: Path, shards: Shards, ladder: Ladder) -> None:
     )
     with atomic_write(path) as temporary:
         figure.savefig(temporary, format="png", dpi=120)
+
+
+if __name__ == "__main__":
+    run_command(main)

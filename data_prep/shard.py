@@ -120,7 +120,7 @@ def _add(values: flags.FlagValues, sources: Layout) -> None:
     if found.changed:
         say(
             f"Warning: the features of {counted(len(found.changed), 'slide')} have changed since ({listed(found.changed)}); in the shards "
-            "they stay as they were, --overwrite writes everything anew"
+            "they stay as they were, --overwrite rewrites everything"
         )
     if found.gone:
         say(f"{counted(len(found.gone), 'slide')} in the shards have no features now and stay: {listed(found.gone)}")

@@ -126,7 +126,7 @@ def define_flags(values: flags.FlagValues) -> None:
     whole("workers", 0, "processes side by side; 0: one per core")
     text("shard", "", "i/n: do only the i-th of n parts, for job arrays")
     truth("strict", False, "exit with 2 when any slide is left without tiles")
-    truth("overwrite", False, "start anew in a folder that was begun with other settings")
+    truth("overwrite", False, "start from scratch in a folder that was begun with other settings")
 
 
 def main(arguments: list[str]) -> int:

@@ -142,7 +142,7 @@ SETTINGS: dict[str, Setting] = {
     "strategy.name": Setting(
         "",
         "How the aggregator is trained: `mhim` (a teacher masks instances), `ibmil` (its bag embedding reads from a dictionary of "
-        "confounders), `linear_probe` (exactly, for several penalties); empty: as is usual for it.",
+        "confounders), `linear_probe` (exactly, for several regularization strengths); empty: as is usual for it.",
     ),
     "splits.kind": Setting("k_fold", "`k_fold`, `monte_carlo`, `leave_one_group_out` or `file`."),
     "splits.file": Setting("", "A published split, or the `splits.csv` of an earlier run; sets the kind to `file`."),
@@ -189,7 +189,7 @@ SETTINGS: dict[str, Setting] = {
     ),
     "task.joint": Setting(False, "Regression: one model predicts all columns of `data.target`, not one model each."),
     "task.delta": Setting(
-        1.0, "Regression: where the Huber loss becomes linear, in deviations of the training part.", least=1e-6
+        1.0, "Regression: where the Huber loss becomes linear, in standard deviations of the training part.", least=1e-6
     ),
     "task.transform": Setting(
         "none",
@@ -294,7 +294,7 @@ SETTINGS: dict[str, Setting] = {
     ),
     "train.replica_axis": Setting(
         "auto",
-        "How runs go side by side on a device: `map` (one after another), `vmap` (as one batch), or `auto` (`map` on a CPU).",
+        "How runs go side by side on a device: `map` (sequentially), `vmap` (as one batch), or `auto` (`map` on a CPU).",
         choices=("auto", "map", "vmap"),
     ),
     "train.precision": Setting(

@@ -136,7 +136,7 @@ def test_a_run_that_has_ended_is_not_run_again(clean, home, capsys):
 def test_under_pathgenes_protocol_the_tables_folds_are_used_and_the_test_part_is_said_to_have_chosen(
     home, capsys, monkeypatch
 ):
-    """Stopped in its first epoch and gone on with: the table comes only when the run has ended. Few cases do not change what chooses."""
+    """Stopped in its first epoch and resumed: the table comes only when the run has ended. Few cases do not change what chooses."""
     whole = TrainingProgress.steps
 
     def stopping(self: TrainingProgress, count: int) -> None:

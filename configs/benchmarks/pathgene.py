@@ -3,7 +3,7 @@
     python -m mil_jax.benchmark --config configs/benchmarks/pathgene.py --tables TABLES --config.data.features=FEATURES
     ... --protocol pathgene
 
-TABLES holds the label tables (`<cohort>_EGFR_2_1_1.csv`, columns path, label, Fold). Under `clean` folds are drawn anew, stratified, no
+TABLES holds the label tables (`<cohort>_EGFR_2_1_1.csv`, columns path, label, Fold). Under `clean` folds are drawn again, stratified, no
 patient in two of them, and validation inside the training folds chooses the epoch. Under `pathgene` the folds are those of the tables and
 the test fold chooses the epoch, as in the scripts (panliangrui/NIPS2025). What differs from the scripts under both: docs/guide/pathgene.md.
 The owners of the data set ask that it not be used; this is for those who may, and for tables of the same layout.

@@ -3,7 +3,7 @@
     python -m mil_jax.train --config configs/recipes/clam_sb_pathgene.py --config.data.features=FEATURES \
         --config.data.labels=genes.csv --config.data.target=EGFR,TP53 --config.task.name=multilabel
 
-The reference's "CLAM-MB" is this model, too. It carries one model through all folds, which leaks; here each fold starts anew. For
+The reference's "CLAM-MB" is this model, too. It carries one model through all folds, which leaks; here each fold starts afresh. For
 features that are not 1,024 wide it has a further layer: --config.aggregator.pre_feature_dim=1024.
 """
 

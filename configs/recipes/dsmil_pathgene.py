@@ -3,7 +3,7 @@
     python -m mil_jax.train --config configs/recipes/dsmil_pathgene.py --config.data.features=FEATURES \
         --config.data.labels=genes.csv --config.data.target=EGFR,TP53 --config.task.name=multilabel
 
-The reference carries one model through all folds, which leaks, and chooses the epoch on the test fold; here each fold starts anew.
+The reference carries one model through all folds, which leaks, and chooses the epoch on the test fold; here each fold starts afresh.
 """
 
 from mil_jax.config import ConfigDict, start_from

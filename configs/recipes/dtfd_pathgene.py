@@ -3,7 +3,7 @@
     python -m mil_jax.train --config configs/recipes/dtfd_pathgene.py --config.data.features=FEATURES \
         --config.data.labels=genes.csv --config.data.target=EGFR
 
-The reference carries one model through all folds, which leaks, and chooses the epoch on the test fold; here each fold starts anew, and
+The reference carries one model through all folds, which leaks, and chooses the epoch on the test fold; here each fold starts afresh, and
 takes DTFD's softmax and cross entropy in place of a sigmoid and BCE.
 """
 

@@ -4,7 +4,7 @@
         --config.data.labels=genes.csv --config.data.target=EGFR
 
 Over one region the second attention does nothing: it is gated ABMIL with two layers more. The reference carries one model through all
-folds, which leaks, and chooses the epoch on the test fold; here each fold starts anew.
+folds, which leaks, and chooses the epoch on the test fold; here each fold starts afresh.
 """
 
 from mil_jax.config import ConfigDict, base_config

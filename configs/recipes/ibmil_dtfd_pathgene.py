@@ -3,7 +3,7 @@
     python -m mil_jax.train --config configs/recipes/ibmil_dtfd_pathgene.py --config.data.features=FEATURES \
         --config.data.labels=genes.csv --config.data.target=EGFR
 
-The reference carries one model through all folds, which leaks, and chooses the epoch on the test fold; here each fold starts anew,
+The reference carries one model through all folds, which leaks, and chooses the epoch on the test fold; here each fold starts afresh,
 makes its dictionary of its own training bags, and takes DTFD's softmax and cross entropy in place of a sigmoid and BCE.
 """
 

@@ -5,7 +5,7 @@
         --config.data.labels=genes.csv --config.data.target=EGFR,TP53 --config.task.name=multilabel
 
 The reference reads edges from files whose construction is not published; here they are Patch-GCN's 8 nearest tiles. It trains in half
-precision and carries one model through all folds, which leaks; here in float32, and each fold starts anew.
+precision and carries one model through all folds, which leaks; here in float32, and each fold starts afresh.
 """
 
 from mil_jax.config import ConfigDict, base_config

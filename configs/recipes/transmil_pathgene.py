@@ -3,7 +3,7 @@
     python -m mil_jax.train --config configs/recipes/transmil_pathgene.py --config.data.features=FEATURES \
         --config.data.labels=genes.csv --config.data.target=EGFR,TP53 --config.task.name=multilabel
 
-The reference carries one model through all folds, which leaks, and chooses the epoch on the test fold; here each fold starts anew. For more
+The reference carries one model through all folds, which leaks, and chooses the epoch on the test fold; here each starts afresh. For more
 than two classes it takes the softmax cross entropy: --config.task.loss_name=cross_entropy.
 """
 

@@ -135,7 +135,7 @@ def inputs_of(settings: EncodeSettings, slide: Slide) -> Any:
 
 
 class SlideEncoder:
-    """Encodes slides, one after another, with an encoder that is loaded and compiled once."""
+    """Encodes slides sequentially, with an encoder that is loaded and compiled once."""
 
     def __init__(self, records: Records, settings: EncodeSettings) -> None:
         """Raises ConfigError without weights, and DataError for weights that do not fit."""

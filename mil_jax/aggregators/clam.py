@@ -184,7 +184,7 @@ class ClamSB(Aggregator):
         biases = jnp.stack([layer.bias for layer in classifiers])  # type: ignore[misc]  # [C, 2]
         self.sow("intermediates", "instance_logits", jnp.einsum("nl,clt->nct", h, kernels) + biases)
         chosen = top_k(jnp.stack([scores, -scores]), mask, self.num_sampled)  # [2, K, k]
-        # Computed anew from x: gathered from h, they would cost the backward pass a scatter into [N, L].
+        # Recomputed from x: gathered from h, they would cost the backward pass a scatter into [N, L].
         rows = self._embed(x[chosen], layers, None if factors is None else factors[chosen])  # [2, K, k, L]
         rows = jnp.broadcast_to(rows, (2, self.num_outputs, *rows.shape[2:]))
         top_logits, bottom_logits = jnp.einsum("sckl,clt->sckt", rows, kernels) + biases[:, None]

@@ -147,7 +147,7 @@ class DSMIL(Aggregator):
         instance_layer = self._layer("instance_classifier", h.shape[-1], self.num_outputs)
         instance_logits = instance_layer.scores(h)  # [N, C]
         critical = masked.argmax(jax.lax.stop_gradient(instance_logits), mask)  # [C]
-        # Computed anew from x: gathered from h, they would cost the backward pass a scatter into [N, L].
+        # Recomputed from x: gathered from h, they would cost the backward pass a scatter into [N, L].
         rows = _embed(x[critical], feature, None if factors is None else factors[critical])  # [C, L]
         max_logits = jnp.diagonal(instance_layer.scores(rows))
         scores = self._scores(h, rows)  # [C, N]

@@ -104,7 +104,7 @@ class VisionTransformer(nn.Module):
         pool = QueryPoolParameters(self.pooled_dim, name="pool")(self.dim) if self.output == "query" else None
         parts = bag.part_mask if self.mask_parts else None
 
-        # The backward pass computes each lot anew instead of keeping the layers of all.
+        # The backward pass computes each lot again instead of keeping the layers of all.
         @jax.checkpoint
         def vector(instance: tuple[Array, Array | None]) -> Array:
             tokens, key_mask = self.tokens(vit, *instance)

@@ -16,7 +16,7 @@ from mil_jax.engine.callbacks import Callback, TrainingInterrupted
 from mil_jax.engine.checkpoints import Checkpoints
 from mil_jax.engine.engine import Engine
 from mil_jax.strategies.base import Analysis, TrainState
-from mil_jax.types import PyTree
+from mil_jax.types import Array, PyTree
 
 
 def run(
@@ -56,7 +56,7 @@ def _look(
     bags, sizes = data.listed(data.training, engine.rows, int(data.training.sum(axis=1).max()))
     cohorts = engine.cohort_shapes()
 
-    def one(state: TrainState, cohort: programs.DeviceCohort) -> jax.Array:
+    def one(state: TrainState, cohort: programs.DeviceCohort) -> Array:
         mine: TrainState = jax.tree.map(lambda x: x[0], state)
         return analysis.predict(mine, programs.read_bag(cohort, jnp.int32(0), data.lengths[0])).logits
 

@@ -17,7 +17,7 @@ from mil_jax.engine.bag_order import EpochOrder
 from mil_jax.engine.plan import Plan
 from mil_jax.engine.types import EngineData
 from mil_jax.strategies.base import Steps, Strategy, TrainState
-from mil_jax.types import PyTree
+from mil_jax.types import Array, PyTree
 
 
 def schedules(
@@ -72,7 +72,7 @@ def step_metrics(
 ) -> dict[str, jax.ShapeDtypeStruct]:
     """The shapes of one replica's step metrics. state, cohort: arrays or shapes, of all replicas. length: of any bucket."""
 
-    def names(state: TrainState, cohort: programs.DeviceCohort) -> dict[str, jax.Array]:
+    def names(state: TrainState, cohort: programs.DeviceCohort) -> dict[str, Array]:
         one = jax.tree.map(lambda x: x[0], state)
         numbers = jnp.zeros(batch_size, jnp.int32)
         batch = programs.read_batch(cohort, numbers, jnp.int32(0), length)

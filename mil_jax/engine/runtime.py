@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import hashlib
 import os
@@ -20,14 +21,16 @@ _TRIM_THRESHOLD, _MMAP_THRESHOLD, _ARENA_MAX = -1, -3, -8
 def use_one_device_per_core() -> None:
     """On a CPU, one host device per core, so that replicas spread over the cores. Call before JAX is first used.
 
-    Of several processes each has one device: it is their number that spreads runs over the cores.
+    Of several processes each has one device: it is their number that spreads runs over the cores. Where JAX has been used already, as in
+    a notebook, its devices stay as they are.
     """
     keep_freed_memory()
     if (
         "xla_force_host_platform_device_count" not in os.environ.get("XLA_FLAGS", "")
         and not jax.distributed.is_initialized()
     ):
-        jax.config.update("jax_num_cpu_devices", usable_cores())
+        with contextlib.suppress(RuntimeError):  # JAX has been used already
+            jax.config.update("jax_num_cpu_devices", usable_cores())
 
 
 def keep_freed_memory() -> None:

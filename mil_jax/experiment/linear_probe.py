@@ -1,4 +1,4 @@
-"""Linear probes: the exact minimum of the task's loss on mean features, for a path of penalties, the strength chosen on validation.
+"""Linear probes: the exact minimum of the task's loss on mean features, for a path of regularization strengths, chosen on validation.
 
 Whatever the task, its loss over ALL training bags at once is minimised by L-BFGS in float64: logistic regression, ridge, discrete hazards,
 Cox with the risk sets of the whole training part. Covariates are further features. All are scaled by the training bags' standard
@@ -67,8 +67,8 @@ class ProbeFitter:
 
     def describe(self, factors: str, monitor: str) -> Iterator[str]:
         runs = counted(len(self.experiment.plan.replicas), "linear probe")
-        yield f"{runs} ({factors}), each for {len(_strengths(self.experiment))} penalties"
-        yield monitor.replace("the epoch", "the penalty")
+        yield f"{runs} ({factors}), each for {len(_strengths(self.experiment))} regularization strengths"
+        yield monitor.replace("the epoch", "the strength")
 
     def read(self, *, compiling: bool = False) -> None:
         """Every bag is read once, while its mean is taken."""
@@ -88,7 +88,7 @@ class ProbeFitter:
             for run, place in zip(self.experiment.plan.replicas, result.progress.best_epoch)
         ]
         return [
-            "Linear probes on mean features: what curves call an epoch is a penalty, the strongest first; chosen: "
+            "Linear probes on mean features: what curves call an epoch is a regularization strength, the strongest first; chosen: "
             f"{listed(chosen, 10)}."
         ]
 

@@ -1,7 +1,7 @@
 """IBMIL, interventional bag MIL (Lin et al., CVPR 2023, arXiv 2303.06873), over any aggregator with a bag embedding.
 
 Stage 1 trains the aggregator as it is; stage 2 clusters its embeddings of the training bags into a dictionary of confounders; stage 3
-trains it anew, with the branch of `layers/deconfounding.py` in place of its classifier: the bag embedding reads from the dictionary, and
+trains it again, with the branch of `layers/deconfounding.py` in place of its classifier: the bag embedding reads from the dictionary, and
 both are classified (backdoor adjustment). Of stage 1 nothing but the dictionary stays. Losses of the aggregator on instances stay its own.
 """
 

@@ -116,7 +116,7 @@ class Regression(Task):
         }
 
     def loss(self, predictions: Prediction, targets: Array, weights: Array) -> Array:
-        """The mean over bags of the mean over their known columns, in deviations of the training part."""
+        """The mean over bags of the mean over their known columns, in standard deviations of the training part."""
         known = ~jnp.isnan(targets)
         scaled = jnp.where(known, (targets - self.center) / self.spread, 0.0)
 

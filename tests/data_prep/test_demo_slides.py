@@ -1,4 +1,4 @@
-"""Drawn slides: what OpenSlide sees of them, that they are always the same, and what is true about them."""
+"""Synthetic slides: what OpenSlide sees of them, that they are always the same, and what is true about them."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The command data_prep.shard: what it prints, and one sentence with exit code 2 for what the user can mend."""
+"""The command data_prep.shard: what it prints, and one sentence with exit code 2 for what the user can fix."""
 
 from __future__ import annotations
 

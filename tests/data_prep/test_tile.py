@@ -41,7 +41,7 @@ SMALL = (1536, 1024)
 
 @pytest.fixture(scope="module")
 def slides(tmp_path_factory) -> Path:
-    """Two drawn slides, the second with a lesion."""
+    """Two synthetic slides, the second with a lesion."""
     folder = tmp_path_factory.mktemp("demo") / "slides"
     for number in (1, 2):
         write_slide(folder, f"demo {number}", draw_slide(number, *SMALL, lesion=number == 2), 0.5)

@@ -282,7 +282,7 @@ def test_processes_with_different_memory_choose_by_the_smallest(tmp_path):
 
 
 def test_what_there_is_is_the_least_of_all_processes(monkeypatch):
-    here = device_memory.min_memory()  # kept from its first call: not to be made while another answers
+    here = device_memory.min_memory()  # kept from then on
     monkeypatch.setattr(device_memory, "global_min", lambda value: value / 2)
     everywhere = device_memory.min_memory.__wrapped__()
     assert (everywhere.host, everywhere.device) == (here.host // 2, here.device // 2)

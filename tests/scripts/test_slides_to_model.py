@@ -1,4 +1,4 @@
-"""From drawn slides to a trained model, by the commands a user would type."""
+"""From synthetic slides to a trained model, by the commands a user would type."""
 
 from __future__ import annotations
 

@@ -59,7 +59,7 @@ class _Exclusions:
             slide, reason = self.unasked[0]
             raise DataError(
                 f"{slide}: {reason}; with --strict nothing may be excluded ({len(self.unasked)} would be); "
-                "mend the tables or run without --strict"
+                "fix the tables or run without --strict"
             )
         frame = pd.DataFrame(self.rows, columns=["slide", "reason"], dtype=object).drop_duplicates(ignore_index=True)
         for reason, group in frame.groupby("reason", sort=True):
@@ -205,7 +205,7 @@ def _require_enough(
     if matched < settings.min_matched * used:
         raise DataError(
             f"{path}: only {matched} of {used} labelled rows have a slide with features, less than "
-            f"data.min_matched={settings.min_matched} ({examples}); mend the names, or lower data.min_matched"
+            f"data.min_matched={settings.min_matched} ({examples}); fix the names, or lower data.min_matched"
         )
     report.append(f"{matched} of {used} labelled rows are used, with {pairs['slide'].nunique()} slides")
 

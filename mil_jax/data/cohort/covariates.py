@@ -163,5 +163,5 @@ def _refuse(bags: pd.DataFrame, column: pd.Series, wrong: np.ndarray, where: str
         place = int(np.flatnonzero(wrong)[0])
         raise DataError(
             f"{where}, bag {bags['bag_id'].iloc[place]}: {column.iloc[place]!r} in column {column.name!r} is {what}, which the "
-            f"covariate holds ({int(wrong.sum())} such bags); mend it, empty it, or leave such rows out with data.filter"
+            f"covariate holds ({int(wrong.sum())} such bags); fix it, empty it, or leave such rows out with data.filter"
         )

@@ -74,7 +74,7 @@ def require_patients(rule: str, slides: Sequence[str], patients: Sequence[str | 
     if lost:
         raise DataError(
             f"data.patient={rule!r} gives no patient for {len(lost)} of {len(slides)} slides ({listed(lost)}); "
-            "mend the rule, or name a column of the label table"
+            "fix the rule, or name a column of the label table"
         )
 
 

@@ -58,5 +58,5 @@ def _refuse(column: pd.Series, wrong: pd.Series, name: str, settings: CohortSett
     if wrong.any():
         raise DataError(
             f"{settings.labels}, line {column.index[wrong][0]}: {column[wrong].iloc[0]!r} in column {name!r} {what} "
-            f"({int(wrong.sum())} such rows); mend it, or leave such rows out with data.filter"
+            f"({int(wrong.sum())} such rows); fix it, or leave such rows out with data.filter"
         )

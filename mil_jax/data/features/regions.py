@@ -93,7 +93,7 @@ def _cells(slide: SlideBag, offsets: np.ndarray, size: float) -> np.ndarray:
         return cells
     raise DataError(
         f"slide {slide.slide_id}: the step of its grid is {step:g}, but the size of its tiles is {size:g}; regions need tiles side by "
-        "side: mend the size in its feature file, or tile the slide anew without overlap"
+        "side: fix the size in its feature file, or tile the slide again without overlap"
     )
 
 

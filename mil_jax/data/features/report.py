@@ -168,7 +168,7 @@ def widened(halves: np.ndarray) -> np.ndarray:
     """Finite float16 -> float32, exactly, eight times as fast as NumPy's own cast.
 
     Shifting a half's bits into place leaves its exponent too small by the difference of the biases, 127 - 15; the factor
-    2^112 mends that, for subnormal numbers too. The sign, extended by the wider integer, is cut back to one bit.
+    2^112 fixes that, for subnormal numbers too. The sign, extended by the wider integer, is cut back to one bit.
     """
     bits = halves.view(np.int16).astype(np.int32)
     np.left_shift(bits, 13, out=bits)

@@ -18,10 +18,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from mil_jax.bags import Array, Bag
+from mil_jax.bags import Bag
 from mil_jax.data.loading.windows import Dispatch
 from mil_jax.data.shards.reader import Shards
-from mil_jax.types import AnyArray
+from mil_jax.types import AnyArray, Array
 
 Put = Callable[[Any], Any]  # a tree of host arrays -> the same on the devices
 IN_FLIGHT = 2  # dispatches the host may be ahead of the device: enough to keep it busy, few enough to stop soon
@@ -98,12 +98,12 @@ class Window:
     hi: np.ndarray
     bags: ResidentBags
     ends_dispatch: bool
-    done: jax.Array | None = None
+    done: Array | None = None
 
 
 def in_step(windows: Iterable[Window]) -> Iterator[Window]:
     """The same pieces, each made when at most IN_FLIGHT of those before it are still computed on."""
-    in_flight: collections.deque[jax.Array] = collections.deque()
+    in_flight: collections.deque[Array] = collections.deque()
     for piece in windows:
         yield piece
         if piece.done is not None:

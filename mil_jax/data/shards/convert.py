@@ -110,7 +110,7 @@ def shards_for_features(
     try:
         return Shards.open(folder)
     except ShardError as error:
-        raise ShardError(f"{error}; this is a cache: remove {folder} and it is written anew") from error
+        raise ShardError(f"{error}; this is a cache: remove {folder} and it is recreated") from error
 
 
 def storage_ladder(layout: Layout) -> Ladder | None:

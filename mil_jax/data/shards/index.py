@@ -168,7 +168,7 @@ def _compare(folder: Path, index: ShardIndex, number: int, shard: ShardFile) -> 
 
 
 def _compare_frames(path: Path, rows: pd.DataFrame) -> None:
-    """Compares the frame of every record with the index: cheap, and it notices a shard written anew."""
+    """Compares the frame of every record with the index: cheap, and it notices a shard that was rewritten."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
         head, foot = np.empty(tfrecord.HEADER_BYTES, np.uint8), np.empty(tfrecord.FOOTER_BYTES, np.uint8)

@@ -73,7 +73,7 @@ def test_files_of_another_encoder_than_named_are_refused(features, tmp_path):
 def test_a_damaged_cache_says_what_to_remove(features, tmp_path):
     folder = shards_for_features(features, tmp_path / "cache").folder
     (folder / "records.csv").unlink()
-    with pytest.raises(ShardError, match=rf"remove {folder} and it is written anew"):
+    with pytest.raises(ShardError, match=rf"remove {folder} and it is recreated"):
         shards_for_features(features, tmp_path / "cache")
 
 
