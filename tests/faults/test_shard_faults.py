@@ -170,8 +170,9 @@ def test_a_full_disk_leaves_nothing_behind(tmp_path):
         """
         import resource, sys
         import numpy as np
-        from mil_jax.data.shards.reader import SlideBag, write_shards
+        from mil_jax.data.shards.writer import write_shards
         from mil_jax.errors import UserError
+        from mil_jax.interop.slide_bag import SlideBag
         resource.setrlimit(resource.RLIMIT_FSIZE, (200_000, 200_000))
         bags = (SlideBag(f"s{k}", np.ones((100, 64), np.float32)) for k in range(20))
         try:
