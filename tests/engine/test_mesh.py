@@ -334,6 +334,7 @@ def test_processes_that_cannot_be_started_are_said(settings, sentence):
         (f"'localhost:{free_port()}', 2, 1", "not all processes of distributed.coordinator"),
         ("'auto', 0, -1", "distributed.coordinator=auto cannot be used"),
     ],
+    ids=["a coordinator that does not answer", "nothing to find it by"],
 )
 def test_other_processes_that_are_not_there_are_said(settings, sentence):
     lines = (
