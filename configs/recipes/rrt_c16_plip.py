@@ -18,4 +18,5 @@ def get_config() -> ConfigDict:
     config.aggregator.representatives = 3  # crmsa_k
     config.splits.update({"folds": 3, "repeats": 3, "seed": 2021})  # paper: 3 folds, three times
     config.train.seed = 2021
+    config.demo.splits = ConfigDict({"repeats": 1})
     return config

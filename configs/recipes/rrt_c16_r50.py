@@ -16,4 +16,5 @@ def get_config() -> ConfigDict:
     config = start_from("configs/rrt.py")
     config.splits.update({"folds": 3, "repeats": 3, "seed": 2021})  # paper: 3 folds, three times
     config.train.seed = 2021
+    config.demo.splits = ConfigDict({"repeats": 1})
     return config

@@ -17,4 +17,5 @@ def get_config() -> ConfigDict:
     # about 10 % for validation (paper), drawn 5 times
     config.splits.update({"kind": "monte_carlo", "val_fraction": 0.1})
     config.train.seed = 2021  # General.seed
+    config.demo.splits = ConfigDict({"kind": "k_fold"})
     return config
