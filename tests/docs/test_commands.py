@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import doctest
 import importlib
 import re
 import textwrap
@@ -79,7 +80,9 @@ def test_a_wrong_command_is_noticed(wrong):
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
 def test_what_python_imports_is_there(page):
     for block in blocks(page, "python"):
-        for node in ast.walk(ast.parse(textwrap.dedent(block))):
+        examples = doctest.DocTestParser().get_examples(block)
+        code = "".join(example.source for example in examples) or textwrap.dedent(block)
+        for node in ast.walk(ast.parse(code)):
             if isinstance(node, ast.Import | ast.ImportFrom):
                 exec(compile(ast.Module([node], []), str(page), "exec"), {})
 
