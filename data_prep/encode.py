@@ -21,6 +21,7 @@ from mil_jax.encoders.registry import ARCHITECTURES, ENCODERS, INTERPOLATIONS, P
 from mil_jax.encoders.weights import RANDOM, identity
 from mil_jax.engine.runtime import keep_freed_memory
 from mil_jax.errors import ConfigError
+from mil_jax.files import id_file
 from mil_jax.interop.feature_files import counted
 from mil_jax.machine import usable_cores
 
@@ -163,7 +164,7 @@ def _three(name: str, text: str) -> tuple[float, ...]:
 
 
 def _is_done(records: Records, settings: EncodeSettings, slide: Slide) -> bool:
-    path = outputs(settings) / f"{slide.slide_id}.h5"
+    path = id_file(outputs(settings), slide.slide_id, ".h5")
     return path.is_file() and records.is_done(slide, inputs_of(settings, slide))
 
 

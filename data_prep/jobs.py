@@ -31,7 +31,7 @@ from typing import Any, TypeVar
 from mil_jax.data.cohort.ids import natural_key
 from mil_jax.data.tables import listed
 from mil_jax.errors import ConfigError, DataError, UserError
-from mil_jax.files import write_text
+from mil_jax.files import id_file, write_text
 from mil_jax.interop.slide_bag import slide_id_of
 
 # What OpenSlide opens as one file; DICOM slides are folders of files.
@@ -217,7 +217,7 @@ class Records:
         return rows
 
     def _path(self, slide_id: str) -> Path:
-        return self.folder / f"{slide_id}.json"
+        return id_file(self.folder, slide_id, ".json")
 
 
 def remove_leftovers(folders: Iterable[Path], slides: Sequence[Slide]) -> None:

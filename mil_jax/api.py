@@ -181,6 +181,12 @@ class Run:
         """metrics.jsonl: a row for each run and epoch."""
         return pd.DataFrame(self._folder.read_metrics())
 
+    @property
+    def outputs(self) -> Any:
+        """The names of what `predict` gives for each bag, such as prob_LUAD; {label column: names} where there are several."""
+        names = {column: task.output_names for column, task in self._trained.tasks.items()}
+        return names if len(names) > 1 else next(iter(names.values()))
+
     def predict(self, x: Any, coords: Any = None) -> Any:
         """Probabilities (of a regression its numbers), averaged over the models.
 

@@ -9,7 +9,9 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from mil_jax.errors import UserError
+from mil_jax.errors import DataError, UserError
+
+_RESERVED = {"CON", "PRN", "AUX", "NUL", *(f"{port}{n}" for port in ("COM", "LPT") for n in range(1, 10))}  # on Windows
 
 
 @contextmanager
@@ -30,6 +32,18 @@ def atomic_write(path: str | os.PathLike[str]) -> Iterator[Path]:
         raise
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def id_file(folder: Path, name: str, suffix: str) -> Path:
+    """`folder/name+suffix` for the id of a slide or patient. Raises DataError for an id that cannot be a file name, such as `../x`."""
+    reserved = name.split(".")[0].upper() in _RESERVED
+    strange = any(character in "/\\" or not character.isprintable() for character in name)
+    if not name or name.startswith(".") or reserved or strange:
+        raise DataError(
+            f"{name!r} is the id of a slide and cannot be the name of a file (in {folder}): rename it, without separators, control "
+            "characters and a leading dot"
+        )
+    return folder / f"{name}{suffix}"
 
 
 def write_text(path: str | os.PathLike[str], text: str) -> None:

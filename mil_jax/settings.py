@@ -245,7 +245,7 @@ SETTINGS: dict[str, Setting] = {
     "train.monitor": Setting(
         "val_loss",
         "Which epoch counts: `last`, or the best `val_loss`, `val_auc` (classes), `val_pearson` (regression), `val_c_index` (survival), "
-        "`val_quadratic_kappa` (ordinal) of the validation part.",
+        "`val_quadratic_kappa` (ordinal), `val_selection_score` (pathgene) of the validation part.",
     ),
     "train.patience": Setting(0, "Epochs without improvement after which a run stops; 0: never.", least=0),
     "train.min_epochs": Setting(0, "No run stops before.", least=0),

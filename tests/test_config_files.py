@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import ast
+import re
 from pathlib import Path
 
 import pytest
 
 from mil_jax import sweep, train
-from mil_jax.config import base_config, load_config, start_from
+from mil_jax.config import base_config, load_config, parse, start_from
 from mil_jax.errors import ConfigError
+from mil_jax.experiment.prepare import prepare
 from tests.commands import run
 
 CONFIGS = Path(__file__).parent.parent / "configs"
@@ -107,3 +110,38 @@ def test_the_help_says_how_to_see_them_and_with_check_the_check_follows(command,
     ended = run(command.main, [*arguments, *asked, "--check"], capsys)
     assert (ended.code, "600 bags" in ended.out) == (0, True)
     assert ended.out.index("Settings that differ") < ended.out.index("600 bags")
+
+
+RESULT = re.compile(
+    r"^Without data: (?:as (?P<base>configs/[\w/]+\.py)\.|"
+    r"(?:AUC|Pearson r|C-index|quadratic kappa) \d\.\d{3} on the embedded digits \(\d+ folds\), "
+    r"\d+ minutes? on 2 CPU cores \([A-Z][a-z]+ 20\d\d\)\.)$",
+    re.MULTILINE,
+)
+
+
+every_config = pytest.mark.parametrize(
+    "path",
+    [path for path in sorted(CONFIGS.rglob("*.py")) if path.parent.name != "benchmarks"],
+    ids=lambda path: path.stem,
+)
+
+
+@every_config
+def test_every_config_prepares_a_run_without_data(path):
+    experiment = prepare(parse([f"--config={path}"], lambda values: None)[0])
+    assert len(experiment.cohort.bags) in (599, 600)  # a multilabel bag may lack all labels
+    assert len(experiment.targets[0].splits.parts) == 5
+
+
+@every_config
+def test_a_config_says_what_it_gives_without_data_and_how_long_that_takes(path):
+    """A recipe as soon as that was measured."""
+    about = ast.get_docstring(ast.parse(path.read_text(encoding="utf-8")))
+    said = RESULT.findall(about)
+    assert len(said) == about.count("Without data: ") <= 1
+    assert said or path.parent.name == "recipes"
+    if said and said[0]:
+        base, own = (load_config(one) for one in (CONFIGS.parent / said[0], path))
+        own.name = base.name
+        assert own.to_dict() == base.to_dict()

@@ -16,7 +16,7 @@ import pytest
 ROOT = Path(__file__).resolve().parent.parent
 PACKAGE = ROOT / "mil_jax"
 
-PICTURE = re.compile(r"## The house.*?```\n(.*?)```", re.DOTALL)
+PICTURE = re.compile(r"## Layers.*?```\n(.*?)```", re.DOTALL)
 
 
 def layers() -> list[list[str]]:

@@ -10,7 +10,7 @@ import pytest
 from mil_jax import evaluate, sweep, train
 from mil_jax.cli.benchmark_plan import Benchmark, Method, Protocol, Task, runs
 from mil_jax.config import load_config, parse
-from mil_jax.errors import ConfigError
+from mil_jax.errors import ConfigError, RenamedSetting
 from mil_jax.settings import RENAMED, SETTINGS, present_settings
 from tests.commands import run
 
@@ -25,6 +25,11 @@ VALUES = {  # other than the defaults
     "train.select": "val_auc",
     "train.slots_per_dispatch": 8,
 }
+
+
+def said(recwarn: pytest.WarningsRecorder) -> list[str]:
+    """What was said of settings; commands print it."""
+    return [str(one.message) for one in recwarn if issubclass(one.category, RenamedSetting)]
 
 
 def settings_of(config, name):
@@ -46,29 +51,29 @@ def test_every_old_name_leads_to_a_setting_and_is_none_itself():
 
 
 @pytest.mark.parametrize("old", RENAMED)
-def test_an_old_name_on_the_command_line(old, capsys):
+def test_an_old_name_on_the_command_line(old, recwarn):
     arguments = ["--config=configs/abmil.py", f"--config.{old}={VALUES[old]}"]
     config, _, _ = parse(arguments, lambda values: None)  # the demo part applies
     assert settings_of(config, RENAMED[old]) == VALUES[old] != SETTINGS[RENAMED[old]].default
-    assert capsys.readouterr().out == f"{old} is now {RENAMED[old]}\n"
+    assert said(recwarn) == [f"{old} is now {RENAMED[old]}"]
 
 
 @pytest.mark.parametrize("old", RENAMED)
 @pytest.mark.parametrize("how", ["config.{0}.{1} = {2!r}", "config.{0}.update({{{1!r}: {2!r}}})"])
-def test_an_old_name_in_a_config_file(old, how, tmp_path, capsys):
+def test_an_old_name_in_a_config_file(old, how, tmp_path, recwarn):
     path = config_file(tmp_path, how.format(*old.split("."), VALUES[old]))
     config = load_config(path)
     assert settings_of(config, RENAMED[old]) == VALUES[old]
     assert old.split(".")[1] not in config[old.split(".")[0]]
-    assert capsys.readouterr().out == f"{old} is now {RENAMED[old]}\n"
+    assert said(recwarn) == [f"{old} is now {RENAMED[old]}"]
 
 
-def test_an_old_name_in_the_demo_part_of_a_config_file(tmp_path, capsys):
+def test_an_old_name_in_the_demo_part_of_a_config_file(tmp_path, recwarn):
     path = config_file(tmp_path, 'config.demo = ConfigDict({"train": {"select": "last", "patience": 0}})')
     config, _, changed = parse([f"--config={path}"], lambda values: None)
     assert config.train.monitor == "last"
     assert "train.monitor = last instead of val_loss" in changed
-    assert capsys.readouterr().out == "demo.train.select is now demo.train.monitor\n"
+    assert said(recwarn) == ["demo.train.select is now demo.train.monitor"]
     config, _, _ = parse([f"--config={path}", "--config.demo.train.select=val_auc"], lambda values: None)
     assert config.demo.train.monitor == "val_auc"
 
@@ -120,10 +125,10 @@ def test_an_old_name_in_a_sweep(capsys):
     assert "--sweep train.monitor cannot be" in ended.err
 
 
-def test_an_old_name_in_a_benchmark_file_gives_way_to_what_the_user_sets(capsys):
+def test_an_old_name_in_a_benchmark_file_gives_way_to_what_the_user_sets(recwarn):
     benchmark = Benchmark("own", {"ABMIL": Method("configs/abmil.py", {"train.select": "last"})}, {"clean": Protocol()})
     (one,) = runs(benchmark, [Task()], ["ABMIL"], "clean", ["--config.train.monitor=val_auc"], Path("runs"))
-    assert capsys.readouterr().out == "train.select is now train.monitor\n"
+    assert said(recwarn) == ["train.select is now train.monitor"]
     assert parse(list(one.arguments), lambda values: None)[0].train.monitor == "val_auc"
 
 

@@ -108,7 +108,7 @@ def test_help_shows_an_example_the_flags_and_the_settings_of_the_config(capsys):
     for arguments, lr in ((["--help"], "0.0002"), (["--config", "configs/abmil_ilse.py", "--help"], "0.0005")):
         ended = run(train.main, arguments, capsys)
         assert ended.code == 0
-        for shown in ("python -m mil_jax.train --config configs/abmil.py", "--resume", f"--config.optimizer.lr={lr}"):
+        for shown in ("mil-jax train --config abmil", "--resume", f"--config.optimizer.lr={lr}"):
             assert shown in ended.out
 
 

@@ -5,6 +5,8 @@
 
 Reported for NSCLC subtyping (ImageNet ResNet-50 features): AUC 0.956. Command of the README, with clam_mb for clam_sb:
 main.py --task task_2_tumor_subtyping --weighted_sample --bag_loss ce --inst_loss svm --early_stopping --lr 2e-4 --subtyping
+
+Without data: AUC 0.981 on the embedded digits (5 folds), 1 minute on 2 CPU cores (November 2026).
 """
 
 from mil_jax.config import ConfigDict, start_from

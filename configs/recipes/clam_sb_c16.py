@@ -5,6 +5,8 @@
 
 Reported for lymph node metastasis (Camelyon16 and 17 together, ImageNet ResNet-50 features): AUC 0.953. Command of the README:
 main.py --task task_1_tumor_vs_normal --weighted_sample --bag_loss ce --inst_loss svm --early_stopping --lr 2e-4 --k 10
+
+Without data: AUC 0.969 on the embedded digits (5 folds), 1 minute on 2 CPU cores (November 2026).
 """
 
 from mil_jax.config import ConfigDict, start_from

@@ -3,6 +3,8 @@
     python scripts/mil_benchmarks.py --data MUSK1_FOLDER --config configs/recipes/dsmil_musk.py
 
 The paper reports accuracies of 0.932 (MUSK1) and 0.729 (Fox), with the best epoch on each test fold; here the last epoch counts.
+
+Without data: AUC 0.582 on the embedded digits (5 folds), 1 minute on 2 CPU cores (November 2026).
 """
 
 from mil_jax.config import ConfigDict, base_config

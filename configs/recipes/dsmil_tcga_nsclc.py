@@ -7,6 +7,8 @@ Reported with SimCLR ResNet-18 features (512 wide): accuracy 93.8 %, AUC 0.981 (
 on the fold it is tested on; 0.919 and 0.963 in the paper. To choose the epoch as they do:
 --config.train.protocol=reference --config.splits.val_fraction=0. Their score is (sum of the AUCs + accuracy) / 2; here it is
 the mean AUC.
+
+Without data: AUC 0.956 on the embedded digits (5 folds), 1 minute on 2 CPU cores (November 2026).
 """
 
 from mil_jax.config import ConfigDict, start_from

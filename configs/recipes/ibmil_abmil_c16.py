@@ -19,4 +19,5 @@ def get_config() -> ConfigDict:
     config.splits.update({"kind": "monte_carlo", "val_fraction": 0.1})  # none there, see above
     config.train.epochs = 49  # --num_epochs 50: epochs 1 to 49
     config.demo.optimizer.schedule.epochs = config.demo.train.epochs = 30
+    config.demo.splits = ConfigDict({"kind": "k_fold"})
     return config

@@ -48,6 +48,7 @@ def get_config() -> ConfigDict:
     config.demo = ConfigDict(
         {
             "strategy": {"query_dim": 32},
+            "splits": {"kind": "k_fold"},
             "optimizer": {"lr": 1e-2, "weight_decay": 1e-5, "schedule": {"epochs": 30}},
             "train": {"epochs": 30, "monitor": "val_loss"},
         }

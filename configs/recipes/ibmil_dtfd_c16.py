@@ -49,6 +49,7 @@ def get_config() -> ConfigDict:
         {
             "aggregator": {"feature_dim": 128, "attention_dim": 64, "num_partitions": 5},
             "strategy": {"query_dim": 32},
+            "splits": {"kind": "k_fold"},
             "optimizer": {"lr": 1e-3, "weight_decay": 1e-5, "schedule": {"name": "constant"}},
             "train": {"epochs": 20, "monitor": "val_loss"},
         }

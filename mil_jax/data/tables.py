@@ -98,33 +98,13 @@ def mentioned_columns(expression: str, header: Sequence[str]) -> list[str]:
     return [name for name in header if re.search(rf"(?<!\w){re.escape(name)}(?!\w)", expression)]
 
 
-def kept_rows(table: pd.DataFrame, expression: str, path: str | os.PathLike[str], header: Sequence[str]) -> np.ndarray:
-    """Rows of a table for which a pandas expression is true, bool [rows]; number-like columns compare as numbers.
-
-    Raises DataError when the expression cannot be evaluated or is not true or false for each row.
-    """
-    typed = table.apply(_as_numbers)
-    try:
-        kept = typed.eval(expression, engine="python", local_dict={}, global_dict={})
-    except Exception as error:  # pandas raises whatever the expression makes it raise
-        undefined = re.match(r"name '(.+)' is not defined", str(error))
-        hint = suggestion(undefined[1], header) if undefined else ""
-        first_line = (str(error).splitlines() or [type(error).__name__])[0]
-        raise DataError(f"data.filter={expression!r} cannot be applied to {path}: {first_line}{hint}") from error
-    if not isinstance(kept, pd.Series) or kept.dtype != bool:
-        raise DataError(
-            f"data.filter={expression!r} is not true or false for each row of {path}; "
-            "write a comparison of its columns such as \"age > 60 and subtype in ['A', 'B']\""
-        )
-    return kept.to_numpy()
-
-
 def is_number(text: str) -> bool:
     """Whether a cell is a number; 007 is not, it is an id."""
     return any(digit.isdigit() for digit in text) and _NUMBER.fullmatch(text) is not None
 
 
-def _as_numbers(column: pd.Series) -> pd.Series:
+def as_numbers(column: pd.Series) -> pd.Series:
+    """The column as numbers where all its cells are, else as it is."""
     present = column.dropna()
     return pd.to_numeric(column) if len(present) and all(map(is_number, present)) else column
 

@@ -14,7 +14,6 @@ from typing import Any, ClassVar, Self
 import jax.numpy as jnp
 import numpy as np
 import pandas as pd
-from scipy.stats import rankdata
 
 from mil_jax.bags import Prediction
 from mil_jax.data.cohort.settings import CohortSettings
@@ -221,8 +220,8 @@ def _of_column(p: np.ndarray, y: np.ndarray, weights: np.ndarray) -> dict[str, n
 
 def _ranks(values: np.ndarray, weights: np.ndarray) -> np.ndarray:
     """[B, M]: the mean rank that each value has where case m occurs weights[b, m] times."""
-    place = rankdata(values, method="dense") - 1
-    counts = np.zeros((len(weights), int(place.max()) + 1))
+    found, place = np.unique(values, return_inverse=True)
+    counts = np.zeros((len(weights), len(found)))
     np.add.at(counts.T, place, weights.T)
     below = np.cumsum(counts, axis=1) - counts
     return (below + (counts + 1) / 2)[:, place]

@@ -6,7 +6,8 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from mil_jax.data.tables import kept_rows, mentioned_columns, read_columns, read_header
+from mil_jax.data.row_filter import kept_rows
+from mil_jax.data.tables import mentioned_columns, read_columns, read_header
 from tests.skips import needs
 
 

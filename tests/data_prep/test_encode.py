@@ -22,11 +22,13 @@ from data_prep import encode, tile
 from data_prep.demo_slides import draw_slide, write_slide
 from data_prep.features.encoder import batched, prepared
 from data_prep.features.prefetch import Prefetcher
-from data_prep.jobs import Slide
+from data_prep.jobs import Records, Slide
 from data_prep.tiles.coordinates import read_coordinates
 from mil_jax.bags import Bag
 from mil_jax.encoders.registry import IMAGENET_MEAN, IMAGENET_STD, Preprocessing, bare_encoder
 from mil_jax.encoders.weights import load_weights
+from mil_jax.errors import DataError
+from mil_jax.files import id_file
 from mil_jax.interop.feature_folders import recognise
 from mil_jax.interop.torch_checkpoints import export_state_dict
 from tests.commands import Ended, contents, run
@@ -239,3 +241,12 @@ def test_a_killed_command_started_again_gives_the_same_files(tiled, features, wo
         process.wait()
     subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
     assert contents(work / "features") == contents(features)
+
+
+@pytest.mark.parametrize("name", ["../../victim", "a/b", "a\\b", "..", "CON", "nul.1", "tab\there", ".hidden"])
+def test_an_id_in_a_table_never_becomes_a_path(name, tmp_path):
+    """Neither to write nor to remove a file elsewhere."""
+    with pytest.raises(DataError, match="cannot be the name of a file"):
+        id_file(tmp_path, name, ".h5")
+    with pytest.raises(DataError, match="cannot be the name of a file"):
+        Records(tmp_path, "encode", "encode.csv", ("slide",)).read(name)

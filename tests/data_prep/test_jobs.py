@@ -92,7 +92,7 @@ def test_what_stops_one_slide_is_its_status_and_tried_again(slides, tmp_path):
 
     kept = records(tmp_path)
     assert kept.run(slides[0], refuse)["status"] == "unreadable"
-    assert "ValueError: a bug (test_work.py, line" in kept.run(slides[1], fail)["reason"]
+    assert "ValueError: a bug (test_jobs.py, line" in kept.run(slides[1], fail)["reason"]
     with pytest.raises(UserError):
         kept.run(slides[2], fill)
     assert not any(map(kept.is_done, slides))

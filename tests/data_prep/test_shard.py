@@ -76,8 +76,8 @@ def test_a_stopped_conversion_leaves_nothing_behind(features, tmp_path):
         """
         import os, signal
         from data_prep import shard
-        from mil_jax.data import conversion
-        conversion._with_encoder = lambda slide, _: slide if slide.slide_id == "s0" else os.kill(os.getpid(), signal.SIGTERM)
+        from mil_jax.data.shards import convert
+        convert._with_encoder = lambda slide, _: slide if slide.slide_id == "s0" else os.kill(os.getpid(), signal.SIGTERM)
         shard.run_command(shard.main)
         """
     )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import subprocess
@@ -13,6 +14,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
+from mil_jax.data.shards import index
 from mil_jax.data.shards.reader import Shards
 from mil_jax.data.shards.writer import write_shards
 from mil_jax.errors import ConfigError, DataError, ShardError
@@ -170,8 +172,9 @@ def test_a_full_disk_leaves_nothing_behind(tmp_path):
         """
         import resource, sys
         import numpy as np
-        from mil_jax.data.shards.reader import SlideBag, write_shards
+        from mil_jax.data.shards.writer import write_shards
         from mil_jax.errors import UserError
+        from mil_jax.interop.slide_bag import SlideBag
         resource.setrlimit(resource.RLIMIT_FSIZE, (200_000, 200_000))
         bags = (SlideBag(f"s{k}", np.ones((100, 64), np.float32)) for k in range(20))
         try:
@@ -198,3 +201,35 @@ def test_a_full_disk_keeps_the_folder_that_was_there(folder, monkeypatch):
         write_shards([bag("d")], folder, overwrite=True)
     assert Shards.open(folder).slide_ids == ["a", "b", "c"]
     assert [path.name for path in folder.parent.iterdir()] == ["shards"]
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("dtype", "O"),
+        ("dtype", "V8"),
+        ("dtype", "float128"),
+        ("dtype", 5),
+        ("feature_shape", [10**9]),
+        ("feature_shape", [-3]),
+        ("feature_shape", []),
+        ("feature_shape", ["3"]),
+        ("num_neighbors", -1),
+        ("num_parts", 10**12),
+        ("fingerprint", "0" * 32),
+        ("notes", ["altered"]),
+    ],
+)
+@pytest.mark.parametrize("signed", [False, True], ids=["altered", "altered with a checksum that fits"])
+def test_an_index_never_decides_what_memory_is_read_as(folder, name, value, signed):
+    """Neither by accident nor on purpose: types are listed, sizes must fit the records, the listing must fit its fingerprint."""
+    content = json.loads((folder / "index.json").read_text())
+    content[name] = value
+    if signed:
+        content["crc32c"] = index._checksum(content)
+    (folder / "index.json").write_text(json.dumps(content))
+    if signed and name == "notes":
+        assert Shards.open(folder).notes == ("altered",)
+        return
+    with pytest.raises(ShardError, match=r"index\.json"):
+        Shards.open(folder)

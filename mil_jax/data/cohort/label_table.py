@@ -16,9 +16,9 @@ import pandas as pd
 
 from mil_jax.data.cohort.numeric_columns import raw_column, require_numbers
 from mil_jax.data.cohort.settings import CohortSettings, is_rule
+from mil_jax.data.row_filter import kept_rows
 from mil_jax.data.tables import (
     is_number,
-    kept_rows,
     listed,
     mentioned_columns,
     read_columns,

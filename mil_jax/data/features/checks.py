@@ -7,22 +7,12 @@ import dataclasses
 import numpy as np
 
 from mil_jax.data.features.report import FeatureReport
+from mil_jax.data.shards.index import STORABLE
 from mil_jax.errors import ConfigError, DataError
 from mil_jax.interop.slide_bag import SlideBag
 
 NONFINITE = ("error", "drop_rows", "drop_slide")
 
-_STORABLE = (  # TensorFlow decodes these
-    "float16",
-    "float32",
-    "float64",
-    "uint8",
-    "int8",
-    "uint16",
-    "int16",
-    "int32",
-    "int64",
-)
 _BLOCK_BYTES = 1 << 20  # worked on at a time: stays in the cache
 _SMALLEST_NORMAL = {"float16": 2.0**-14, "float32": 2.0**-126}
 
@@ -97,7 +87,7 @@ class SlideChecks:
         self._sources[slide_id] = source
 
     def _check_kind(self, slide_id: str, features: np.ndarray) -> None:
-        if features.dtype.name not in _STORABLE:
+        if features.dtype.name not in STORABLE:
             raise DataError(f"slide {slide_id}: features of type {features.dtype} cannot be stored; convert them first")
         shape, dtype = features.shape[1:], features.dtype
         if self._first is None:

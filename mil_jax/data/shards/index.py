@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import os
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -24,6 +25,8 @@ from mil_jax.errors import ShardError
 
 INDEX_FILE, RECORDS_FILE = "index.json", "records.csv"
 FORMAT, VERSION = "mil_jax.shards", 1
+# What is written, and TensorFlow decodes; another type is never read.
+STORABLE = ("float16", "float32", "float64", "uint8", "int8", "uint16", "int16", "int32", "int64")
 REWRITE = "write the shards again with python -m data_prep.shard"
 
 _TEXT = ("slide_id", "coordinate_unit", "encoder", "tile_order", "source")
@@ -92,7 +95,14 @@ def write_index(folder: Path, index: ShardIndex) -> None:
         "excluded": index.excluded,
         "shards": [asdict(shard) for shard in index.shards],
     }
+    content["crc32c"] = _checksum(content)
     (folder / INDEX_FILE).write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
+
+
+def _checksum(content: dict[str, Any]) -> int:
+    """Of all that index.json says, but for the checksum itself."""
+    said = {name: value for name, value in content.items() if name != "crc32c"}
+    return int(google_crc32c.value(json.dumps(said, sort_keys=True).encode()))
 
 
 def read_index(folder: Path) -> ShardIndex:
@@ -109,6 +119,8 @@ def read_index(folder: Path) -> ShardIndex:
         raise ShardError(f"{path}: cannot be read ({error}); {REWRITE}") from error
     if not isinstance(content, dict) or content.get("format") != FORMAT or content.get("version") != VERSION:
         raise ShardError(f"{path}: not an index of version {VERSION} of this library; {REWRITE}")
+    if content.get("crc32c", _checksum(content)) != _checksum(content):  # absent before version 0.2
+        raise ShardError(f"{path}: its checksum does not fit, so it was altered; {REWRITE}")
     if google_crc32c.value(table) != content.get("records_crc32c"):
         raise ShardError(f"{folder / RECORDS_FILE}: does not belong to {INDEX_FILE} beside it; {REWRITE}")
     try:
@@ -136,9 +148,18 @@ def _parsed(content: dict[str, Any], records: Path) -> ShardIndex:
             raise ValueError(f"no column {column}")
     if len(table) != content["num_slides"]:
         raise ValueError(f"{len(table)} records instead of {content['num_slides']}")
-    return ShardIndex(
-        feature_shape=tuple(content["feature_shape"]),
-        dtype=np.dtype(content["dtype"]).newbyteorder("<"),
+    shape, dtype = tuple(content["feature_shape"]), content["dtype"]
+    if dtype not in STORABLE:
+        raise ValueError(f"features of type {dtype!r}, not one of {', '.join(STORABLE)}")
+    if not shape or not all(type(size) is int and 0 < size < 2**31 for size in shape):
+        raise ValueError(f"features of shape {shape}")
+    for name, count in (("num_neighbors", num_neighbors), ("num_parts", num_parts)):
+        if type(count) is not int or not 0 <= count < 2**31:
+            raise ValueError(f"{name}={count!r}")
+    _require_room(table, math.prod(shape) * np.dtype(dtype).itemsize, num_neighbors, num_parts)
+    index = ShardIndex(
+        feature_shape=shape,
+        dtype=np.dtype(dtype).newbyteorder("<"),
         shards=tuple(ShardFile(**shard) for shard in content["shards"]),
         records=table,
         excluded=tuple((slide, reason) for slide, reason in content["excluded"]),
@@ -147,6 +168,27 @@ def _parsed(content: dict[str, Any], records: Path) -> ShardIndex:
         num_neighbors=num_neighbors,
         num_parts=num_parts,
     )
+    if index.fingerprint() != content["fingerprint"]:
+        raise ValueError("its fingerprint is not that of what it lists")
+    return index
+
+
+def _require_room(records: pd.DataFrame, row_bytes: int, num_neighbors: int, num_parts: int) -> None:
+    """Raises ValueError where what the index says of a record does not lie within the record."""
+    if (records[["num_instances", "length", "offset", "message_bytes"]] < 0).any(axis=None):
+        raise ValueError("a negative size")
+    if (records["num_instances"] > records["length"]).any():
+        raise ValueError("more instances than rows")
+    start = records["offset"] + tfrecord.HEADER_BYTES
+    parts = [("features_offset", row_bytes), ("coords_offset", 8)]
+    parts += [
+        (column, size * count) for column, size, count in ((_GRAPH, 4, num_neighbors), (_PARTS, 1, num_parts)) if count
+    ]
+    for column, size in parts:
+        # In floats: whole numbers of 64 bits would overflow where a size is absurd.
+        stop = records[column].astype(float) + records["num_instances"].astype(float) * size
+        if ((records[column] < start) | (stop > (start + records["message_bytes"]).astype(float))).any():
+            raise ValueError(f"{column} lies outside of its record")
 
 
 def _compare(folder: Path, index: ShardIndex, number: int, shard: ShardFile) -> None:

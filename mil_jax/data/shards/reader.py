@@ -1,6 +1,6 @@
 """Reading shards: a slide's features by number, by offset, straight into the caller's array, from any thread.
 
-A shard is a TFRecord file of tf.train.Example messages, one slide's padded and masked bag each (see `shard_writer`);
+A shard is a TFRecord file of tf.train.Example messages, one slide's padded and masked bag each (see `writer.py`);
 the index beside it says where every bag lies. Only the n real rows are read. `verify` recomputes a record's checksum
 and names shard, record and slide.
 """
