@@ -71,7 +71,7 @@ def test_the_source_of_each_value_is_shown(own, capsys):
     recipe, base = "configs/recipes/rrt_c16_plip.py", "configs/rrt.py"
     assert shown["name"] == ["own", "", str(own)]
     assert shown["aggregator.shortcut"] == ["True", "False", base]
-    assert shown["splits.repeats"] == ["3", "1", recipe]
+    assert "splits.repeats" not in shown  # 3 in the recipe, 1 in its demo part and by default
     assert shown["train.epochs"] == ["3", "50", f"demo part of {own}"]
     assert shown["aggregator.feature_dim"] == ["64", "512", f"demo part of {base}"]
     assert shown["optimizer.lr"] == ["0.5", "0.0002", "command line"]
@@ -81,6 +81,7 @@ def test_the_source_of_each_value_is_shown(own, capsys):
     with_data = run(train.main, [*arguments, "--show-config", "--config.data.features=F"], capsys)
     shown = columns(with_data.out)
     assert shown["train.patience"] == ["7", "0", str(own)]
+    assert shown["splits.repeats"] == ["3", "1", recipe]
     assert shown["aggregator.epeg_kernel"] == ["9", "15", recipe]
     assert shown["data.features"] == ["F", "", "command line"]
 
