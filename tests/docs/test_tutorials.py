@@ -30,7 +30,8 @@ OPTIONS = {
         "--config.data.synthetic.mean_size=50",
         "--config.data.synthetic.dim=16",
         "--config.splits.folds=2",
-    , "--config.data.max_buckets=1"],
+        "--config.data.max_buckets=1",
+    ],
     "scripts/slides_to_model.py": ["--small"],
 }
 
