@@ -204,7 +204,7 @@ def write_features(path: Path, features: np.ndarray, made: Coordinates, source: 
         if made.parent is not None:
             file.create_dataset("parent", data=made.parent)
     with atomic_write(path) as temporary:
-        temporary.write_bytes(content.getbuffer())
+        temporary.write_bytes(content.getvalue())
 
 
 def _row(slide_id: str, features: np.ndarray, made: Coordinates) -> Row:

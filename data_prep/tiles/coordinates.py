@@ -70,7 +70,7 @@ def write_coordinates(path: Path, made: Coordinates) -> None:
             for name, values in columns.items():
                 file.create_dataset(f"{group}/{name.replace('/', '_')}", data=values.astype(np.float32))
     with atomic_write(path) as temporary:
-        temporary.write_bytes(content.getbuffer())
+        temporary.write_bytes(content.getvalue())
 
 
 def _attributes(made: Coordinates) -> dict[str, Any]:
