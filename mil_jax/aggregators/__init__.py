@@ -30,14 +30,17 @@ class Variant(NamedTuple):
 
 
 @cache
-def _found() -> dict[str, type[Aggregator]]:
+def _found_in(folders: tuple[str, ...]) -> dict[str, type[Aggregator]]:
     found: dict[str, type[Aggregator]] = {}
-    for module in pkgutil.iter_modules(__path__):
+    for module in pkgutil.iter_modules(folders):
         found.update(getattr(importlib.import_module(f"{__name__}.{module.name}"), "AGGREGATORS", {}))
     return found
 
 
-@cache
+def _found() -> dict[str, type[Aggregator]]:
+    return _found_in(tuple(__path__))  # to which a folder of the user's may have been added
+
+
 def variants() -> dict[str, Variant]:
     """All published variants by name."""
     return {

@@ -64,3 +64,12 @@ def test_a_setting_that_cannot_work_is_refused(name, fields, complaint):
 def test_choosing_the_positive_class_needs_two_outputs():
     with pytest.raises(ConfigError, match="two outputs, not 3"):
         aggregators.create("max_pooling", 3, choose="positive")
+
+
+def test_a_folder_that_is_added_later_is_searched_too(tmp_path, monkeypatch):
+    assert "added_later" not in aggregators.names()
+    (tmp_path / "added_later_module.py").write_text(
+        "from mil_jax.aggregators.linear import Linear\n\nAGGREGATORS = {'added_later': Linear}\n"
+    )
+    monkeypatch.setattr(aggregators, "__path__", [*aggregators.__path__, str(tmp_path)])
+    assert aggregators.create("added_later", 2).num_outputs == 2
