@@ -36,7 +36,7 @@ from data_prep.slides.open_slide import PLAUSIBLE_MAGNIFICATION, PLAUSIBLE_MPP, 
 from data_prep.slides.segmentation import CONTOUR_FNS, PRESETS, Segmentation, checked, preset
 from data_prep.tiles.coordinates import COORDS
 from data_prep.tiles.quality import MEASURES
-from data_prep.tiles.tile_slide import COLUMNS, QC, SlideInputs, TileSettings, tile_slide
+from data_prep.tiles.tile_slide import COLUMNS, ORIGINS, QC, SlideInputs, TileSettings, tile_slide
 from mil_jax.cli.console import run_command, say
 from mil_jax.data.tables import listed
 from mil_jax.errors import ConfigError, DataError
@@ -118,6 +118,14 @@ def define_flags(values: flags.FlagValues) -> None:
     text("roi", "", "folder of annotations SLIDE.geojson or SLIDE.xml: tiles only inside")
     text("exclude", "", "folder of annotations: no tiles inside")
     text("labels", "", "folder of annotations: the share of each class is stored for each tile")
+    flags.DEFINE_enum(
+        "annotation-origin",
+        ORIGINS[0],
+        ORIGINS,
+        "where coordinates of QuPath's files begin: at the part of the slide that it shows (bounds), or at the slide's corner, "
+        "as with its --no-crop",
+        flag_values=values,
+    )
     text("mpp-table", "", "table with columns slide, mpp for slides that do not say theirs, or say it wrong")
     text("magnification-table", "", "the same with columns slide, magnification")
     truth("quality", False, f"measure {', '.join(MEASURES)} of each tile")
@@ -242,6 +250,7 @@ def _inputs(given: Mapping[str, Any], slides: Sequence[Slide]) -> tuple[dict[str
             exclude.get(slide.slide_id),
             labels.get(slide.slide_id),
             bool(roi),
+            given["annotation-origin"],
         )
         for slide in slides
     }, warnings
@@ -293,6 +302,10 @@ def _report(rows: Sequence[Row], records: Records) -> None:
         say(f"{counted(dropped, 'tile')} dropped by the limits of quality: pictures in {records.work / QC}")
     if sentence := physical_sizes(tiled):
         say(sentence)
+    if left_out := [row["slide"] for row in rows if row.get("annotations_left_out")]:
+        say(
+            f"Annotations of {counted(len(left_out), 'slide')} hold more than areas; see annotations_left_out: {listed(left_out)}"
+        )
     dark = [row["slide"] for row in tiled if row["background"] == "dark"]
     if dark:
         say(f"{counted(len(dark), 'slide')} with a dark background, found by brightness: {listed(dark)}")

@@ -82,6 +82,16 @@ def scale_of(slide: openslide.OpenSlide, mpp: float = math.nan, magnification: f
     return SlideScale(mpp, magnification, no_mpp, no_magnification)
 
 
+def shown_corner(slide: openslide.OpenSlide) -> tuple[float, float]:
+    """The corner (x, y), in level-0 pixels, of the part that holds the scanned areas; (0, 0) where that is the whole slide.
+
+    QuPath crops slides to it (MRXS, SCN and others), and counts from there.
+    """
+    x, y, width, height = (_number(slide, f"openslide.bounds-{name}") for name in ("x", "y", "width", "height"))
+    whole = (width, height) == slide.dimensions or any(map(math.isnan, (x, y, width, height)))
+    return (0.0, 0.0) if whole else (x, y)
+
+
 def _number(slide: openslide.OpenSlide, name: str) -> float:
     text = str(slide.properties.get(name, ""))
     return float(text) if is_number(text) else math.nan

@@ -13,8 +13,8 @@ import numpy as np
 import openslide
 
 from data_prep.jobs import EMPTY, OK, Records, Row, Slide, SlideError
-from data_prep.slides.annotations import NO_ROI, by_name, draw, read_outlines
-from data_prep.slides.open_slide import SlideScale, opened, scale_of
+from data_prep.slides.annotations import NO_ROI, Outlines, by_name, draw, read_outlines
+from data_prep.slides.open_slide import SlideScale, opened, scale_of, shown_corner
 from data_prep.slides.segmentation import Segmentation, Tissue, restricted, segment
 from data_prep.tiles.coordinates import COORDS, Coordinates, coords_folder, write_coordinates
 from data_prep.tiles.grid import Shares, Tiling, by_level, by_magnification, by_mpp, contour_grid, grid, parents
@@ -26,8 +26,9 @@ from mil_jax.files import id_file
 QC = "qc"
 COLUMNS = (
     *("tiles", "dropped", "tiles_coarser", "tissue_mm2", "tile_um", "tile_size_level0", "level", "resampled", "mpp"),
-    *("magnification", "width", "height", "background", "threshold"),
+    *("magnification", "width", "height", "background", "threshold", "annotations_left_out"),
 )
+ORIGINS = ("bounds", "level0")
 
 
 @dataclass(frozen=True)
@@ -51,7 +52,10 @@ class TileSettings:
 
 @dataclass(frozen=True)
 class SlideInputs:
-    """What belongs to one slide beside its file: values from the user's tables (NaN = none) and annotation files (None = none)."""
+    """What belongs to one slide beside its file: values from the user's tables (NaN = none) and annotation files (None = none).
+
+    origin: where the coordinates of QuPath's files begin, one of ORIGINS: at the part of the slide that it shows, or at the slide's corner.
+    """
 
     mpp: float = math.nan
     magnification: float = math.nan
@@ -59,6 +63,7 @@ class SlideInputs:
     exclude: Path | None = None
     labels: Path | None = None
     needs_roi: bool = False
+    origin: str = ORIGINS[0]
 
     def fingerprint(self) -> list[Any]:
         """What must be the same for the slide's tiles to stay valid."""
@@ -67,7 +72,14 @@ class SlideInputs:
             *(None if math.isnan(value) else value for value in (self.mpp, self.magnification)),
             self.needs_roi,
             *files,
+            *([self.origin] if any(files) and self.origin != ORIGINS[0] else []),
         ]
+
+    def outlines(self, slide: openslide.OpenSlide) -> dict[str, Outlines]:
+        """What the annotation files hold, by their use: `roi`, `exclude`, `labels`. Raises SlideError."""
+        bounds = shown_corner(slide) if self.origin == "bounds" else (0.0, 0.0)
+        named = zip(("roi", "exclude", "labels"), self.files())
+        return {use: read_outlines(path, bounds) for use, path in named if path is not None}
 
     def files(self) -> tuple[Path | None, ...]:
         """The annotation files."""
@@ -105,11 +117,14 @@ def _tile(
     tilings = _tilings(opened_slide, scale, settings)
     if own.needs_roi and own.roi is None:
         raise SlideError(NO_ROI, "there is no annotation of it in --roi")
-    tissue = _inside(segment(opened_slide, scale.mpp, settings.segmentation), own)
+    areas = own.outlines(opened_slide)
+    if "roi" in areas and not areas["roi"]:
+        raise SlideError(NO_ROI, f"{own.roi} holds no areas {_counts(areas['roi'])}".rstrip())
+    tissue = _inside(segment(opened_slide, scale.mpp, settings.segmentation), areas)
     shares = Shares(tissue.mask, tissue.downsample)
     coords = _grid(opened_slide, tissue, shares, tilings[0], settings)
     kept, dropped, quality = _good_tiles(work, opened_slide, slide, coords, tilings[0], settings, threads)
-    labels = _labels(own, tissue, kept, tilings[0].edge)
+    labels = _labels(areas.get("labels"), tissue, kept, tilings[0].edge)
     written = Coordinates(
         slide.slide_id,
         tilings[0],
@@ -147,6 +162,7 @@ def _tile(
         "height": opened_slide.dimensions[1],
         "background": "dark" if tissue.dark else "light",
         "threshold": tissue.threshold,
+        "annotations_left_out": "; ".join(f"{use} {text}" for use, own in areas.items() if (text := _counts(own))),
     }
 
 
@@ -166,13 +182,19 @@ def _tilings(opened_slide: openslide.OpenSlide, scale: SlideScale, settings: Til
     return [at(downsamples, scale, wanted, settings.tile, settings.overlap) for wanted in settings.scales]
 
 
-def _inside(tissue: Tissue, own: SlideInputs) -> Tissue:
+def _inside(tissue: Tissue, areas: Mapping[str, Outlines]) -> Tissue:
     """The tissue inside the regions of interest and outside the excluded ones."""
-    if own.roi is not None:
-        tissue = restricted(tissue, draw(read_outlines(own.roi), tissue.mask.shape, tissue.downsample))
-    if own.exclude is not None:
-        tissue = restricted(tissue, ~draw(read_outlines(own.exclude), tissue.mask.shape, tissue.downsample))
+    if "roi" in areas:
+        tissue = restricted(tissue, draw(areas["roi"], tissue.mask.shape, tissue.downsample))
+    if "exclude" in areas:
+        tissue = restricted(tissue, ~draw(areas["exclude"], tissue.mask.shape, tissue.downsample))
     return tissue
+
+
+def _counts(areas: Outlines) -> str:
+    """`(2 points and lines)`: what of a file of annotations is no area; nothing where that is nothing."""
+    counts = ", ".join(f"{count} {kind}" for kind, count in areas.left_out.items())
+    return counts and f"({counts})"
 
 
 def _grid(
@@ -209,13 +231,11 @@ def _good_tiles(
     return coords[good], coords[bad], dict(zip(MEASURES, table[good].T))
 
 
-def _labels(own: SlideInputs, tissue: Tissue, coords: np.ndarray, edge: int) -> dict[str, np.ndarray]:
+def _labels(areas: Outlines | None, tissue: Tissue, coords: np.ndarray, edge: int) -> dict[str, np.ndarray]:
     """For each class of annotations the share of every tile that it covers."""
-    if own.labels is None:
-        return {}
     return {
-        name: Shares(draw(areas, tissue.mask.shape, tissue.downsample), tissue.downsample).of(coords, edge)
-        for name, areas in by_name(read_outlines(own.labels)).items()
+        name: Shares(draw(own, tissue.mask.shape, tissue.downsample), tissue.downsample).of(coords, edge)
+        for name, own in by_name(areas or []).items()
     }
 
 

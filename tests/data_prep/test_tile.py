@@ -183,8 +183,12 @@ def test_regions_limit_tiles_and_labels_are_stored(slides, tmp_path, capsys, kin
     left = [[0.0, 0.0], [768.0, 0.0], [768.0, 1024.0], [0.0, 1024.0]]
     suffix = "xml" if kind == "xml" else "geojson"
     (tmp_path / "left" / f"demo 1.{suffix}").write_text(annotation(kind, "left", left))
+    if kind == "collection":
+        point = {"geometry": {"type": "Point", "coordinates": [1, 1]}, "properties": {"classification": "left"}}
+        (tmp_path / "left" / "demo 2.json").write_text(json.dumps({"features": [point]}))
     roi = tiled(slides, tmp_path / "roi", capsys, "--mpp=0.5", "--tile=64", f"--roi={tmp_path / 'left'}")
     assert [row["status"] for row in roi] == ["ok", "no roi"]
+    assert ("demo 2.json holds no areas (1 points and lines)" in roi[1]["reason"]) == (kind == "collection")
     excluded = tiled(slides, tmp_path / "out", capsys, "--mpp=0.5", "--tile=64", f"--exclude={tmp_path / 'left'}")
     labelled = tiled(slides, tmp_path / "lab", capsys, "--mpp=0.5", "--tile=64", f"--labels={tmp_path / 'left'}")
     assert int(roi[0]["tiles"]) + int(excluded[0]["tiles"]) == int(labelled[0]["tiles"])
