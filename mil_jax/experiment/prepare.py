@@ -146,9 +146,11 @@ def _choose_selection(config: ConfigDict, targets: Sequence[Target]) -> dict[str
         return chosen(monitor, TEST)
     if bare.any():
         names = [name for target in targets for name in target.splits.names]
+        share = config.splits.val_fraction
+        why = f"too few patients for splits.val_fraction={share:g}" if share else "splits.val_fraction=0"
         raise ConfigError(
-            f"train.monitor={monitor} needs a validation part, but fold {np.array(names)[bare][0]} has none: "
-            "set splits.val_fraction above 0, or train.monitor=last"
+            f"train.monitor={monitor} needs a validation part, but fold {np.array(names)[bare][0]} has none ({why}): "
+            "raise it, or set train.monitor=last and train.patience=0"
         )
     enough = (
         target.task.enough_cases(target.values[part == VALIDATION])
