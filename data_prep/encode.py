@@ -15,13 +15,13 @@ from data_prep.cli import parsed, progress
 from data_prep.features.encode_slide import COLUMNS, EncodeSettings, SlideEncoder, inputs_of, outputs, tiled_slides
 from data_prep.features.encoder import PRECISIONS
 from data_prep.features.summary import summary_lines
-from data_prep.jobs import FAILED, FINAL, Records, Row, Slide, in_part, parse_part, remove_leftovers
+from data_prep.jobs import FAILED, FINAL, Records, Row, Slide, in_part, parse_part
 from mil_jax.cli.console import run_command, say
 from mil_jax.encoders.registry import ARCHITECTURES, ENCODERS, INTERPOLATIONS, POOLS
 from mil_jax.encoders.weights import RANDOM, identity
 from mil_jax.engine.runtime import keep_freed_memory
 from mil_jax.errors import ConfigError
-from mil_jax.files import id_file
+from mil_jax.files import id_file, tidy
 from mil_jax.interop.feature_files import counted
 from mil_jax.machine import usable_cores
 
@@ -102,7 +102,8 @@ def main(arguments: list[str]) -> int:
     slides = in_part(everything, parse_part(values.shard))
     records = Records(settings.work, settings.out, f"{settings.out}.csv", COLUMNS)
     records.use_settings(settings.recorded(), overwrite=values.overwrite)
-    remove_leftovers([records.folder, outputs(settings)], slides)
+    for folder in (records.folder, outputs(settings)):
+        tidy(folder)
     waiting = [slide for slide in slides if not _is_done(records, settings, slide)]
     say(_plan(slides, everything, waiting, untiled))
     if settings.weights == RANDOM:

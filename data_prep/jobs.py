@@ -19,7 +19,7 @@ import re
 import threading
 import time
 import traceback
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager, suppress
@@ -218,16 +218,6 @@ class Records:
 
     def _path(self, slide_id: str) -> Path:
         return id_file(self.folder, slide_id, ".json")
-
-
-def remove_leftovers(folders: Iterable[Path], slides: Sequence[Slide]) -> None:
-    """Removes the temporary files that a killed run left for these slides."""
-    names = {slide.slide_id for slide in slides}
-    for folder in folders:
-        for path in folder.glob(".*.tmp") if folder.is_dir() else ():
-            # .SLIDE.h5.PID.tmp, .SLIDE.json.PID.tmp
-            if path.name.removeprefix(".").rsplit(".", 3)[0] in names:
-                path.unlink(missing_ok=True)
 
 
 def run_all(

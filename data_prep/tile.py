@@ -28,7 +28,6 @@ from data_prep.jobs import (
     find_slides,
     in_part,
     parse_part,
-    remove_leftovers,
     run_all,
 )
 from data_prep.slides.annotations import annotation_files
@@ -40,6 +39,7 @@ from data_prep.tiles.tile_slide import COLUMNS, ORIGINS, QC, SlideInputs, TileSe
 from mil_jax.cli.console import run_command, say
 from mil_jax.data.tables import listed
 from mil_jax.errors import ConfigError, DataError
+from mil_jax.files import tidy
 from mil_jax.interop.feature_files import counted
 
 ABOUT = """Finds the tissue of slides and the tiles on it.
@@ -149,7 +149,8 @@ def main(arguments: list[str]) -> int:
     slides = in_part(everything, parse_part(values.shard))
     records = Records(values.out, "tile", "tiles.csv", COLUMNS)
     records.use_settings(dataclasses.asdict(settings), overwrite=values.overwrite)
-    remove_leftovers([records.folder, *(records.work.glob(f"{COORDS}*")), records.work / QC], slides)
+    for folder in (records.folder, *records.work.glob(f"{COORDS}*"), records.work / QC):
+        tidy(folder)
     waiting = [slide for slide in slides if not records.is_done(slide, inputs[slide.slide_id].fingerprint())]
     replaced = sum(1 for slide in waiting if (row := records.read(slide.slide_id)) and not slide.is_as_in(row))
     for warning in warnings:

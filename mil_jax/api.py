@@ -20,11 +20,10 @@ from ml_collections import ConfigDict
 from mil_jax.cli.arguments import TrainFlags
 from mil_jax.cli.console import console
 from mil_jax.cli.overview import describe_experiment
-from mil_jax.cli.session import open_folder, prepared, progress_of, training_error
+from mil_jax.cli.session import open_folder, prepared, train_with_progress
 from mil_jax.config import parse
 from mil_jax.data.datasets.arrays import LABEL, PATIENT, array_cohort, label_table
 from mil_jax.engine import distributed
-from mil_jax.engine.nan_debugging import NotFinite
 from mil_jax.errors import ConfigError
 from mil_jax.experiment.data_sources import cache_folder
 from mil_jax.experiment.fitter import fitter_of
@@ -72,7 +71,7 @@ def fit(
     {"train.epochs": 30}. folds, seeds, out: `splits.folds`, `train.num_seeds`, and the run folder (else runs/NAME).
     resume, overwrite, strict: as the flags of `mil_jax.train`. verbose: show what is trained on, and how far it is.
 
-    Raises UserError, one sentence, for whatever does not fit; TrainingInterrupted on SIGTERM, after saving.
+    Raises UserError, one sentence, for whatever does not fit; TrainingInterrupted on Ctrl-C and SIGTERM, after saving.
     """
     asked: dict[str, Any] = {"data.features": features, "data.shards": shards, "data.target": target, "run": out}
     asked |= {"splits.folds": folds, "train.num_seeds": seeds, **(settings or {})}
@@ -125,18 +124,17 @@ def fit_config(config: ConfigDict, how: TrainFlags, demo: Sequence[str] = ()) ->
         return None
     fitter = fitter_of(experiment)
     folder = open_folder(fitter, how, name, config.to_dict(), compiling=True)
-    if folder.is_complete:
+    try:
+        if folder.is_complete:
+            return Run(folder)
+        result = train_with_progress(fitter, folder, train)
+        with distributed.first_before_others():
+            if distributed.is_first():
+                with console.status("predictions, intervals, leaks and figures"):
+                    write_report(experiment, folder, result, time.monotonic() - started)
         return Run(folder)
-    with progress_of(experiment, folder) as callback:
-        try:
-            result = train(fitter, folder, callback)
-        except NotFinite as found:
-            raise training_error(experiment, found) from found
-    with distributed.first_before_others():
-        if distributed.is_first():
-            with console.status("predictions, intervals, leaks and figures"):
-                write_report(experiment, folder, result, time.monotonic() - started)
-    return Run(folder)
+    finally:
+        folder.release()
 
 
 class Run:

@@ -1,5 +1,7 @@
 """Errors that the user can fix. An entry point prints one as a single sentence and exits with 2."""
 
+from pathlib import Path
+
 
 class UserError(Exception):
     """What is wrong, where (file, slide id, key, row), and what to do, in one sentence."""
@@ -23,6 +25,14 @@ class TrainingError(UserError):
 
 class RunFolderError(UserError):
     """A run folder that exists, is incomplete, or belongs to another run."""
+
+
+class BeingWritten(UserError):
+    """What another process is writing now. temporary: where."""
+
+    def __init__(self, sentence: str, temporary: Path) -> None:
+        super().__init__(sentence)
+        self.temporary = temporary
 
 
 class RenamedSetting(FutureWarning):

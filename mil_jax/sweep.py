@@ -19,13 +19,12 @@ from absl import flags
 from mil_jax.cli import session
 from mil_jax.cli.arguments import define_flags as define_train_flags
 from mil_jax.cli.arguments import show_config, train_flags
-from mil_jax.cli.console import STOPPED_BY_SIGTERM, console, run_command, say
+from mil_jax.cli.console import console, run_command, say
 from mil_jax.cli.overview import describe_experiment
 from mil_jax.cli.sweep_grid import Axis, Group, Point, draw_points, grouped, read_axes, shown, with_point
 from mil_jax.config import ConfigDict, help_text, parse, source_of
 from mil_jax.data.splits.splits import TEST
 from mil_jax.engine.callbacks import TrainingInterrupted
-from mil_jax.engine.nan_debugging import NotFinite
 from mil_jax.engine.types import FitResult
 from mil_jax.errors import ConfigError
 from mil_jax.experiment.experiment import Experiment, strategy
@@ -105,11 +104,11 @@ def main(arguments: list[str]) -> int:
     folder.write_choices({"ladder": list(base.ladder.lengths)})
     fits = []
     for number, (group, experiment) in enumerate(zip(groups, experiments)):
-        fit = _train(folder, experiment, number, group, len(groups))
-        if fit is None:
+        try:
+            fits.append(_train(folder, experiment, number, group, len(groups)))
+        except TrainingInterrupted as stopped:
             say(f"Stopped; the state is saved. Resume it with --resume --config.run={folder.path}")
-            return STOPPED_BY_SIGTERM
-        fits.append(fit)
+            return stopped.exit_code
     _report(folder, config, base, axes, points, list(zip(groups, experiments, fits)), time.monotonic() - started)
     for empty in (folder.checkpoints, *(folder.path / "groups").glob("*/figures")):
         empty.rmdir()  # what a run folder usually has, and a sweep fills elsewhere
@@ -136,8 +135,8 @@ def _experiment(base: Experiment, group: Group, points: Sequence[Point]) -> Expe
     return derived(base, group.config, group.overrides)
 
 
-def _train(folder: RunFolder, experiment: Experiment, number: int, group: Group, of: int) -> FitResult | None:
-    """Trains a group in its own folder, or resumes it; None when asked to stop."""
+def _train(folder: RunFolder, experiment: Experiment, number: int, group: Group, of: int) -> FitResult:
+    """Trains a group in its own folder, or resumes it. Raises TrainingInterrupted when asked to stop."""
     title = f"group {number + 1} of {of}" if of > 1 else ""
     if title:
         say(f"{title}: {group.name or 'the config as it is'}, {counted(len(experiment.plan.replicas), 'run')}")
@@ -148,15 +147,8 @@ def _train(folder: RunFolder, experiment: Experiment, number: int, group: Group,
         resume=folder.resumed,
         free=FREE_ON_RESUME,
     )
-    with session.progress_of(experiment, own, title) as listener:
-        try:
-            return dataclasses.replace(
-                train_in(fitter_of(experiment), own, listener), state=None
-            )  # no parameters are kept
-        except TrainingInterrupted:
-            return None
-        except NotFinite as found:
-            raise session.training_error(experiment, found) from found
+    fit = session.train_with_progress(fitter_of(experiment), own, train_in, title)
+    return dataclasses.replace(fit, state=None)  # no parameters are kept
 
 
 def _report(

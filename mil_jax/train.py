@@ -7,7 +7,7 @@ with the `demo` part of the config.
 from __future__ import annotations
 
 from mil_jax.cli.arguments import define_flags, show_config, train_flags
-from mil_jax.cli.console import STOPPED_BY_SIGTERM, console, run_command, say
+from mil_jax.cli.console import console, run_command, say
 from mil_jax.config import help_text, parse
 
 ABOUT = """Trains and cross-validates an aggregator; everything that comes of it is in one run folder.
@@ -37,9 +37,9 @@ def main(arguments: list[str]) -> int:
 
     try:
         run = api.fit_config(config, train_flags(values), demo)
-    except TrainingInterrupted:
+    except TrainingInterrupted as stopped:
         say(f"Stopped; the state is saved. Resume it with --resume --config.run={config.run or f'runs/{config.name}'}")
-        return STOPPED_BY_SIGTERM
+        return stopped.exit_code
     if run is not None and not console.quiet:
         console.print(console_report(run.summary), soft_wrap=False)
         written = [name for name in WRITTEN if (run.path / name).exists()]

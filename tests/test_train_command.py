@@ -138,19 +138,22 @@ def test_a_finished_run_is_left_as_it_is_and_overwrite_moves_it_aside(digits, ca
     assert_same_end(digits, aside)
 
 
-def test_a_run_stopped_by_sigterm_is_saved_and_resumes_to_the_same_end(digits, cache, tmp_path, capsys, monkeypatch):
+def test_a_run_stopped_by_the_keyboard_is_saved_and_resumes_to_the_same_end(
+    digits, cache, tmp_path, capsys, monkeypatch
+):
     whole = TrainingProgress.steps
 
     def stopping(self, count: int) -> None:
         whole(self, count)
         if self.done > self.bags_per_epoch * 1.4:  # within the second epoch
-            os.kill(os.getpid(), signal.SIGTERM)
+            os.kill(os.getpid(), signal.SIGINT)
 
     arguments = [*DIGITS, cache, f"--config.run={tmp_path / 'run'}"]
     with monkeypatch.context() as patched:
         patched.setattr(TrainingProgress, "steps", stopping)
         ended = run(train.main, arguments, capsys)
-    assert ended.code == 143
+    assert ended.code == 130
+    assert "Stopping; the state is saved first. Ctrl-C again stops at once." in ended.out
     assert "--resume" in ended.out
     assert not RunFolder.open(tmp_path / "run").is_complete
     ended = run(train.main, [*arguments, "--resume"], capsys)

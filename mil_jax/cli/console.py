@@ -1,7 +1,7 @@
 """What all commands share: the console, and how a command ends.
 
 Exit codes: 0; 2 = the user's error, one sentence on stderr; 1 = a bug, with its traceback; 130 = stopped by the keyboard; 143 =
-stopped by SIGTERM, after saving where there is something to save.
+stopped by SIGTERM, after saving where there is something to save; 129 = the terminal was closed.
 """
 
 from __future__ import annotations
@@ -22,7 +22,6 @@ from mil_jax.errors import RenamedSetting, UserError
 if TYPE_CHECKING:
     import pandas as pd  # half a second, which `--help` need not wait
 
-STOPPED_BY_SIGTERM = 128 + signal.SIGTERM
 console = Console(soft_wrap=True)
 _errors = Console(stderr=True, soft_wrap=True)
 
@@ -35,7 +34,8 @@ def say(text: str) -> None:
 def run_command(main: Callable[[list[str]], int]) -> None:
     """Runs `main` on the command line and exits with its code; a UserError becomes one sentence and code 2."""
     # An exit, unlike the bare signal, removes what is half-written.
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(STOPPED_BY_SIGTERM))
+    for number in (signal.SIGTERM, signal.SIGHUP):
+        signal.signal(number, lambda number, _: sys.exit(128 + number))
     shown = warnings.showwarning
 
     def show(message: Warning | str, category: type[Warning], *where: Any, **more: Any) -> None:
@@ -55,7 +55,9 @@ def run_command(main: Callable[[list[str]], int]) -> None:
         where = f"{error.filename}: " if error.filename else ""
         code = _refused(f"{where}the disk is full; free some space and run the command again")
     except KeyboardInterrupt:
-        _errors.print("stopped by the keyboard; what was saved can be resumed (--resume)", markup=False)
+        _errors.print(
+            "stopped by the keyboard; a training that had saved its state is resumed with --resume", markup=False
+        )
         code = 130
     finally:
         warnings.showwarning = shown

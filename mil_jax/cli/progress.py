@@ -1,4 +1,4 @@
-"""How far a command is: a bar for the conversion of features, and for a training that also writes metrics.jsonl and stops on SIGTERM.
+"""How far a command is: a bar for the conversion of features, and for a training that also writes metrics.jsonl and stops on signals.
 
 Where no bar can be shown (a log file), a line is printed every half minute.
 """
@@ -24,6 +24,7 @@ from mil_jax.experiment.phases import stage_names
 from mil_jax.run_folder.folder import RunFolder
 
 SECONDS_BETWEEN_LINES = 30.0
+STOPPING = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 
 @contextmanager
@@ -39,19 +40,30 @@ def conversion_progress() -> Iterator[convert.Progress]:
 
 
 class StopOnSignal:
-    """A listener of the engine that says nothing, and asks to stop on SIGTERM while it is entered."""
+    """A listener of the engine that, while it is entered, asks to stop on Ctrl-C, SIGTERM and SIGHUP, and says nothing else.
 
-    stopped = False
+    stopped_by: the signal, 0 before. A second Ctrl-C is a KeyboardInterrupt.
+    """
+
+    stopped_by = 0
 
     def __enter__(self) -> Self:
-        self.before = signal.signal(signal.SIGTERM, self._stop)
+        self.before = {number: signal.signal(number, self._stop) for number in STOPPING}
         return self
 
     def __exit__(self, *_: object) -> None:
-        signal.signal(signal.SIGTERM, self.before)
+        for number, handler in self.before.items():
+            signal.signal(number, handler)
 
-    def _stop(self, *_: object) -> None:
-        self.stopped = True
+    def _stop(self, number: int, _: object) -> None:
+        if self.stopped_by and number == signal.SIGINT:
+            raise KeyboardInterrupt
+        self.stopped_by = number
+        if number != signal.SIGHUP:  # there is a terminal
+            say(
+                "Stopping; the state is saved first."
+                + (" Ctrl-C again stops at once." if number == signal.SIGINT else "")
+            )
 
     def phase(self, name: str, epoch: int, epochs: int) -> None:
         """Nothing to say."""
@@ -63,7 +75,7 @@ class StopOnSignal:
         """Nothing to say."""
 
     def stop_requested(self) -> bool:
-        return self.stopped
+        return bool(self.stopped_by)
 
 
 class TrainingProgress(StopOnSignal):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -14,9 +14,11 @@ from mil_jax.cli.loggers import require_packages
 from mil_jax.cli.progress import StopOnSignal, TrainingProgress, conversion_progress
 from mil_jax.config import ConfigDict
 from mil_jax.engine import distributed
+from mil_jax.engine.callbacks import Callback, TrainingInterrupted
 from mil_jax.engine.device_memory import min_memory
 from mil_jax.engine.nan_debugging import NotFinite
 from mil_jax.engine.runtime import use_compilation_cache, use_one_device_per_core
+from mil_jax.engine.types import FitResult
 from mil_jax.errors import ConfigError, TrainingError
 from mil_jax.experiment.data_sources import cache_folder
 from mil_jax.experiment.experiment import Experiment
@@ -92,15 +94,24 @@ def open_folder(
     return folder
 
 
-def progress_of(experiment: Experiment, folder: RunFolder, title: str = "") -> StopOnSignal:
-    """What listens to a training; of several processes the first alone shows progress and writes it down."""
-    return TrainingProgress(experiment, folder, title) if distributed.is_first() else StopOnSignal()
+def train_with_progress(
+    fitter: Fitter, folder: RunFolder, train: Callable[[Fitter, RunFolder, Callback], FitResult], title: str = ""
+) -> FitResult:
+    """Calls `train` with a listener that shows and writes down how far it is (of several processes the first alone), and stops on signals.
 
-
-def training_error(experiment: Experiment, found: NotFinite) -> TrainingError:
-    """What the user reads where train.debug_nans stopped a run."""
-    run = experiment.run_name(experiment.plan.replicas[found.replica])
-    return TrainingError(found.sentence(run, experiment.cohort.bags["bag_id"].to_numpy()))
+    Raises TrainingInterrupted when it was stopped, TrainingError where train.debug_nans stopped a run.
+    """
+    experiment = fitter.experiment
+    listener = TrainingProgress(experiment, folder, title) if distributed.is_first() else StopOnSignal()
+    with listener:
+        try:
+            return train(fitter, folder, listener)
+        except TrainingInterrupted as stopped:
+            stopped.signal = listener.stopped_by
+            raise
+        except NotFinite as found:
+            run = experiment.run_name(experiment.plan.replicas[found.replica])
+            raise TrainingError(found.sentence(run, experiment.cohort.bags["bag_id"].to_numpy())) from found
 
 
 def _resuming(values: TrainFlags, name: str) -> bool:

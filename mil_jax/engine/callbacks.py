@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from signal import SIGTERM
 from typing import Any, Protocol
 
 
@@ -22,4 +23,10 @@ class Callback(Protocol):
 
 
 class TrainingInterrupted(Exception):
-    """Training was asked to stop; its state is saved."""
+    """Training was asked to stop; its state is saved. signal: what asked; exit_code: that of a command which ends by it."""
+
+    signal = int(SIGTERM)
+
+    @property
+    def exit_code(self) -> int:
+        return 128 + self.signal

@@ -21,7 +21,7 @@ import pandas as pd
 
 import mil_jax
 from mil_jax.errors import RunFolderError
-from mil_jax.files import atomic_write, write_text
+from mil_jax.files import atomic_write, disown, own, write_text
 from mil_jax.run_folder.environment import describe_environment
 from mil_jax.settings import present_settings
 
@@ -57,14 +57,18 @@ class RunFolder:
         overwrite: move the run that is there aside, to PATH.old, PATH.old2, ...
         free: dotted names of settings, or of groups of them, that may differ when resuming.
 
-        Raises RunFolderError when the path is taken by a run (without resume or overwrite) or by something else, and
-        when a run is resumed with other settings or data, naming what differs.
+        The folder is this process's own until `release`, or its end.
+
+        Raises RunFolderError when the path is taken by a run (without resume or overwrite) or by something else, when another process
+        trains into it, and when a run is resumed with other settings or data, naming what differs.
         """
         folder = Path(path)
         require_usable(folder, resume=resume, overwrite=overwrite)
         wanted = {"config": plain(config), "data": plain(fingerprints)}
         moved = None
         if is_run_folder(folder):
+            _own(folder)
+            require_usable(folder, resume=resume, overwrite=overwrite)  # another process may have been quicker
             if resume:
                 return cls._resume(folder, wanted, free)
             moved = _free_name(folder)
@@ -74,6 +78,8 @@ class RunFolder:
                 part.mkdir(parents=True, exist_ok=True)
         except OSError as error:
             raise RunFolderError(f"{folder} cannot be created ({error.strerror}); name another folder") from error
+        _own(folder)
+        require_usable(folder)
         run = cls(folder, moved=moved)
         run.write_json("config.json", {_MARK: mil_jax.__version__, **wanted, "choices": {}})
         run._note_environment()
@@ -94,8 +100,6 @@ class RunFolder:
                 f"{folder} cannot be resumed with other data: {_listing([line.split(' (')[0] for line in other_data])} "
                 "changed since the run began; restore the data, or name another folder"
             )
-        for leftover in (*folder.glob(".*.tmp"), *(folder / "figures").glob(".*.tmp")):
-            leftover.unlink(missing_ok=True)
         run._note_environment()
         return run
 
@@ -114,6 +118,10 @@ class RunFolder:
         if not run.is_complete:
             raise RunFolderError(f"{run.path}: the run has not ended; finish it with --resume")
         return run
+
+    def release(self) -> None:
+        """Lets other processes train into the folder."""
+        disown(self.path)
 
     @property
     def is_complete(self) -> bool:
@@ -282,6 +290,11 @@ def plain(content: Any) -> Any:
 
 def _line(row: Mapping[str, Any]) -> str:
     return json.dumps(plain(row), allow_nan=False)
+
+
+def _own(folder: Path) -> None:
+    if not own(folder):
+        raise RunFolderError(f"{folder}: another process trains into it now; wait for it, or name another folder")
 
 
 def _holds_something(path: Path) -> bool:

@@ -18,7 +18,6 @@ from data_prep.jobs import (
     find_slides,
     in_part,
     parse_part,
-    remove_leftovers,
     run_all,
 )
 from mil_jax.errors import ConfigError, DataError, UserError
@@ -101,14 +100,6 @@ def test_what_stops_one_slide_is_its_status_and_tried_again(slides, tmp_path):
     lines = (tmp_path / "tiles.csv").read_text().splitlines()
     assert lines[0] == "slide,path,status,reason,tiles,seconds,size,mtime_ns"
     assert [line.split(",")[0] for line in lines[1:]] == ["Präparat", "TCGA-1.F6E9"]
-
-
-def test_leftovers_of_a_killed_run_are_removed_and_nothing_else(slides, tmp_path):
-    kept = {"a 2.h5", ".other.h5.7.tmp", "a 2.tmp"}
-    for name in (*kept, ".a 2.h5.7.tmp", ".TCGA-1.F6E9.json.12.tmp"):
-        (tmp_path / name).touch()
-    remove_leftovers([tmp_path, tmp_path / "nowhere"], slides)
-    assert {path.name for path in tmp_path.iterdir() if path.is_file()} == kept
 
 
 def one_slide(folder: Path, slide: Slide) -> dict:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import errno
 import os
+import signal
+import time
 from pathlib import Path
 
 import pytest
@@ -108,3 +110,40 @@ def test_a_full_disk_while_metrics_grow_is_the_users_to_mend(tmp_path):
     (run.path / "metrics.jsonl").symlink_to("/dev/full")
     with pytest.raises(RunFolderError, match=r"No space left.*--resume"):
         run.append_metrics([{"epoch": 0, "fold": 0, "seed": 0}])
+
+
+def test_of_two_starts_at_once_one_has_the_folder(tmp_path):
+    """Both begin at the same instant, 40 times; neither waits for the other to end."""
+    for attempt in range(40):
+        start, children = time.monotonic() + 0.02, []
+        for _ in range(2):
+            child = os.fork()
+            if child == 0:
+                while time.monotonic() < start:
+                    pass
+                try:
+                    RunFolder.create(tmp_path / str(attempt), CONFIG, DATA)
+                except RunFolderError:
+                    os._exit(7)
+                os._exit(0)
+            children.append(child)
+        codes = [os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) for child in children]
+        assert sorted(codes) == [0, 7]
+
+
+@pytest.mark.parametrize("how", [{}, {"resume": True}, {"overwrite": True}])
+def test_a_folder_that_a_process_trains_into_is_refused(tmp_path, how):
+    reading, writing = os.pipe()
+    child = os.fork()
+    if child == 0:
+        RunFolder.create(tmp_path / "run", CONFIG, DATA)
+        os.write(writing, b"made")
+        signal.pause()
+    os.read(reading, 4)
+    before = sorted(path.name for path in tmp_path.rglob("*"))
+    with pytest.raises(RunFolderError, match="another process trains into it now" if how else "already holds a run"):
+        RunFolder.create(tmp_path / "run", CONFIG, DATA, **how)
+    assert sorted(path.name for path in tmp_path.rglob("*")) == before
+    os.kill(child, signal.SIGKILL)
+    os.waitpid(child, 0)
+    assert RunFolder.create(tmp_path / "run", CONFIG, DATA, resume=True).resumed

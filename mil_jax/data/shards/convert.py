@@ -22,7 +22,8 @@ from mil_jax.data.features.regions import as_one_region
 from mil_jax.data.shards.index import VERSION
 from mil_jax.data.shards.reader import Shards
 from mil_jax.data.shards.writer import ShardWriteReport, write_shards
-from mil_jax.errors import DataError, ShardError, UserError
+from mil_jax.errors import BeingWritten, DataError, ShardError, UserError
+from mil_jax.files import wait_for
 from mil_jax.interop.feature_files import FeatureFile, Layout
 from mil_jax.interop.feature_folders import recognise
 from mil_jax.interop.slide_bag import UNKNOWN, SlideBag
@@ -90,7 +91,7 @@ def shards_for_features(
         settings.append(f"regions {regions}")
     source = Path(features_dir).absolute()
     folder = Path(cache_dir) / f"{source.name}-{_digest(layout, settings)}"
-    if not folder.exists():
+    while not folder.exists():
         ladder = None if regions else storage_ladder(layout)
         try:
             convert(
@@ -104,6 +105,8 @@ def shards_for_features(
                 regions=regions,
                 progress=progress,
             )
+        except BeingWritten as other:
+            wait_for(other)
         except UserError:
             if not folder.exists():  # where it exists, another process has just written the same
                 raise

@@ -20,6 +20,7 @@ import pandas as pd
 from mil_jax.data.shards import tfrecord
 from mil_jax.data.shards.index import REWRITE, ShardIndex, read_index, where
 from mil_jax.errors import ShardError
+from mil_jax.files import restore
 
 _PROVENANCE = ("tile_size_level0", "mpp_level0", "coordinate_unit", "encoder", "tile_order", "source", "source_mtime")
 _VERIFY_BYTES = 1 << 20  # read and checked at a time: stays in the cache
@@ -58,6 +59,7 @@ class Shards:
     @classmethod
     def open(cls, folder: str | os.PathLike[str]) -> Shards:
         """Opens a folder. Raises ShardError where the index is missing, damaged, or does not fit the shards."""
+        restore(Path(folder))
         return cls(Path(folder), read_index(Path(folder)))
 
     def __len__(self) -> int:
