@@ -1,8 +1,9 @@
 """From a folder of feature files to shards: once, into a cache, for as long as the files stay the same.
 
 The command `python -m data_prep.shard` and the setting `data.features=DIR` both come here. The cache's folder name
-holds a digest of the files' names, sizes and times and of the settings; when anything changes, new shards are written
-under a new name.
+holds a digest of the settings and of the files: names, sizes, times, and a sample of what they hold (80 KiB of each). When any of
+these changes, new shards are written under a new name. A file whose status changed after the conversion is read whole, once, and compared
+with its checksum then: tools that keep times (`cp -p`, `rsync -t`) do not hide that they wrote other features.
 """
 
 from __future__ import annotations
@@ -12,8 +13,10 @@ import hashlib
 import json
 import os
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+import google_crc32c
 import numpy as np
 from numpy.typing import DTypeLike
 
@@ -23,10 +26,15 @@ from mil_jax.data.shards.index import VERSION
 from mil_jax.data.shards.reader import Shards
 from mil_jax.data.shards.writer import ShardWriteReport, write_shards
 from mil_jax.errors import BeingWritten, DataError, ShardError, UserError
-from mil_jax.files import wait_for
+from mil_jax.files import wait_for, write_text
 from mil_jax.interop.feature_files import FeatureFile, Layout
 from mil_jax.interop.feature_folders import recognise
 from mil_jax.interop.slide_bag import UNKNOWN, SlideBag
+
+SOURCES = "sources.json"  # checksums of the feature files, in a cache
+_SAMPLES, _BLOCK = 5, 1 << 14
+_READERS = 8  # a network file system answers each in milliseconds
+_TOLERANCE = 2_000_000_000  # nanoseconds between the clocks of two file systems
 
 Progress = Callable[[int, int, str], None]  # slides done, slides in all, the slide being worked on
 
@@ -91,20 +99,29 @@ def shards_for_features(
         settings.append(f"regions {regions}")
     source = Path(features_dir).absolute()
     folder = Path(cache_dir) / f"{source.name}-{_digest(layout, settings)}"
-    while not folder.exists():
+    checksums: dict[str, int] = {}
+
+    def read(file: FeatureFile) -> SlideBag:
+        checksums.update({str(path): _checksum(path) for path in _paths(file)})
+        return layout.read(file)
+
+    while not _is_current(layout, folder):
         ladder = None if regions else storage_ladder(layout)
         try:
             convert(
-                layout,
+                dataclasses.replace(layout, read=read),
                 folder,
                 dtype=dtype,
                 nonfinite=nonfinite,
                 encoder_name=encoder_name,
                 ladder=ladder,
+                overwrite=True,
                 num_neighbors=num_neighbors,
                 regions=regions,
                 progress=progress,
             )
+            write_text(folder / SOURCES, json.dumps(checksums))
+            break
         except BeingWritten as other:
             wait_for(other)
         except UserError:
@@ -144,10 +161,53 @@ def _with_encoder(slide: SlideBag, encoder_name: str) -> SlideBag:
     return dataclasses.replace(slide, provenance=dataclasses.replace(slide.provenance, encoder=encoder_name))
 
 
-def _digest(layout: Layout, settings: list[str | None]) -> str:
-    def described(file: FeatureFile) -> list[list[str | int]]:
-        statuses = [(path, path.stat()) for path in (file.path, *file.beside)]
-        return [[str(path.absolute()), status.st_size, status.st_mtime_ns] for path, status in statuses]
+def _paths(file: FeatureFile) -> tuple[Path, ...]:
+    return file.path, *file.beside
 
-    content = [VERSION, settings, layout.excluded, [described(file) for file in layout.files]]
+
+def _digest(layout: Layout, settings: list[str | None]) -> str:
+    def described(path: Path) -> list[str | int]:
+        status = path.stat()
+        return [str(path.absolute()), status.st_size, status.st_mtime_ns, _sample(path, status.st_size)]
+
+    paths = [path for file in layout.files for path in _paths(file)]
+    with ThreadPoolExecutor(_READERS) as readers:
+        content = [VERSION, settings, layout.excluded, list(readers.map(described, paths))]
     return hashlib.sha256(json.dumps(content).encode()).hexdigest()[:16]
+
+
+def _sample(path: Path, size: int) -> int:
+    """Checksum of blocks from the beginning of a file to its end; of a small file of all of it."""
+    checksum = google_crc32c.Checksum()
+    with path.open("rb", buffering=0) as file:
+        for number in range(_SAMPLES):
+            file.seek(max(0, (size - _BLOCK) * number // (_SAMPLES - 1)))
+            checksum.update(file.read(_BLOCK))
+    return int.from_bytes(checksum.digest(), "big")
+
+
+def _checksum(path: Path) -> int:
+    checksum = google_crc32c.Checksum()
+    with path.open("rb", buffering=0) as file:
+        while block := file.read(1 << 22):
+            checksum.update(block)
+    return int.from_bytes(checksum.digest(), "big")
+
+
+def _is_current(layout: Layout, folder: Path) -> bool:
+    """Whether the cache has shards of these files with what they hold now; those that changed since are read."""
+    if not folder.exists():
+        return False
+    path = folder / SOURCES
+    try:
+        known, written = json.loads(path.read_text()), path.stat().st_mtime_ns
+    except (OSError, ValueError):
+        known, written = {}, 0  # killed just before it was written
+    files = [path for file in layout.files for path in _paths(file)]
+    changed = [file for file in files if file.stat().st_ctime_ns > written - _TOLERANCE]
+    now = {str(file): _checksum(file) for file in changed}
+    if any(known.get(file, checksum) != checksum for file, checksum in now.items()):
+        return False
+    if changed:
+        write_text(path, json.dumps(known | now))
+    return True

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import os
+import shutil
 
 import numpy as np
 import pytest
 
+from mil_jax.data.shards import convert as module
 from mil_jax.data.shards.convert import shards_for_features
 from mil_jax.data.shards.reader import Shards
 from mil_jax.errors import DataError, ShardError
@@ -38,6 +40,57 @@ def test_a_changed_file_gets_a_new_name(features, tmp_path):
     assert second.folder != first.folder
     assert second.fingerprint != first.fingerprint
     assert Shards.open(first.folder).fingerprint == first.fingerprint
+
+
+def keep_times(path, write):
+    before = path.stat()
+    write(path)
+    os.utime(path, ns=(before.st_atime_ns, before.st_mtime_ns))
+    assert (path.stat().st_size, path.stat().st_mtime_ns) == (before.st_size, before.st_mtime_ns)
+
+
+@pytest.mark.parametrize("rows", [10, 40_000])
+def test_other_features_of_the_same_size_and_time_are_converted_anew(features, tmp_path, rows):
+    """As `cp -p` and `rsync -t` leave them; of the longer file a single row differs, which no sample holds."""
+    path = features / "s0.npy"
+    content = np.zeros((rows, 4), np.float32)
+    np.save(path, content)
+    first = shards_for_features(features, tmp_path / "cache").fingerprint
+    content[rows // 3] = 1
+    keep_times(path, lambda path: np.save(path, content))
+    second = shards_for_features(features, tmp_path / "cache")
+    out = np.empty((rows, 4), np.float32)
+    second.read_features(0, out)
+    np.testing.assert_array_equal(out, content)
+    assert second.fingerprint != first
+
+
+def test_a_moved_folder_with_the_same_sizes_and_times_is_converted_anew(features, tmp_path):
+    first = shards_for_features(features, tmp_path / "cache").fingerprint
+    other = tmp_path / "other"
+    shutil.copytree(features, other)
+    for path in other.iterdir():
+        keep_times(path, lambda path: np.save(path, np.load(path) + 1))
+    features.rename(tmp_path / "before")
+    other.rename(features)
+    assert shards_for_features(features, tmp_path / "cache").fingerprint != first
+
+
+def test_files_whose_status_alone_changed_are_read_once_and_not_converted(features, tmp_path, monkeypatch):
+    first = shards_for_features(features, tmp_path / "cache")
+    sources = first.folder / "sources.json"
+    read = []
+    monkeypatch.setattr(module, "_checksum", lambda path, whole=module._checksum: read.append(path.name) or whole(path))
+    monkeypatch.setattr(module, "convert", lambda *_, **__: pytest.fail("converted again"))
+    os.utime(sources, ns=(0, 0))  # as if the files had been changed later
+    assert shards_for_features(features, tmp_path / "cache").fingerprint == first.fingerprint
+    assert sorted(read) == ["s0.npy", "s1.npy", "s2.npy"]
+    monkeypatch.setattr(module, "_TOLERANCE", -(10**9))  # a second has passed
+    shards_for_features(features, tmp_path / "cache")
+    assert len(read) == 3
+    sources.unlink()  # killed just before it was written
+    assert shards_for_features(features, tmp_path / "cache").fingerprint == first.fingerprint
+    assert sources.exists()
 
 
 def test_another_setting_gets_a_new_name(features, tmp_path):
