@@ -10,13 +10,12 @@ from __future__ import annotations
 import math
 from pathlib import Path
 
-import numpy as np
-
 from mil_jax.interop.feature_files import (
     FeatureFile,
     Layout,
     counted,
     feature_files,
+    number,
     probe_h5,
     read_coords,
     read_file,
@@ -57,7 +56,8 @@ def read(file: FeatureFile) -> SlideBag:
             attributes = probe_h5(file.beside[0])[1]
     tile_size = math.nan
     if "patch_size" in attributes:
-        tile_size = float(attributes["patch_size"]) * float(np.ravel(attributes.get("downsample", 1.0))[0])
+        downsample = number(attributes, "downsample", file.path) if "downsample" in attributes else 1.0
+        tile_size = number(attributes, "patch_size", file.path) * downsample
     return SlideBag(
         file.slide_id,
         content.features,

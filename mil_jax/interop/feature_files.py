@@ -1,30 +1,84 @@
 """Reading one feature file of any known kind: HDF5, NumPy, PyTorch (safe loading only).
 
 The layouts (`clam.py`, `trident.py`, `stamp.py`, `plain.py`) say which files belong together and what their
-attributes mean; here is what they share. Arrays may be [N, D], [1, N, D], a slide embedding [D] (a bag of one
+attributes mean; here is what they share. Arrays may be [N, D], [1, N, D], [N, 1, D], a slide embedding [D] (a bag of one
 instance), regions of tiles [R, T, D], R > 1 or with an array `part_mask` [R, T] of the tiles there are, or instance
 images [N, H, W, C].
 """
 
 from __future__ import annotations
 
-import zipfile
+import math
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import h5py
 import numpy as np
 
 from mil_jax.errors import DataError
+from mil_jax.interop.array_files import H5_EXTENSIONS, UNNAMED, ArrayFile, Header, open_arrays
 from mil_jax.interop.slide_bag import FEATURE_EXTENSIONS, SlideBag, slide_id_of
 
-H5_EXTENSIONS = (".h5", ".hdf5")
-TORCH_EXTENSIONS = (".pt", ".pth")
-PART_MASK = "part_mask"
+PART_MASK, COORDS = "part_mask", "coords"
 FEATURE_KEYS = ("features", "feats", "patch_embeddings", "embeddings")
+OTHER_KEYS = frozenset(  # what a file may hold alone that is no features
+    (
+        *(
+            "coords",
+            "coordinates",
+            "coord",
+            "xy",
+            "locations",
+            "positions",
+            "contours",
+            "patches",
+            "grid",
+            "index",
+            "indices",
+        ),
+        *(
+            "label",
+            "labels",
+            "target",
+            "targets",
+            "y",
+            "class",
+            "classes",
+            "inst_labels",
+            "patch_labels",
+            "survival",
+            "event",
+        ),
+        *(
+            "mask",
+            "masks",
+            "part_mask",
+            "attention",
+            "weights",
+            "scores",
+            "probs",
+            "probabilities",
+            "logits",
+            "predictions",
+        ),
+        *(
+            "slide_id",
+            "slide",
+            "patient",
+            "case_id",
+            "bag_id",
+            "barcode",
+            "barcodes",
+            "id",
+            "ids",
+            "name",
+            "names",
+            "filename",
+        ),
+        *("edge_index", "edges", "adj", "adjacency", "mpp", "length", "num_instances"),
+    )
+)
 
 
 @dataclass(frozen=True)
@@ -87,62 +141,67 @@ def feature_files(folder: Path, extensions: tuple[str, ...] = FEATURE_EXTENSIONS
 
 def read_file(path: Path) -> FileContent:
     """Reads a feature file whole. Raises DataError naming the file when it cannot be read or holds no features."""
-    features, coords, part_mask, attributes = _load(path, whole=True)
+    arrays = open_arrays(path)
+    key = _feature_key(arrays)
+    features = arrays.read(key)
     if features.dtype.kind not in "iuf":
         raise DataError(f"{path}: features must be numbers, not {features.dtype}")
+    if not key and _are_coordinates(features):
+        raise DataError(_are_no_features(path, "two columns of whole numbers, as coordinates are"))
+    if features.dtype.kind == "f" and features.dtype.itemsize > 8:
+        features = features.astype(np.float64)
+    part_mask, coords = arrays.get(PART_MASK), arrays.get(_beside(key, arrays))
     one_vector = features.ndim == 1
-    features = np.asarray(features)
     features = features.reshape(_instances_shape(path, features.shape, part_mask is not None))
     if part_mask is not None:
-        part_mask = np.asarray(part_mask).astype(bool)
+        part_mask = part_mask.astype(bool)
         if part_mask.shape == features.shape[:2]:
             features = np.where(part_mask[..., None], features, np.zeros((), features.dtype))
     if coords is None or one_vector:  # a slide embedding stands for all its tiles: their coordinates are not its own
-        return FileContent(features, None, attributes, part_mask)
-    coords = np.asarray(coords)
+        return FileContent(features, None, _attributes(arrays, key), part_mask)
     coords = coords[0] if coords.ndim == 3 and len(coords) == 1 else coords
-    return FileContent(features, coords, attributes, part_mask)
+    _require_places(coords, path)
+    return FileContent(features, coords, _attributes(arrays, key), part_mask)
 
 
 def count_instances(path: Path) -> int:
     """Number of instances in a feature file, from its header where the format has one."""
-    features, _, part_mask, _ = _load(path, whole=False)
-    return _instances_shape(path, features.shape, part_mask is not None)[0]
+    arrays = open_arrays(path)
+    return _instances_shape(path, arrays.headers[_feature_key(arrays)].shape, PART_MASK in arrays.headers)[0]
 
 
 def whole_coords(coords: np.ndarray, path: Path) -> np.ndarray:
-    """Coordinates rounded to int32. Raises DataError for values that are not finite or too large."""
-    coords = np.asarray(coords)
-    if coords.dtype.kind == "f":
-        coords = np.rint(coords)
-    if coords.dtype.kind not in "iuf" or (coords.size and not np.abs(coords.astype(np.float64)).max() < 2**31):
+    """Coordinates [n, 2] rounded to int32. Raises DataError for another shape, and values that are not finite or too large."""
+    _require_places(coords, path)
+    coords = np.rint(coords)
+    if coords.size and not np.abs(coords.astype(np.float64)).max() < 2**31:
         raise DataError(f"{path}: coordinates must be finite numbers below 2^31")
     return coords.astype(np.int32)
 
 
+def _require_places(coords: np.ndarray, path: Path) -> None:
+    if coords.dtype.kind not in "iuf" or coords.ndim != 2 or coords.shape[1] != 2:
+        raise DataError(
+            f"{path}: coordinates must be numbers [instances, 2], x and y of each, not {coords.dtype} {list(coords.shape)}"
+        )
+
+
 def read_coords(path: Path) -> tuple[np.ndarray | None, dict[str, Any]]:
     """`coords` of an HDF5, npz (slideflow: `arr_0`) or npy file, and its attributes."""
-    if path.suffix.lower() == ".npy":
-        return _read_numpy(path, whole=True), {}
-    if path.suffix.lower() == ".npz":
-        arrays = _read_numpy(path, whole=True)
-        return arrays.get("coords", arrays.get("arr_0")), {}
-    with _opened_h5(path) as file:
-        return (file["coords"][()] if "coords" in file else None), _attributes(file)
+    arrays = open_arrays(path)
+    name = next((name for name in (COORDS, "arr_0", UNNAMED) if name in arrays.headers), None)
+    return (None if name is None else arrays.read(name)), _attributes(arrays, COORDS)
 
 
 def read_column(path: Path, name: str) -> np.ndarray | None:
     """Another array of an HDF5 file, or None where it has none of that name."""
-    if path.suffix.lower() not in H5_EXTENSIONS:
-        return None
-    with _opened_h5(path) as file:
-        return file[name][()] if name in file else None
+    return open_arrays(path).get(name) if path.suffix.lower() in H5_EXTENSIONS else None
 
 
 def probe_h5(path: Path) -> tuple[set[str], dict[str, Any]]:
     """Names of the arrays and all attributes of an HDF5 file."""
-    with _opened_h5(path) as file:
-        return set(file), _attributes(file)
+    arrays = open_arrays(path)
+    return set(arrays.headers), _attributes(arrays, next((key for key in FEATURE_KEYS if key in arrays.headers), ""))
 
 
 def _instances_shape(path: Path, shape: tuple[int, ...], regions: bool) -> tuple[int, ...]:
@@ -152,6 +211,14 @@ def _instances_shape(path: Path, shape: tuple[int, ...], regions: bool) -> tuple
         return (1, *shape)
     if len(shape) == 3 and shape[0] == 1 and not regions:
         return shape[1:]
+    if (
+        len(shape) > 2 and shape[1] == 1 and not regions
+    ):  # what a network leaves of pooled maps: [N, 1, D], [N, 1, 1, D]
+        shape = (shape[0], *(size for size in shape[1:] if size != 1))
+    elif len(shape) == 4 and shape[2:] == (1, 1):  # [N, D, 1, 1]
+        shape = shape[:2]
+    if len(shape) == 1 or (len(shape) in (2, 3, 4) and 0 in shape[1:] and shape[0]):
+        raise DataError(f"{path}: features have no columns ({shape}); extract this slide again")
     if len(shape) in (2, 3, 4):
         return shape
     raise DataError(
@@ -160,106 +227,75 @@ def _instances_shape(path: Path, shape: tuple[int, ...], regions: bool) -> tuple
     )
 
 
-def _load(path: Path, whole: bool) -> tuple[Any, Any, Any, dict[str, Any]]:
-    """features, coords, part_mask, attributes; features are not read where `whole` is false and the format has a header."""
-    extension = path.suffix.lower()
-    if extension in H5_EXTENSIONS:
-        with _opened_h5(path) as file:
-            key = _feature_key(file, path)
-            coords = file["coords"][()] if whole and "coords" in file else None
-            part_mask = file[PART_MASK][()] if PART_MASK in file else None
-            return (file[key][()] if whole else _Header(file[key].shape)), coords, part_mask, _attributes(file)
-    content = _read_torch(path, whole) if extension in TORCH_EXTENSIONS else _read_numpy(path, whole)
-    if isinstance(content, dict):
-        return content[_feature_key(content, path)], content.get("coords"), content.get(PART_MASK), {}
-    return content, None, None, {}
-
-
-@dataclass(frozen=True)
-class _Header:
-    shape: tuple[int, ...]
-
-
-def _feature_key(arrays: Any, path: Path) -> str:
-    if "bag_index" in arrays:
+def _feature_key(arrays: ArrayFile) -> str:
+    """Which array holds the features. Raises DataError where none does, or several may."""
+    path, headers = arrays.path, arrays.headers
+    if "bag_index" in headers:
         raise DataError(f"{path}: holds many bags in one file (`bag_index`); write one feature file per bag")
     for key in FEATURE_KEYS:
-        if key in arrays:
+        if key in headers:
             return key
-    names = sorted(arrays)
-    if len(names) == 1:
-        return names[0]
-    raise DataError(f"{path}: holds none of the arrays {', '.join(FEATURE_KEYS)}, only {', '.join(names) or 'nothing'}")
+    deeper = [name for name in headers if set(name.split("/")) & set(FEATURE_KEYS)]
+    if len(deeper) == 1:
+        return deeper[0]
+    if deeper:
+        raise DataError(
+            f"{path}: holds features of several kinds ({', '.join(deeper[:8])}); write files with one of them"
+        )
+    names = sorted(headers)
+    if len(names) != 1:
+        raise DataError(
+            f"{path}: holds none of the arrays {', '.join(FEATURE_KEYS)}, only {', '.join(names[:8]) or 'nothing'}"
+        )
+    return _alone(names[0], headers[names[0]], path)
 
 
-@contextmanager
-def _opened_h5(path: Path) -> Iterator[h5py.File]:
-    try:
-        with h5py.File(path, "r") as file:
-            yield file
-    except OSError as error:
-        raise DataError(f"{path}: cannot be read as HDF5 ({error}); extract this slide again or remove it") from error
+def _alone(name: str, header: Header, path: Path) -> str:
+    """The name of a single array, where it may be features."""
+    if name.split("/")[-1].lower() in OTHER_KEYS:
+        raise DataError(_are_no_features(path, f"`{name}`"))
+    numbers = header.dtype is not None and header.dtype.kind in "iu"
+    if numbers and len(header.shape) == 2 and header.shape[1] in (2, 4) and header.shape[0] != 1:
+        raise DataError(_are_no_features(path, f"whole numbers {list(header.shape)}, as coordinates are"))
+    return name
 
 
-def _attributes(file: h5py.File) -> dict[str, Any]:
+def _are_no_features(path: Path, what: str) -> str:
+    return f"{path}: holds {what}, and no features; name the folder of features (CLAM's h5_files or pt_files, TRIDENT's features_*)"
+
+
+def _are_coordinates(features: np.ndarray) -> bool:
+    """Whether an array without a name is [n, 2] of pixels: whole, and too large for what an encoder gives."""
+    if features.ndim != 2 or features.shape[1] != 2 or len(features) < 2:
+        return False
+    return bool((features == np.rint(features)).all() and np.abs(features).max() >= 16)
+
+
+def _beside(key: str, arrays: ArrayFile) -> str:
+    """The coordinates of features in a group lie in the group, or where those of all do."""
+    inside = f"{key.rpartition('/')[0]}/{COORDS}"
+    return inside if inside in arrays.headers else COORDS
+
+
+def _attributes(arrays: ArrayFile, key: str) -> dict[str, Any]:
     """Attributes of the file, then of its coordinates, then of its features; the string 'None' means there is none."""
-    merged: dict[str, Any] = dict(file.attrs)
-    for key in ("coords", *FEATURE_KEYS):
-        if key in file:
-            merged.update(file[key].attrs)
-    texts = {key: value.decode() if isinstance(value, bytes) else value for key, value in merged.items()}
+    merged: dict[str, Any] = {}
+    for name in ("", COORDS, _beside(key, arrays), *FEATURE_KEYS, key):
+        merged.update(arrays.attributes.get(name, {}))
+    texts = {
+        key: value.decode(errors="replace") if isinstance(value, bytes) else value for key, value in merged.items()
+    }
     return {key: value for key, value in texts.items() if not (isinstance(value, str) and value == "None")}
 
 
-def _read_numpy(path: Path, whole: bool) -> Any:
+def number(attributes: Mapping[str, Any], name: str, path: Path) -> float:
+    """An attribute as a number; NaN where there is none. Raises DataError for another value."""
+    if name not in attributes:
+        return math.nan
     try:
-        if path.suffix.lower() == ".npy":
-            return np.load(path, mmap_mode=None if whole else "r", allow_pickle=False)
-        with np.load(path, allow_pickle=False) as arrays:
-            return {key: arrays[key] for key in arrays.files} if whole else _npz_headers(arrays)
-    except (OSError, ValueError, EOFError, KeyError, zipfile.BadZipFile) as error:
-        raise DataError(f"{path}: cannot be read as a NumPy file without pickled objects ({error})") from error
-
-
-def _npz_headers(arrays: Any) -> dict[str, _Header]:
-    headers = {}
-    for key in arrays.files:
-        with arrays.zip.open(key + ".npy" if key + ".npy" in arrays.zip.namelist() else key) as member:
-            version = np.lib.format.read_magic(member)
-            read = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
-            headers[key] = _Header(read(member)[0])
-    return headers
-
-
-def _read_torch(path: Path, whole: bool) -> Any:
-    try:
-        import torch
-    except ImportError as error:
-        raise DataError(f"{path}: reading PyTorch files needs PyTorch: pip install 'mil-jax[torch]'") from error
-    numpy_types = [np.ndarray, np.dtype, *(type(np.dtype(code)) for code in "bBhHiIlLefd")]
-    allowed = [np._core.multiarray._reconstruct, np._core.multiarray.scalar, *numpy_types]  # type: ignore[attr-defined]
-    try:
-        with torch.serialization.safe_globals(allowed):
-            try:
-                content = torch.load(path, map_location="cpu", weights_only=True, mmap=not whole)
-            except RuntimeError:  # files of PyTorch before 1.6 cannot be mapped
-                content = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # torch raises many types; each means that this file cannot be used
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise DataError(f"{path}: cannot be read as a PyTorch file of plain tensors ({reason})") from error
-
-    def to_numpy(value: Any) -> Any:
-        if not isinstance(value, torch.Tensor):
-            return value
-        value = value.detach()
-        return (value.float() if value.dtype == torch.bfloat16 else value).numpy()  # float32 holds bfloat16 exactly
-
-    if isinstance(content, dict):
-        return {key: to_numpy(value) for key, value in content.items()}
-    array = to_numpy(content)
-    if not isinstance(array, np.ndarray):
-        raise DataError(f"{path}: must hold a tensor or a dictionary of tensors, not a {type(content).__name__}")
-    return array
+        return float(np.ravel(attributes[name])[0])
+    except (ValueError, TypeError, IndexError) as error:
+        raise DataError(f"{path}: its attribute {name} is {attributes[name]!r}, and must be a number") from error
 
 
 def slide_files(paths: list[Path], beside: Callable[[str], list[Path]]) -> tuple[FeatureFile, ...]:

@@ -18,6 +18,7 @@ from mil_jax.interop.feature_files import (
     Layout,
     counted,
     feature_files,
+    number,
     probe_h5,
     read_file,
     slide_files,
@@ -49,9 +50,9 @@ def read(file: FeatureFile) -> SlideBag:
     attributes, coords = content.attributes, content.coords
     tile_size, unit = math.nan, "none"
     if coords is not None:
-        stored = attributes.get("tile_size_um", attributes.get("tile_size"))
+        stored = "tile_size_um" if "tile_size_um" in attributes else "tile_size"
         if attributes.get("unit") == "um" or "tile_size_um" in attributes:
-            tile_size, unit = float(stored) if stored is not None else math.nan, "um"
+            tile_size, unit = number(attributes, stored, file.path), "um"
         elif _step(coords) == _HISTORIC_STEP:
             coords = np.asarray(coords, np.float64) * (_HISTORIC_TILE_UM / _HISTORIC_STEP)
             tile_size, unit = _HISTORIC_TILE_UM, "um"

@@ -18,6 +18,7 @@ from mil_jax.interop.feature_files import (
     Layout,
     counted,
     feature_files,
+    number,
     probe_h5,
     read_coords,
     read_file,
@@ -69,8 +70,8 @@ def read(file: FeatureFile) -> SlideBag:
         content.features,
         None if coords is None else whole_coords(coords, file.path),
         Provenance(
-            tile_size_level0(attributes),
-            float(attributes.get("mpp_level0", nominal_mpp(attributes))),
+            tile_size_level0(attributes, file.path),
+            number(attributes, "mpp_level0", file.path) if "mpp_level0" in attributes else nominal_mpp(attributes),
             coordinate_unit="none" if coords is None else "level0_pixels",
             encoder=str(attributes.get("encoder", folder_encoder)) or UNKNOWN,
         ),
@@ -80,15 +81,21 @@ def read(file: FeatureFile) -> SlideBag:
     )
 
 
-def tile_size_level0(attributes: Mapping[str, Any]) -> float:
-    """Edge of a tile in level-0 pixels from the attributes of TRIDENT's coordinates; NaN where they do not say."""
+def tile_size_level0(attributes: Mapping[str, Any], path: Path) -> float:
+    """Edge of a tile in level-0 pixels from the attributes of TRIDENT's coordinates; NaN where they do not say.
+
+    Raises DataError for values that are no numbers, or a magnification of 0.
+    """
     if "patch_size_level0" in attributes:
-        return float(attributes["patch_size_level0"])
-    needed = ("patch_size", "level0_magnification", "target_magnification")
-    if all(key in attributes for key in needed):
-        size, source, target = (int(attributes[key]) for key in needed)
-        return float(size * source // target)
-    return math.nan
+        return number(attributes, "patch_size_level0", path)
+    size, source, target = (
+        number(attributes, name, path) for name in ("patch_size", "level0_magnification", "target_magnification")
+    )
+    if target <= 0:
+        raise DataError(
+            f"{path}: its attribute target_magnification is {target:g}, which no tile has; tile this slide again"
+        )
+    return size * source // target
 
 
 def _is_ours(path: Path) -> bool:

@@ -98,7 +98,7 @@ def test_the_files_are_what_the_readers_of_clam_and_trident_ask_for(slides, tmp_
     assert attributes["patch_size"] * attributes["downsample"][0] == 256
     assert (attributes["patch_level"], tuple(attributes["level_dim"])) == (1, (SMALL[0] // 4, SMALL[1] // 4))
     # TRIDENT: the same by magnifications.
-    assert tile_size_level0(attributes) == 256
+    assert tile_size_level0(attributes, tmp_path) == 256
     assert attributes["patch_size"] * attributes["level0_magnification"] // attributes["target_magnification"] == 256
     assert (attributes["level0_width"], attributes["level0_height"], attributes["overlap"]) == (*SMALL, 16)
     assert sorted({*np.diff(np.unique(coords[:, 0]))})[0] == (64 - 16) * 4
