@@ -19,6 +19,7 @@ import re
 import threading
 import time
 import traceback
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
@@ -32,8 +33,9 @@ from mil_jax.data.cohort.ids import natural_key
 from mil_jax.data.tables import listed
 from mil_jax.errors import ConfigError, DataError, UserError
 from mil_jax.files import id_file, write_text
-from mil_jax.interop.slide_bag import slide_id_of
+from mil_jax.interop.slide_bag import SLIDE_EXTENSIONS, slide_id_of
 
+_OTHERS = (".jpg", ".jpeg", ".png", ".bmp", ".ome", ".dcm")  # thumbnails and the like, parts of names and of slides
 # What OpenSlide opens as one file; DICOM slides are folders of files.
 EXTENSIONS = (".svs", ".tif", ".tiff", ".ndpi", ".mrxs", ".scn", ".bif", ".vms", ".vmu", ".svslide", ".czi")
 OK, EMPTY, UNREADABLE, FAILED = "ok", "empty", "unreadable", "failed"
@@ -85,7 +87,13 @@ def find_slides(source: str | os.PathLike[str]) -> list[Slide]:
     else:
         raise DataError(f"{root}: there is no such folder of slides")
     if not paths:
-        raise DataError(f"{root}: no slides found; known extensions are {', '.join(EXTENSIONS)}")
+        others = ", ".join(f"{count} {kind}" for kind, count in other_slides(root).items())
+        found = (
+            f"only {others}, which OpenSlide cannot read: convert them to pyramidal TIFF"
+            if others
+            else "no slides found"
+        )
+        raise DataError(f"{root}: {found}; known extensions are {', '.join(EXTENSIONS)}")
     slides = sorted(map(_slide, paths), key=lambda slide: natural_key(slide.slide_id))
     for first, second in pairwise(slides):
         if first.slide_id == second.slide_id:
@@ -93,6 +101,18 @@ def find_slides(source: str | os.PathLike[str]) -> list[Slide]:
                 f"{first.path} and {second.path} are both slide {first.slide_id!r}; rename or remove one of them"
             )
     return slides
+
+
+def other_slides(root: Path) -> Counter[str]:
+    """Slides of kinds that OpenSlide cannot read, in a folder and its subfolders: how many of each extension."""
+    kinds = [kind for kind in SLIDE_EXTENSIONS if kind not in (*EXTENSIONS, *_OTHERS)]
+    return Counter(
+        kind
+        for _, folders, names in os.walk(root)
+        for name in (*folders, *names)
+        for kind in kinds
+        if name.lower().endswith(kind) and not name.startswith(".")
+    )
 
 
 def _slide(path: Path) -> Slide:

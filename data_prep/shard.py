@@ -48,6 +48,7 @@ def define_flags(values: flags.FlagValues) -> None:
         "instead of --features: HIGH,LOW, folders of features at two magnifications, which are put side by side",
         flag_values=values,
     )
+    flags.DEFINE_bool("recursive", False, "also read feature files in the subfolders of --features", flag_values=values)
     flags.DEFINE_string("out", "", "folder of shards to write", flag_values=values)
     flags.DEFINE_string("encoder-name", "", "encoder to record where the files do not name theirs", flag_values=values)
     flags.DEFINE_enum("dtype", "source", ["source", "float16", "float32"], "type to store", flag_values=values)
@@ -107,7 +108,7 @@ def main(arguments: list[str]) -> int:
 
 def _sources(values: flags.FlagValues) -> Layout | None:
     if not values.join:
-        return recognise(values.features) if values.features else None
+        return recognise(values.features, values.recursive) if values.features else None
     folders = [folder.strip() for folder in values.join.split(",")]
     if values.features or len(folders) != 2:
         raise ConfigError(f"--join={values.join} must be two folders with a comma, HIGH,LOW, in place of --features")

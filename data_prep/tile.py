@@ -27,6 +27,7 @@ from data_prep.jobs import (
     Slide,
     find_slides,
     in_part,
+    other_slides,
     parse_part,
     run_all,
 )
@@ -153,6 +154,11 @@ def main(arguments: list[str]) -> int:
         tidy(folder)
     waiting = [slide for slide in slides if not records.is_done(slide, inputs[slide.slide_id].fingerprint())]
     replaced = sum(1 for slide in waiting if (row := records.read(slide.slide_id)) and not slide.is_as_in(row))
+    if others := other_slides(Path(values.slides)):
+        kinds = ", ".join(f"{count} {kind}" for kind, count in others.items())
+        warnings.append(
+            f"{values.slides}: {kinds} left out, which OpenSlide cannot read; convert them to pyramidal TIFF"
+        )
     for warning in warnings:
         say(f"Warning: {warning}")
     say(_plan(slides, everything, waiting, replaced))

@@ -31,6 +31,10 @@ SETTINGS: dict[str, Setting] = {
     "data.features": Setting(
         "", "Folder of feature files, one per slide (CLAM, TRIDENT, STAMP or plain). Converted once into the cache."
     ),
+    "data.recursive": Setting(
+        False,
+        "Also read feature files in the subfolders of `data.features` (one for each class, or GDC's for each file).",
+    ),
     "data.shards": Setting("", "Instead of `data.features`: a folder written by `python -m data_prep.shard`."),
     "data.cache": Setting(
         "", "Where converted features and the embedded cohort are kept; empty: `mil_jax` in the user's cache folder."
@@ -339,6 +343,10 @@ RENAMED = {  # what settings were called in earlier versions; the old names work
 }
 
 
+# Settings that run folders of earlier versions lack, with what those versions did.
+_ADDED = {("data", "recursive"): False}
+
+
 def present_settings(stored: Mapping[str, Any]) -> dict[str, Any]:
     """The settings of a run folder, which an earlier version may have written, under their present names."""
     present: dict[str, Any] = {}
@@ -351,6 +359,7 @@ def present_settings(stored: Mapping[str, Any]) -> dict[str, Any]:
             ]
         elif isinstance(value, dict):
             value = {RENAMED.get(f"{group}.{name}", f"{group}.{name}").split(".")[1]: of for name, of in value.items()}
+            value |= {name: of for (part, name), of in _ADDED.items() if part == group and name not in value}
         present[group] = value
     return present
 

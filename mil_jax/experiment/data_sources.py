@@ -66,6 +66,7 @@ def _open(config: ConfigDict, cache: Path, progress: Progress | None) -> Source:
         shards = shards_for_features(
             data.features,
             cache,
+            recursive=data.recursive,
             encoder_name=data.encoder_name,
             nonfinite=data.nonfinite,
             num_neighbors=data.neighbors,

@@ -12,11 +12,13 @@ from mil_jax.errors import ConfigError
 from mil_jax.inference.trained_run import TrainedRun
 from mil_jax.settings import SETTINGS
 
-_FREE = (
-    *("labels", "features", "shards", "slides_table", "id_column", "patient", "site", "filter", "encoder_name"),
-    *("target", "event", "censored", "duplicates", "min_matched", "nonfinite", "cache", "residency", "prefetch_gib"),
+_OWN_FILES = (  # not the run's
+    *("features", "recursive", "shards", "labels", "slides_table", "filter", "encoder_name", "site"),
 )
-_OWN_FILES = ("features", "shards", "labels", "slides_table", "filter", "encoder_name", "site")  # not the run's
+_FREE = (
+    *(*_OWN_FILES, "id_column", "patient", "target", "event", "censored", "duplicates", "min_matched", "nonfinite"),
+    *("cache", "residency", "prefetch_gib"),
+)
 
 
 @dataclass(frozen=True)
@@ -36,7 +38,7 @@ def cohort_config(run: TrainedRun, options: Options) -> ConfigDict:
     config = in_one_process(run.config)
     config.data.target = ",".join(run.targets) or "label"
     for name in _OWN_FILES:
-        config.data[name] = ""
+        config.data[name] = SETTINGS[f"data.{name}"].default
     config.data[options.source], config.data.labels = options.folder, options.labels
     config.data.classes = config.data.positive = ""  # they are the run's
     for name, value in options.settings.items():

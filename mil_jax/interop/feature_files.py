@@ -9,6 +9,7 @@ images [N, H, W, C].
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -242,7 +243,10 @@ def _feature_key(arrays: ArrayFile) -> str:
         raise DataError(
             f"{path}: holds features of several kinds ({', '.join(deeper[:8])}); write files with one of them"
         )
-    names = sorted(headers)
+    named = [
+        name for name, one in headers.items() if re.search("feat|embed", name, re.IGNORECASE) and len(one.shape) > 1
+    ]
+    names = named if len(named) == 1 else sorted(headers)
     if len(names) != 1:
         raise DataError(
             f"{path}: holds none of the arrays {', '.join(FEATURE_KEYS)}, only {', '.join(names[:8]) or 'nothing'}"

@@ -7,6 +7,7 @@ to the id, because barcodes hold dots (`TCGA-3C-AALI-01Z-00-DX1.A1B2`).
 from __future__ import annotations
 
 import math
+import unicodedata
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -18,13 +19,13 @@ UNKNOWN = "unknown"  # an encoder that nothing names
 FEATURE_EXTENSIONS = (".h5", ".hdf5", ".npy", ".npz", ".pt", ".pth")
 SLIDE_EXTENSIONS = (
     *(".svs", ".tif", ".tiff", ".ndpi", ".mrxs", ".scn", ".bif", ".vms", ".vmu", ".svslide", ".czi", ".dcm"),
-    *(".qptiff", ".isyntax", ".sdpc", ".jpg", ".jpeg", ".png"),
+    *(".qptiff", ".isyntax", ".sdpc", ".vsi", ".zarr", ".ome", ".mirax", ".jp2", ".bmp", ".jpg", ".jpeg", ".png"),
 )
 
 
 def slide_id_of(name: str | Path) -> str:
-    """File name -> slide id: `a/b.c.svs.h5` -> `b.c`."""
-    text = Path(name).name
+    """File name -> slide id: `a/b.c.svs.h5` -> `b.c`. Letters with accents are composed, however the file system stores them (macOS)."""
+    text = unicodedata.normalize("NFC", Path(name).name)
     while True:
         stem, dot, last = text.rpartition(".")
         if not stem or (dot + last).lower() not in FEATURE_EXTENSIONS + SLIDE_EXTENSIONS:

@@ -7,8 +7,12 @@ TCGA-3C-AALI-01Z-00-DX1.F6E9A5DF-D8FB-45CF-B4BD-C6B76294C291. Barcode fields: pr
 from __future__ import annotations
 
 import re
+import signal
+import threading
+import unicodedata
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 from mil_jax.data.tables import listed
@@ -17,12 +21,13 @@ from mil_jax.interop.slide_bag import FEATURE_EXTENSIONS, SLIDE_EXTENSIONS
 
 EXTENSIONS = frozenset(extension.lstrip(".") for extension in FEATURE_EXTENSIONS + SLIDE_EXTENSIONS)
 _TCGA_PATIENT = re.compile(r"(TCGA-([A-Z0-9]{2})-[A-Z0-9]{4})(?![A-Z0-9])", re.IGNORECASE)
+_REGEX_SECONDS = 10.0  # for all slides of a cohort; a usual pattern takes microseconds each
 _SAMPLE_LENGTH = len("TCGA-XX-XXXX-01")
 
 
 def strip_extension(name: str) -> str:
-    """`sub/slide.svs.h5` -> `sub/slide`: known extensions only, whatever their case; `\\` reads as `/`."""
-    name = name.strip().replace("\\", "/")
+    """`sub/slide.svs.h5` -> `sub/slide`: known extensions only, whatever their case; `\\` reads as `/`; accents are composed."""
+    name = unicodedata.normalize("NFC", name).strip().replace("\\", "/")
     while True:
         stem, dot, last = name.rpartition(".")
         if not dot or not stem or stem.endswith("/") or last.lower() not in EXTENSIONS:
@@ -37,8 +42,12 @@ def base_name(name: str) -> str:
 
 def natural_key(name: str) -> tuple[list[tuple[int, str]], str]:
     """Sorts `bag_2` before `bag_10`; different names never compare equal."""
-    parts = [(int(part), "") if part.isdecimal() else (-1, part) for part in re.split(r"(\d+)", name) if part]
-    return parts, name
+
+    def key(part: str) -> tuple[int, str]:
+        digits = part.lstrip("0")  # compared by their number, then as text: whole numbers of any length
+        return (len(digits), digits) if part.isdecimal() else (-1, part)
+
+    return [key(part) for part in re.split(r"(\d+)", name) if part], name
 
 
 def tcga_patient(name: str) -> str | None:
@@ -56,7 +65,7 @@ def tcga_site(name: str) -> str | None:
 def patients_by_rule(rule: str, slides: Sequence[str]) -> list[str | None]:
     """Patient of each slide by `tcga` or `regex:...` (its first group, else the whole match); None where it fails.
 
-    Raises ConfigError for a regular expression that does not compile.
+    Raises ConfigError for a regular expression that does not compile, or takes too long.
     """
     if rule == "tcga":
         return [tcga_patient(slide) for slide in slides]
@@ -64,8 +73,31 @@ def patients_by_rule(rule: str, slides: Sequence[str]) -> list[str | None]:
         pattern = re.compile(rule.removeprefix("regex:"))
     except re.error as error:
         raise ConfigError(f"data.patient={rule!r}: not a regular expression ({error})") from error
-    found = [pattern.search(base_name(slide)) for slide in slides]
+    with _limited(rule):
+        found = [pattern.search(base_name(slide)) for slide in slides]
     return [(match and (match[1] if pattern.groups else match[0])) or None for match in found]
+
+
+@contextmanager
+def _limited(rule: str) -> Iterator[None]:
+    """Ends a search that backtracks without end: patterns come from users and from the run folders of others."""
+    if threading.current_thread() is not threading.main_thread():  # which alone hears signals
+        yield
+        return
+
+    def stop(*_: object) -> None:
+        raise ConfigError(
+            f"data.patient={rule!r}: takes more than {_REGEX_SECONDS:g} s on these slides; nested repetitions such as (a+)+ are the "
+            "usual cause"
+        )
+
+    before = signal.signal(signal.SIGALRM, stop)
+    signal.setitimer(signal.ITIMER_REAL, _REGEX_SECONDS)
+    try:
+        yield
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, before)
 
 
 def require_patients(rule: str, slides: Sequence[str], patients: Sequence[str | None]) -> None:
@@ -89,7 +121,8 @@ class Matches:
 
 
 def match_ids(names: Sequence[str], slides: Sequence[str]) -> Matches:
-    """Finds the slides that each name means: the same id, else the same base name, else a TCGA barcode prefix.
+    """Finds the slides that each name means: the same id, else the same base name, else a TCGA barcode prefix. `140.0`, as pandas writes
+    whole numbers of a column with gaps, means 140 where no slide is called 140.0.
 
     A prefix ends at a field of the barcode, and either side may be the shorter one (`...-DX1` and `...-DX1.<uuid>`; a
     participant's or sample's barcode). A slide that a name means exactly is not offered to the prefixes of others.
@@ -103,7 +136,7 @@ def match_ids(names: Sequence[str], slides: Sequence[str]) -> Matches:
     for place, name in enumerate(names):
         if same := whole.get(strip_extension(name)):
             found[place], exact = same, exact + 1
-        elif same := base.get(base_name(name)):
+        elif same := base.get(base_name(name)) or base.get(_whole_number(name)):
             found[place], by_base = same, by_base + 1
     taken = {number for numbers in found for number in numbers}
     left = [place for place, numbers in enumerate(found) if not numbers and tcga_patient(names[place])]
@@ -122,6 +155,11 @@ def match_ids(names: Sequence[str], slides: Sequence[str]) -> Matches:
         if found[place]:
             by_barcode.append(names[place])
     return Matches(found, exact, by_base, by_barcode)
+
+
+def _whole_number(name: str) -> str:
+    found = re.fullmatch(r"(\d+)\.0+", name.strip())
+    return found[1] if found else ""
 
 
 def _barcode_prefixes(name: str) -> list[str]:

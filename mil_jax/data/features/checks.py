@@ -75,7 +75,7 @@ class SlideChecks:
         if self._offenders:
             raise DataError(
                 f"features that are not finite: {'; '.join(self._offenders)}; extract these slides again, "
-                "or choose nonfinite=drop_rows or nonfinite=drop_slide"
+                "or leave them out by data.nonfinite=drop_rows or drop_slide (data_prep.shard: --nonfinite)"
             )
 
     def _check_once(self, slide_id: str, source: str) -> None:
@@ -96,12 +96,12 @@ class SlideChecks:
         if shape != first_shape:
             raise DataError(
                 f"slide {slide_id} has {_width(shape)}, but slide {first_id} has {_width(first_shape)}; "
-                "all slides of a folder must come from one encoder"
+                "all slides of a folder must come from one encoder, and be [instances, features]"
             )
         if self.dtype is None and dtype != first_dtype:
             raise DataError(
                 f"slide {slide_id} holds {dtype} features, but slide {first_id} {first_dtype}; "
-                "choose one type to store with dtype=float16 or dtype=float32"
+                "write them as one type with python -m data_prep.shard --dtype float32, and name the shards with data.shards"
             )
 
 

@@ -80,6 +80,7 @@ def shards_for_features(
     features_dir: str | os.PathLike[str],
     cache_dir: str | os.PathLike[str],
     *,
+    recursive: bool = False,
     dtype: DTypeLike | None = None,
     nonfinite: str = "error",
     encoder_name: str = "",
@@ -87,11 +88,12 @@ def shards_for_features(
     regions: int = 0,
     progress: Progress | None = None,
 ) -> Shards:
-    """The shards of a folder of feature files, from `cache_dir` where the files are as they were at conversion.
+    """The shards of a folder of feature files (with `recursive` of its subfolders, too), from `cache_dir` where the files are as they were
+    at conversion.
 
     Raises DataError as `convert`, and ShardError for a cache that is damaged (remove its folder).
     """
-    layout = recognise(features_dir)
+    layout = recognise(features_dir, recursive)
     settings = [None if dtype is None else np.dtype(dtype).name, nonfinite, encoder_name]
     if num_neighbors:
         settings.append(f"neighbors {num_neighbors}")
