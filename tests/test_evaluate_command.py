@@ -27,7 +27,9 @@ def elsewhere(patients: int = 10, width: int = 16) -> Invented:
     cohort = invent(patients, width=width, seed=5)
     features = {name.replace("TCGA", "HOSP"): tiles for name, tiles in cohort.features.items()}
     table = cohort.table.assign(**{c: cohort.table[c].str.replace("TCGA", "HOSP") for c in ("slide_id", "case_id")})
-    return Invented(features, table.assign(scanner=np.where(np.arange(len(table)) % 2, "A", "B")))
+    return Invented(
+        features, table.assign(scanner=np.where(np.arange(len(table)) % 2, "A", "B"), site="Northern hospital")
+    )
 
 
 @pytest.fixture(scope="module")
@@ -68,7 +70,7 @@ def own_scores(home: Path) -> Path:
 def other_scores(home: Path) -> Path:
     """Other people's slides."""
     files = ["--features", str(home / "other"), "--labels", str(home / "other.csv")]
-    evaluated(home, home / "scores_other", *files, "--by", "scanner")
+    evaluated(home, home / "scores_other", *files, "--by", "scanner,site")
     return home / "scores_other"
 
 
@@ -114,8 +116,8 @@ def test_the_results_folder_is_readable_by_other_programs(other_scores):
 def test_subgroups_are_given_for_any_column(other_scores):
     (result,) = json.loads((other_scores / "evaluation.json").read_text())["results"]
     groups = {(group["column"], group["value"]): group["num_bags"] for group in result["subgroups"]}
-    assert groups.keys() == {("scanner", "A"), ("scanner", "B")}
-    assert sum(groups.values()) == result["num_bags"]
+    assert groups.keys() == {("scanner", "A"), ("scanner", "B"), ("site", "Northern hospital")}
+    assert sum(groups.values()) == 2 * result["num_bags"]
 
 
 def test_several_cohorts_make_one_table_and_need_no_labels(home, tmp_path):

@@ -7,7 +7,8 @@ Comparisons of columns with numbers, texts, True and False, and with each other;
 walked here: it is never evaluated by anything that could call or reach into something else.
 
 A column whose cells are all numbers compares with numbers, one of True and False with these, any other with texts: a comparison across
-these kinds, which would match nothing, is refused. A missing cell equals nothing, and differs from everything.
+these kinds, which would match nothing, is refused. A missing cell (in a column of numbers also one that says so in words) equals nothing,
+and differs from everything.
 """
 
 from __future__ import annotations
@@ -21,6 +22,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import pandas as pd
 
+from mil_jax.data.cell_words import says_missing
 from mil_jax.data.tables import as_numbers, suggestion
 from mil_jax.errors import DataError
 
@@ -132,7 +134,10 @@ class _Filter:
         present = cells.dropna().astype(str)
         if len(present) and present.str.lower().isin(_FLAGS).all():
             return _Column(name, "flag", cells.map(lambda cell: _FLAGS.get(str(cell).lower(), np.nan)))
-        numbers = as_numbers(cells)
+        words = [isinstance(cell, str) and says_missing(cell) for cell in cells]
+        numbers = as_numbers(cells.mask(words, np.nan))  # `[Not Available]` makes no column of texts
+        if not pd.api.types.is_numeric_dtype(numbers):
+            numbers = cells
         return _Column(name, "number" if pd.api.types.is_numeric_dtype(numbers) else "text", numbers)
 
     def constant(self, node: ast.expr) -> Any:

@@ -8,13 +8,15 @@ from __future__ import annotations
 
 import csv
 import difflib
+import functools
 import importlib
 import os
 import re
 import warnings
+import zipfile
 from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
 import numpy as np
 import pandas as pd
@@ -25,6 +27,9 @@ MISSING = frozenset(("", "NA", "N/A", "n/a", "nan", "NaN", "NULL", "null", "#N/A
 TEXT_SUFFIXES = (".csv", ".tsv", ".txt", ".tab")
 SUFFIXES = (*TEXT_SUFFIXES, ".xlsx", ".parquet")
 FEATURE_SUFFIXES = (".pt", ".h5")
+MOST_ROWS = 20_000_000
+MOST_UNPACKED = 4 << 30  # bytes of an xlsx file
+_SEPARATOR = re.compile(r"sep=(.)")
 HEADLESS = ("path", "label", "Fold")  # the columns of a table that has no header
 _NUMBER = re.compile(r"[+-]?(0|[1-9]\d*)?(\.\d*)?([eE][+-]?\d+)?")
 
@@ -38,9 +43,7 @@ def read_header(path: str | os.PathLike[str]) -> list[str]:
         parquet = _needed("pyarrow.parquet", source)
         with _readable(source):
             return [str(name) for name in parquet.read_schema(source).names]
-    _needed("openpyxl", source)
-    with _readable(source):
-        return [str(name).strip() for name in pd.read_excel(source, nrows=0).columns]
+    return _excel(source)[0]
 
 
 def read_columns(
@@ -48,7 +51,8 @@ def read_columns(
 ) -> pd.DataFrame:
     """The named columns as text, one row per row of the file, indexed by the line (row) number in the file.
 
-    Cells are stripped of blanks; those that equal one of `missing` become NaN. Line 1 is the header.
+    Lines of `#` above the header, Excel's `sep=;` and UTF-16 are understood. Cells are stripped of blanks; those that equal one of
+    `missing` become NaN. Line 1 is the header.
     Raises DataError for a file that cannot be read and for a column that it lacks, suggesting the nearest name.
     """
     source, names = _existing(path), list(dict.fromkeys(columns))
@@ -58,11 +62,13 @@ def read_columns(
     if source.suffix.lower() in TEXT_SUFFIXES:
         _, lines, columns_of_text = _read_text(source, names)
         cells: dict[str, list[Any]] = dict(zip(names, columns_of_text, strict=True))
+    elif source.suffix.lower() == ".parquet":
+        cells = _parquet(source, names)
+        lines = list(range(2, len(next(iter(cells.values()))) + 2))
     else:
-        with _readable(source):
-            frame = pd.read_parquet(source, columns=names) if source.suffix.lower() == ".parquet" else _excel(source)
-        cells = {name: frame[name].tolist() for name in names}
-        lines = list(range(2, len(frame) + 2))
+        _, lines, rows = _excel(source)
+        places = {name: header.index(name) for name in names}
+        cells = {name: [row[place] if place < len(row) else None for row in rows] for name, place in places.items()}
     index = pd.Index(lines, dtype=np.int64, name="row")
     return pd.DataFrame(
         {name: pd.Series([_text(cell, missing) for cell in cells[name]], index=index, dtype=object) for name in names}
@@ -148,17 +154,92 @@ class _readable:
         return None
 
     def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
-        if isinstance(error, Exception):
+        if isinstance(error, Exception) and not isinstance(error, DataError):
             first_line = (str(error).splitlines() or [type(error).__name__])[0]
             raise DataError(f"{self.path}: cannot be read as a table ({first_line}); save it again") from error
 
 
-def _excel(path: Path) -> pd.DataFrame:
-    with warnings.catch_warnings():
+def _parquet(path: Path, names: Sequence[str]) -> dict[str, list[Any]]:
+    """The columns of a file; an index that pandas saved is a column like the others."""
+    parquet = _needed("pyarrow.parquet", path)
+    with _readable(path):
+        rows = parquet.ParquetFile(path).metadata.num_rows
+        if rows > MOST_ROWS:
+            raise DataError(f"{path}: claims {rows:,} rows, and a table may have {MOST_ROWS:,}; is it a label table?")
+        table = parquet.read_table(path, columns=list(names))
+        return {name: table.column(name).to_pylist() for name in names}
+
+
+@functools.lru_cache(maxsize=2)
+def _excel_at(path: Path, size: int, mtime_ns: int) -> tuple[list[str], list[int], list[tuple[Any, ...]]]:
+    """Header, row numbers and rows of the first sheet that has any, read row by row: what a far cell spans is never made."""
+    openpyxl = _needed("openpyxl", path)
+    with _readable(path), warnings.catch_warnings():
         warnings.simplefilter("ignore")  # openpyxl warns of styles and validations that it leaves out
-        frame = pd.read_excel(path, dtype=object, keep_default_na=False)
-    frame.columns = [str(name).strip() for name in frame.columns]
-    return frame
+        with zipfile.ZipFile(path) as archive:
+            unpacked = sum(member.file_size for member in archive.infolist())
+            if unpacked > MOST_UNPACKED:
+                raise DataError(f"{path}: unpacks to {unpacked:,} bytes; save the sheet with the labels alone, as csv")
+        book = openpyxl.load_workbook(path, read_only=True, data_only=True)
+        try:
+            sheets = {sheet.title: _filled_rows(sheet) for sheet in book.worksheets}
+        finally:
+            book.close()
+    filled = [title for title, rows in sheets.items() if rows]
+    if not filled:
+        raise DataError(f"{path}: the file is empty; its first row must name the columns")
+    if len(filled) > 1 and filled[0] != next(iter(sheets)):
+        raise DataError(
+            f"{path}: its first sheet is empty and {listed(filled)} are not; save the one with the table as a file"
+        )
+    numbered = sheets[filled[0]]
+    header = ["" if cell is None else str(cell).strip() for cell in numbered[0][1]]
+    _require_header(header, path)
+    while header and not header[-1]:
+        header.pop()
+    return header, [number for number, _ in numbered[1:]], [row for _, row in numbered[1:]]
+
+
+def _excel(path: Path) -> tuple[list[str], list[int], list[tuple[Any, ...]]]:
+    status = path.stat()
+    return _excel_at(path, status.st_size, status.st_mtime_ns)
+
+
+def _filled_rows(sheet: Any) -> list[tuple[int, tuple[Any, ...]]]:
+    """(number, cells) of the rows that hold anything."""
+    sheet.reset_dimensions()  # what the file claims
+    rows = []
+    for number, row in enumerate(sheet.iter_rows(values_only=True), start=1):
+        if any(cell is not None and str(cell).strip() for cell in row):
+            rows.append((number, row))
+        if len(rows) > MOST_ROWS:
+            raise DataError(f"sheet {sheet.title}: more than {MOST_ROWS:,} rows")
+    return rows
+
+
+def _require_header(header: Sequence[str], path: Path) -> None:
+    """Raises DataError for a title above the table."""
+    if sum(map(bool, header)) == 1 and len(header) > 1:
+        title = next(filter(None, header))
+        raise DataError(
+            f"{path}: its first row holds only {title!r}; the first row must name the columns: delete titles above the table"
+        )
+
+
+def _encoding(path: Path) -> str:
+    """Of a text file by its first bytes: Excel's 'Unicode Text' is UTF-16."""
+    with path.open("rb") as file:
+        return "utf-16" if file.read(2) in (b"\xff\xfe", b"\xfe\xff") else "utf-8-sig"
+
+
+def _beginning(file: TextIO) -> tuple[int, int, str]:
+    """(place of the first line that is no comment, lines above it, the line). cBioPortal's tables begin with lines of `#`."""
+    above = 0
+    while True:
+        start, line = file.tell(), file.readline()
+        if not line.startswith("#") or line.startswith("#N/A"):
+            return start, above, line
+        above += 1
 
 
 def _read_text(path: Path, names: Sequence[str] | None) -> tuple[list[str], list[int], list[list[str]]]:
@@ -169,16 +250,20 @@ def _read_text(path: Path, names: Sequence[str] | None) -> tuple[list[str], list
     lines: list[int] = []
     kept: list[list[str]] = [[] for _ in names or ()]
     try:
-        with path.open(encoding="utf-8-sig", newline="") as file:
-            first = file.readline()
-            file.seek(0)
-            delimiter = max(",\t;", key=first.count)
+        with path.open(encoding=_encoding(path), newline="") as file:
+            start, above, first = _beginning(file)
+            separator = _SEPARATOR.fullmatch(first.strip())
+            if separator:  # Excel's own line
+                start, above, first = file.tell(), above + 1, file.readline()
+            delimiter = separator[1] if separator else max(",\t;", key=first.count)
+            file.seek(start)
             reader = csv.reader(file, delimiter=delimiter)
             header = [name.strip() for name in next(reader, [])]
             if header and header[0].lower().endswith(FEATURE_SUFFIXES) and len(header) <= len(HEADLESS):
                 header = list(HEADLESS[: len(header)])  # PathGene: some tables begin with their first row
-                file.seek(0)
+                file.seek(start)
                 reader = csv.reader(file, delimiter=delimiter)
+            _require_header(header, path)
             if not any(header):
                 raise DataError(f"{path}: the file is empty; its first line must name the columns")
             places = [header.index(name) for name in names or ()]
@@ -187,12 +272,12 @@ def _read_text(path: Path, names: Sequence[str] | None) -> tuple[list[str], list
                 if width > len(header):
                     if any(cell.strip() for cell in row[len(header) :]):
                         raise DataError(
-                            f"{path}, line {reader.line_num}: {width} cells under {len(header)} column names; "
+                            f"{path}, line {above + reader.line_num}: {width} cells under {len(header)} column names; "
                             f"put text that holds {delimiter!r} in quotes"
                         )
                 elif not any(cell.strip() for cell in row):
                     continue
-                lines.append(reader.line_num)
+                lines.append(above + reader.line_num)
                 for column, place in zip(kept, places):
                     column.append(row[place] if place < width else "")
     except UnicodeDecodeError as error:

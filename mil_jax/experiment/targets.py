@@ -80,6 +80,7 @@ def cohort_settings(config: ConfigDict, strict: bool) -> tuple[CohortSettings, f
         multi_label=config.task.name == "multilabel",
         numbers=targets if config.task.name in ("regression", "survival") else (),
         events=events,
+        censored=bool(config.data.censored),
     )
     return settings, found
 
@@ -231,7 +232,9 @@ def _target(
     if config.train.permute_labels:
         values[labelled] = np.random.default_rng([config.splits.seed, 2]).permutation(values[labelled])
     splitting = dataclasses.replace(splitting, label_column=name)
-    splits = make_splits(cohort, task.strata(values), splitting, task.strata_names)
+    strata = task.strata(values)
+    uncensored = task.name == "survival" and not (strata == 0).any()  # one stratum: nothing to stratify by
+    splits = make_splits(cohort, *(None, splitting) if uncensored else (strata, splitting, task.strata_names))
     if not labelled.all():
         parts = np.where(labelled, splits.parts, np.int8(UNUSED))
         splits = dataclasses.replace(splits, parts=parts, leak_free=splits.leak_free & labelled)

@@ -111,6 +111,8 @@ def _labelled(
     classes = {task.strata_names for task in run.tasks.values() if not task.joint and not settings.numbers}
     # A column called "site" is the label table's, unless it is the site that TCGA barcodes tell.
     wanted = tuple(name for name in columns if name != "site" or "site" in read_header(config.data.labels))
+    if "site" in wanted:
+        settings = dataclasses.replace(settings, site="site")
     wanted += tuple(one.name for one in run.covariates if one.name not in wanted)
     settings = dataclasses.replace(
         settings, classes=next(iter(classes)) if len(classes) == 1 else None, positive=None, columns=wanted

@@ -1,7 +1,7 @@
 """Which models of a run may score a bag: those that held its patient out as test, or all of them where the run never met the patient.
 
-Bags are joined with the run's splits.csv by patient (TCGA barcodes by participant) and by slide. What a model was trained or validated on
-it never scores, whatever else is known of the bag.
+Bags are joined with the run's splits.csv by patient (however the id is written; TCGA barcodes by participant) and by slide. What a model
+was trained or validated on it never scores, whatever else is known of the bag.
 """
 
 from __future__ import annotations
@@ -14,7 +14,8 @@ import numpy as np
 import pandas as pd
 
 from mil_jax.data.cohort.cohort import Cohort
-from mil_jax.data.cohort.ids import match_ids, tcga_patient
+from mil_jax.data.cohort.ids import match_ids
+from mil_jax.data.cohort.variants import patient_key
 from mil_jax.data.tables import listed
 from mil_jax.errors import DataError
 
@@ -45,7 +46,7 @@ def eligible_models(splits: pd.DataFrame, folds: Sequence[str], cohort: Cohort) 
     patient_of: dict[str, str] = {}  # bag that the run knows -> patient
     rows = zip(splits["fold"], splits["bag_id"], splits["patient_id"], splits["part"], strict=True)
     for fold, bag, patient, part in rows:
-        patient_of[bag] = _patient_key(patient)
+        patient_of[bag] = patient_key(patient)
         parts[patient_of[bag]][str(fold)].add(part)
     known = _known_patients(cohort, patient_of, parts.keys())
     held_out = np.zeros((len(folds), len(known)), bool)
@@ -72,15 +73,10 @@ def require_scored(scoring: Eligibility, cohort: Cohort, where: str) -> None:
 def _known_patients(cohort: Cohort, patient_of: dict[str, str], patients: object) -> list[set[str]]:
     """For each bag the patients of the run that it is of: by its own patient, and by its slides."""
     people = set(patients)  # type: ignore[call-overload]
-    known = [{_patient_key(patient)} & people for patient in cohort.bags["patient_id"]]
+    known = [{patient_key(patient)} & people for patient in cohort.bags["patient_id"]]
     slides = [(slide, bag) for bag, names in enumerate(cohort.slide_ids) for slide in names]
     names = list(patient_of)
     for name, numbers in zip(names, match_ids(names, [slide for slide, _ in slides]).slides, strict=True):
         for number in numbers:
             known[slides[number][1]].add(patient_of[name])
     return known
-
-
-def _patient_key(patient: str) -> str:
-    """The same text for the same patient."""
-    return tcga_patient(patient) or patient.strip()

@@ -8,14 +8,17 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Mapping
-from typing import ClassVar
+from typing import Any, ClassVar, Self
 
 import jax.numpy as jnp
 import numpy as np
+import pandas as pd
 from scipy.special import expit
 
 from mil_jax.bags import Prediction
-from mil_jax.errors import ConfigError
+from mil_jax.data.cohort.settings import CohortSettings
+from mil_jax.data.tables import is_number, listed
+from mil_jax.errors import ConfigError, DataError
 from mil_jax.tasks.classification import Classification
 from mil_jax.tasks.losses import binary_cross_entropy, mean_over_present
 from mil_jax.tasks.metrics import classification as measures
@@ -40,6 +43,17 @@ class Ordinal(Classification):
         super().__post_init__()
         if len(self.classes) < 3:
             raise ConfigError(f"an ordinal task needs three classes, found {list(self.classes)}; use classification")
+
+    @classmethod
+    def for_labels(cls, labels: pd.DataFrame, cohort: CohortSettings, settings: Mapping[str, Any]) -> Self:
+        """Raises DataError for classes that are no numbers where nobody says their order."""
+        names = sorted(set(labels.iloc[:, 0].dropna()))
+        if not cohort.class_order and not all(map(is_number, names)):
+            raise DataError(
+                f"{cohort.labels}: the classes of column {labels.columns[0]!r} are words ({listed(names, 8)}), whose order nobody knows: "
+                "say it with data.classes, from the lowest to the highest"
+            )
+        return super().for_labels(labels, cohort, settings)
 
     @property
     def num_outputs(self) -> int:

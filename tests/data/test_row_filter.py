@@ -116,3 +116,11 @@ def test_a_filter_calls_nothing_and_computes_nothing(expression, tmp_path, monke
     with pytest.raises(DataError, match=r"data\.filter"):
         kept(expression)
     assert list(Path().iterdir()) == []
+
+
+def test_a_word_for_missing_leaves_a_column_of_numbers_one():
+    table = pd.DataFrame({"age": ["61", "[Not Available]", "'--", "50", np.nan]}, dtype=object)
+    assert kept_rows(table, "age > 60", "t.csv", list(table)).tolist() == [True, False, False, False, False]
+    assert kept_rows(table, "isnull(age)", "t.csv", list(table)).tolist() == [False, True, True, False, True]
+    words = pd.DataFrame({"stage": ["I", "Unknown"]}, dtype=object)
+    assert kept_rows(words, "stage != 'Unknown'", "t.csv", list(words)).tolist() == [True, False]

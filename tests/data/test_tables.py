@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import zipfile
+
 import numpy as np
 import pandas as pd
 import pytest
 
+from mil_jax.data import tables
 from mil_jax.data.row_filter import kept_rows
 from mil_jax.data.tables import mentioned_columns, read_columns, read_header
+from mil_jax.errors import DataError
 from tests.skips import needs
 
 
@@ -77,3 +81,76 @@ def test_filter_reads_columns_named_in_backticks():
 def test_filter_keeps_no_row_whose_value_is_missing():
     table = pd.DataFrame({"age": ["70", np.nan]}, dtype=object)
     assert kept_rows(table, "age > 60", "t.csv", ["age"]).tolist() == [True, False]
+
+
+def test_comment_lines_above_the_header_are_skipped_and_lines_keep_their_numbers(tmp_path):
+    path = write(
+        tmp_path / "data_clinical_patient.txt", "#Patient\tTime\n#STRING\tNUMBER\nPATIENT_ID\tOS_MONTHS\na\t1\nb\t2\n"
+    )
+    table = read_columns(path, ["PATIENT_ID", "OS_MONTHS"])
+    assert table["OS_MONTHS"].to_dict() == {4: "1", 5: "2"}
+
+
+@pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "utf-16"])
+def test_what_excel_writes_is_read(tmp_path, encoding):
+    path = write(tmp_path / "t.csv", "sep=;\r\nslide_id;label\r\ns\u00e9;A\r\n", encoding=encoding)
+    assert read_header(path) == ["slide_id", "label"]
+    assert read_columns(path, ["slide_id"])["slide_id"].to_dict() == {3: "s\u00e9"}
+
+
+@pytest.mark.parametrize("suffix", ["csv", "xlsx"])
+def test_a_title_above_the_table_is_refused(tmp_path, suffix):
+    path = tmp_path / f"t.{suffix}"
+    if suffix == "csv":
+        write(path, "Table 1,,\nslide_id,label,age\na,A,1\n")
+    else:
+        pytest.importorskip("openpyxl")
+        pd.DataFrame([["Table 1", None, None], ["slide_id", "label", "age"], ["a", "A", 1]]).to_excel(
+            path, header=False, index=False
+        )
+    with pytest.raises(DataError, match=r"its first row holds only 'Table 1'.*delete titles above the table"):
+        read_header(path)
+
+
+def test_an_index_that_pandas_saved_is_a_column(tmp_path):
+    pytest.importorskip("pyarrow")
+    frame = pd.DataFrame({"slide_id": ["a", "b"], "site": ["x", "y"], "label": [0, 1]})
+    frame.set_index(["slide_id", "site"]).to_parquet(tmp_path / "t.parquet")
+    assert set(read_header(tmp_path / "t.parquet")) == {"slide_id", "site", "label"}
+    assert read_columns(tmp_path / "t.parquet", ["slide_id", "label"]).to_numpy().tolist() == [["a", "0"], ["b", "1"]]
+
+
+def test_a_far_cell_of_a_sheet_is_one_cell(tmp_path):
+    """Row 1,048,576, column XFD: 17 thousand million cells lie between."""
+    pytest.importorskip("openpyxl")
+    plain, far = tmp_path / "plain.xlsx", tmp_path / "far.xlsx"
+    pd.DataFrame({"slide_id": ["a", "b"], "label": ["A", "B"]}).to_excel(plain, index=False)
+    cell = b'<row r="1048576"><c r="XFD1048576"><v>1</v></c></row></sheetData>'
+    with zipfile.ZipFile(plain) as source, zipfile.ZipFile(far, "w", zipfile.ZIP_DEFLATED) as target:
+        for name in source.namelist():
+            target.writestr(name, source.read(name).replace(b"</sheetData>", cell))
+    table = read_columns(far, ["slide_id", "label"])
+    assert table.index.tolist() == [2, 3, 1048576]
+    assert table["slide_id"].tolist()[:2] == ["a", "b"]
+
+
+def test_a_sheet_that_unpacks_to_gigabytes_is_refused(tmp_path, monkeypatch):
+    pytest.importorskip("openpyxl")
+    pd.DataFrame({"slide_id": ["a"] * 1000}).to_excel(tmp_path / "t.xlsx", index=False)
+    monkeypatch.setattr(tables, "MOST_UNPACKED", 10_000)
+    with pytest.raises(DataError, match=r"t\.xlsx: unpacks to"):
+        read_header(tmp_path / "t.xlsx")
+
+
+def test_the_sheet_that_is_filled_is_read(tmp_path):
+    openpyxl = pytest.importorskip("openpyxl")
+    book = openpyxl.Workbook()
+    sheet = book.create_sheet("labels")
+    for row in (["slide_id", "label"], ["a", "A"]):
+        sheet.append(row)
+    book.save(tmp_path / "t.xlsx")
+    assert read_columns(tmp_path / "t.xlsx", ["label"])["label"].tolist() == ["A"]
+    book.create_sheet("more").append(["x"])
+    book.save(tmp_path / "u.xlsx")
+    with pytest.raises(DataError, match="its first sheet is empty and labels, more are not"):
+        read_header(tmp_path / "u.xlsx")

@@ -146,7 +146,7 @@ def test_two_widths_name_both_slides(tmp_path):
 
 def test_two_types_name_both_slides(tmp_path):
     half = SlideBag("b", bag("b").features.astype(np.float16))
-    with pytest.raises(DataError, match=r"slide b holds float16 features, but slide a float32; choose .*dtype="):
+    with pytest.raises(DataError, match=r"slide b holds float16 features, but slide a float32; write .*--dtype"):
         write_shards([bag("a"), half], tmp_path / "shards")
 
 

@@ -153,7 +153,7 @@ FAULTS = {
     "patience without validation": Fault(
         "train.patience needs a validation score", ["--config.train.monitor=last", "--config.train.patience=3"]
     ),
-    "selection without validation": Fault("set splits.val_fraction above 0", ["--config.splits.val_fraction=0"]),
+    "selection without validation": Fault("(splits.val_fraction=0): raise it", ["--config.splits.val_fraction=0"]),
     "resume and overwrite": Fault("exclude each other", ["--resume", "--overwrite"]),
     "labels without features": Fault("data.labels is set but no features are", data=USUAL[1:]),
     "features and shards": Fault("name the one to train on", ["--config.data.shards=shards"]),

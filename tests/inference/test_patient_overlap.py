@@ -33,6 +33,13 @@ TWO_FOLDS = splits_of(
 )
 
 
+@pytest.mark.parametrize(("met", "written"), [("p1", "P1"), ("p1", "P01"), ("7", "7.0"), ("007", "7")])
+def test_a_patient_whom_the_run_met_is_known_however_the_id_is_written(met, written):
+    splits = TWO_FOLDS.assign(patient_id=TWO_FOLDS["patient_id"].replace("p1", met))
+    scoring = eligible_models(splits, ["0", "1"], cohort_of({"new": written}))
+    assert not scoring.unseen.any()
+
+
 def test_a_known_slide_is_scored_by_the_folds_that_tested_on_it():
     scoring = eligible_models(TWO_FOLDS, ["0", "1"], cohort_of({"s1": "p1", "s2": "p2"}))
     np.testing.assert_array_equal(scoring.by_fold, [[True, False], [False, True]])

@@ -12,8 +12,11 @@ import pandas as pd
 import pytest
 
 from mil_jax.bags import Prediction
+from mil_jax.config import parse
 from mil_jax.data.cohort.settings import CohortSettings
+from mil_jax.data.splits.folds import TEST
 from mil_jax.errors import ConfigError, DataError
+from mil_jax.experiment.prepare import prepare
 from mil_jax.run_folder.tasks_json import described, restored
 from mil_jax.tasks.base import fitted
 from mil_jax.tasks.metrics.kaplan_meier import censoring, kaplan_meier, log_rank
@@ -253,3 +256,20 @@ def test_metrics_without_a_pair_are_nan_without_a_warning():
 def test_settings_that_cannot_work_are_refused(settings, said):
     with pytest.raises(ConfigError, match=said):
         make_task(invented()[0], **settings)
+
+
+def test_a_cohort_in_which_nobody_is_censored_is_trained(tmp_path):
+    rng = np.random.default_rng(0)
+    table = pd.DataFrame(
+        {"case_id": [f"p{i}" for i in range(24)], "months": rng.exponential(9, 24).round(2), "event": 1}
+    )
+    table.assign(slide_id=table["case_id"]).to_csv(tmp_path / "labels.csv", index=False)
+    (tmp_path / "features").mkdir()
+    for patient in table["case_id"]:
+        np.save(tmp_path / "features" / f"{patient}.npy", rng.normal(size=(4, 8)).astype(np.float32))
+    data = {"features": tmp_path / "features", "labels": tmp_path / "labels.csv", "target": "months", "event": "event"}
+    data |= {"cache": tmp_path / "cache"}
+    arguments = ["--config=configs/survival.py", "--config.splits.folds=2"]
+    experiment = prepare(parse([*arguments, *(f"--config.data.{k}={v}" for k, v in data.items())], lambda _: None)[0])
+    (target,) = experiment.targets
+    assert (target.splits.parts == TEST).sum() == 24

@@ -18,6 +18,7 @@ from mil_jax.data.cohort.ids import Matches, match_ids, natural_key, patients_by
 from mil_jax.data.cohort.label_table import FILTERED, KEPT, UNLABELLED, LabelRows, read_label_rows, resolve_classes
 from mil_jax.data.cohort.numeric_columns import raw_column
 from mil_jax.data.cohort.settings import CohortSettings, is_rule
+from mil_jax.data.cohort.variants import same_classes, same_patients, tissue_kinds
 from mil_jax.data.tables import listed
 from mil_jax.errors import DataError
 
@@ -91,6 +92,10 @@ def build_cohort(
     pairs["patient"] = _patients(pairs, rows, slide_ids, settings, report)
     bag_of_slide = pairs["patient"] if settings.unit == "patient" else pairs["slide"].map(lambda row: slide_ids[row])
     cohort = _combine(pairs.assign(bag=bag_of_slide), slide_ids, np.asarray(num_instances), settings, report)
+    report += [*same_patients(pairs["patient"]), *tissue_kinds({slide_ids[number] for number in pairs["slide"]})]
+    if not (settings.numbers or settings.multi_label or settings.class_order):
+        for name in settings.targets:
+            report += same_classes(name, pairs[raw_column(name)].dropna().tolist())
     excluded = out.finish(settings.strict, report)
     return Cohort(*cohort, excluded=excluded, report=report)
 

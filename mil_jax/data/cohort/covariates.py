@@ -15,11 +15,13 @@ import jax.numpy as jnp
 import numpy as np
 import pandas as pd
 
-from mil_jax.data.tables import is_number, listed
+from mil_jax.data.cell_words import as_plain_numbers
+from mil_jax.data.tables import listed
 from mil_jax.errors import ConfigError, DataError
 from mil_jax.types import AnyArray
 
 FILE = "covariates.json"  # of a run folder, where there are any
+_MOST_CATEGORIES = 20  # or half of the bags
 RESERVED = ("bag_id", "patient_id", "num_slides", "num_instances", "site")  # columns of `Cohort.bags` of its own
 
 
@@ -80,9 +82,14 @@ def read_covariates(bags: pd.DataFrame, text: str, where: str) -> Covariates | N
         if present.nunique() < 2:
             only = f"says {present.iloc[0]!r} of every bag" if len(present) else "is empty for all bags"
             raise DataError(f"{where}: column {name!r} {only}; leave it out of data.covariates")
-        numeric = all(map(is_number, present))
-        one = Covariate(name, () if numeric else tuple(sorted(set(present))), without > 0)
-        what = "numbers" if numeric else f"{len(one.categories)} categories ({listed(one.categories, 6)})"
+        numbers = as_plain_numbers(bags[name].replace("", np.nan))
+        if numbers is None and present.nunique() > max(_MOST_CATEGORIES, len(present) // 2):
+            raise DataError(
+                f"{where}: column {name!r} holds {present.nunique()} different texts ({listed(present.unique())}), which are neither "
+                "numbers nor categories; write plain numbers, or leave it out of data.covariates"
+            )
+        one = Covariate(name, () if numbers is not None else tuple(sorted(set(present))), without > 0)
+        what = "numbers" if numbers is not None else f"{len(one.categories)} categories ({listed(one.categories, 6)})"
         lacking = f"; {without} bags are without it" if without else ""
         found.append(one)
         said.append(f"covariate {name!r}: {what}{lacking}")
@@ -108,7 +115,8 @@ def values(bags: pd.DataFrame, covariates: Sequence[Covariate], where: str) -> n
             )
             columns += [np.where(known, column == category, np.nan) for category in one.categories]
         else:
-            numbers = pd.to_numeric(column, errors="coerce").to_numpy(np.float64)
+            plain = as_plain_numbers(column)
+            numbers = pd.to_numeric(column if plain is None else plain, errors="coerce").to_numpy(np.float64)
             _refuse(bags, column, known & ~np.isfinite(numbers), where, "no finite number")
             columns.append(numbers)
         if one.missing:

@@ -14,6 +14,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
+from mil_jax.data.cell_words import flags_of, values_of
 from mil_jax.data.cohort.numeric_columns import raw_column, require_numbers
 from mil_jax.data.cohort.settings import CohortSettings, is_rule
 from mil_jax.data.row_filter import kept_rows
@@ -82,7 +83,12 @@ def read_label_rows(settings: CohortSettings) -> LabelRows:
     table = pd.DataFrame({"name": source[id_column]})
     table["patient"] = source[patient_column] if patient_column else np.nan
     for name in raw:
-        table[raw_column(name)] = _whole_numbers(source[name]) if name in settings.targets else source[name]
+        column, found = values_of(source[name], name, settings.class_order)
+        if name in settings.events:
+            column, more = flags_of(column, name, events=not settings.censored)
+            found = found + more
+        table[raw_column(name)] = _whole_numbers(column) if name in settings.targets else column
+        said += [f"{path.name}, {sentence}" for sentence in found]
     state = np.full(len(table), KEPT, np.int8)
     state[table[[raw_column(name) for name in settings.targets]].isna().all(axis=1)] = UNLABELLED
     if settings.filter:
@@ -200,8 +206,8 @@ def _undeclared(table: pd.DataFrame, state: np.ndarray, settings: CohortSettings
         if settings.unknown_labels == "error":
             raise DataError(
                 f"{settings.labels}, line {column.index[strange][0]}: {value!r} in column {name!r} is not "
-                f"in data.classes={list(settings.class_order)} ({int(strange.sum())} such rows); add it there, or leave "
-                "such rows out with data.filter"
+                f"one of the classes {list(settings.class_order)} ({int(strange.sum())} such rows); fix it, leave such rows out with "
+                "data.filter, or, in training, add it to data.classes"
             )
         table.loc[strange, raw_column(name)] = np.nan
         said.append(
@@ -236,6 +242,13 @@ def _joined_with_slides(rows: LabelRows, settings: CohortSettings) -> LabelRows:
         )
     labels = rows.table.assign(state=rows.state, line=rows.table.index).drop_duplicates("patient").drop(columns="name")
     named = slides.rename(columns={column: "patient", id_column: "name"})
+    # A table once saved with gaps says 7.0 for 7.
+    named["patient"], labels["patient"] = (_whole_numbers(table["patient"]) for table in (named, labels))
+    if not set(named["patient"]) & set(labels["patient"]):
+        raise DataError(
+            f"{path}: none of its patients ({listed(named['patient'].unique())}) is in {settings.labels} "
+            f"({listed(labels['patient'].dropna().unique())}); name the columns of the same ids, or write them alike"
+        )
     joined = named.merge(labels, on="patient", how="left", sort=False)
     unknown = joined["state"].isna()
     lost = [(name, f"its patient has no row in {Path(settings.labels).name}") for name in joined["name"][unknown]]

@@ -33,7 +33,8 @@ class CohortSettings:
     strict: whatever would be excluded is an error.
     unknown_labels: of labels outside `classes`: "error", or "drop" (such a row has no label).
     multi_label: the target columns are labels of 0 and 1 of one model. numbers: target columns that hold numbers. events: of survival, the
-        target columns that say whether it happened, one for each of `numbers`, which are then times, and not negative.
+        target columns that say whether it happened, one for each of `numbers`, which are then times, and not negative. censored: these
+        columns say 1 where it did not.
     Raises ConfigError for a value that is none of these.
     """
 
@@ -55,6 +56,7 @@ class CohortSettings:
     multi_label: bool = False
     numbers: Sequence[str] = ()
     events: Sequence[str] = ()
+    censored: bool = False
 
     def __post_init__(self) -> None:
         for key, allowed in (("unit", ("slide", "patient")), ("duplicates", ("error", "newest", "all"))):

@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 import re
 from collections import defaultdict
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -34,12 +34,15 @@ _TRUE = ("true", "1", "1.0")
 
 @dataclass
 class PublishedParts:
-    """parts int8 [folds, M] (bags the file does not name: UNUSED), fold names, (id, reason) of ids without a bag."""
+    """parts int8 [folds, M] (bags the file does not name: UNUSED), fold names, (id, reason) of ids without a bag. has_test: whether the
+    file has test parts.
+    """
 
     parts: np.ndarray
     names: list[str]
     excluded: list[tuple[str, str]]
     report: list[str]
+    has_test: bool
 
 
 def read_published(
@@ -48,7 +51,8 @@ def read_published(
     """Reads published splits for the bags of a cohort. label_column: whose rows count in a splits.csv of a run on several.
 
     Ids may be those of bags, slides or patients. Raises DataError when the file is of no known form, when it has splits of other label
-    columns only, when a bag is in two parts of a fold, and when less than `min_matched` of the file's ids belong to the cohort.
+    columns only, when a bag is in two parts of a fold, and when less than `min_matched` of the ids of the file, or of a part of a fold,
+    belong to the cohort.
     """
     source = Path(path).expanduser()
     if source.is_dir():
@@ -75,6 +79,8 @@ def read_published(
             f"{source}: only {matched} of {len(names)} ids of the splits are in the cohort, less than "
             f"data.min_matched={min_matched} ({seen})"
         )
+    if min_matched:
+        _require_parts(source, folds, bags_of, cohort, min_matched)
     parts = np.full((len(folds), len(cohort.bags)), UNUSED, np.int8)
     for row, (fold, members) in enumerate(folds.items()):
         for name, part in members.items():
@@ -89,7 +95,29 @@ def read_published(
     unused = np.flatnonzero((parts == UNUSED).all(axis=0))
     excluded += [(bag, f"in no part of {source.name}") for bag in cohort.bags["bag_id"].iloc[unused]]
     report = [f"{source.name}: {len(folds)} folds; {matched} of {len(names)} ids are in the cohort{how}"]
-    return PublishedParts(parts, list(folds), excluded, report)
+    has_test = any(TEST in members.values() for members in folds.values())
+    return PublishedParts(parts, list(folds), excluded, report, has_test)
+
+
+def _require_parts(
+    source: Path,
+    folds: Mapping[str, Mapping[str, int]],
+    bags_of: Mapping[str, list[int]],
+    cohort: Cohort,
+    min_matched: float,
+) -> None:
+    """Raises DataError for a part of a fold that the file has and the cohort lacks, wholly or for the most part."""
+    for fold, members in folds.items():
+        for part in sorted(set(members.values())):
+            names = [name for name, of in members.items() if of == part]
+            found = sum(bool(bags_of[name]) for name in names)
+            if not found or found < min_matched * len(names):
+                lost = [name for name in names if not bags_of[name]]
+                raise DataError(
+                    f"{source}: only {found} of {len(names)} ids of the {PART_NAMES[part]} part of fold {fold} are in the cohort, less "
+                    f"than data.min_matched={min_matched:g} (without: {listed(lost)}; the cohort has {listed(cohort.bags['bag_id'], 2)}); "
+                    "add their features, or use splits of the slides that there are"
+                )
 
 
 def read_ids(path: str | os.PathLike[str]) -> list[str]:

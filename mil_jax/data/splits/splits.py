@@ -140,9 +140,14 @@ def make_splits(
         published = read_published(settings.file, cohort, settings.label_column, min_matched=settings.min_matched)
         parts, report = published.parts, published.report
         excluded = _excluded(published.excluded, settings.strict, report)
-        if not (parts == TEST).any():
+        if not published.has_test:
             parts[parts == VALIDATION] = TEST
             report.append("the file has no test parts: its validation parts are the test parts here")
+        untested = np.flatnonzero(~(parts == TEST).any(axis=1))
+        if len(untested):
+            raise DataError(
+                f"{settings.file}: fold {published.names[untested[0]]} has no test bag ({len(untested)} such folds); every fold needs one"
+            )
         return _finish_published(cohort, parts, published.names, counts, settings, classes, excluded, report)
     if settings.folds == 0:
         parts = np.full((1, len(cohort.bags)), TRAIN, np.int8)

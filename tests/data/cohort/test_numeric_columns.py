@@ -24,7 +24,7 @@ def read(tmp_path, rows: str, options: dict):
         ("a,1,1\nb,soon,0\n", SURVIVAL, r"labels\.csv, line 3: 'soon' in column 'months' is no finite number"),
         ("a,1,1\nb,inf,0\n", REGRESSION, "line 3: 'inf' in column 'months' is no finite number"),
         ("a,1,1\nb,-2,0\n", SURVIVAL, "line 3: '-2' in column 'months' is a negative time"),
-        ("a,1,1\nb,2,alive\n", SURVIVAL, "line 3: 'alive' in column 'died' is neither 0 nor 1"),
+        ("a,1,1\nb,2,perhaps\n", SURVIVAL, "line 3: 'perhaps' in column 'died' is neither 0 nor 1"),
         ("a,1,1\nb,,0\nc,,1\n", SURVIVAL, r"line 3: nothing in column 'months'.*\(2 such rows\)"),
         ("a,1,1\nb,2,\n", SURVIVAL, "line 3: nothing in column 'died'"),
     ],

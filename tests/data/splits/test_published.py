@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import numpy as np
 import pandas as pd
 import pytest
@@ -9,6 +11,7 @@ import pytest
 from mil_jax.data.cohort.cohort import CohortSettings, build_cohort
 from mil_jax.data.cohort.ids import base_name
 from mil_jax.data.splits.splits import TEST, TRAIN, UNUSED, VALIDATION, SplitSettings, make_splits
+from mil_jax.errors import DataError
 from tests.data.splits.test_splits import cohort_of
 
 
@@ -64,6 +67,30 @@ def test_file_without_test_parts_tests_on_its_validation_parts(tmp_path):
     splits = make_splits(cohort_of(["a", "b"]), None, published(tmp_path / "t.csv"))
     assert splits.parts.tolist() == [[TRAIN, TEST]]
     assert "no test parts" in " ".join(splits.report)
+
+
+def test_numbers_that_pandas_wrote_with_gaps_are_ids(tmp_path):
+    (tmp_path / "splits_0.csv").write_text(",train,val,test\n0,10,12.0,13.0\n1,11,,\n")
+    cohort = dataclasses.replace(cohort_of(range(4)), slide_ids=[("10",), ("11",), ("12",), ("13",)])
+    splits = make_splits(cohort, None, published(tmp_path))
+    assert splits.parts.tolist() == [[TRAIN, TRAIN, VALIDATION, TEST]]
+
+
+@pytest.mark.parametrize("part", ["val", "test"])
+def test_a_part_whose_ids_match_nothing_is_refused(tmp_path, part):
+    """Whether the file has it is a matter of the file: validation never becomes test because features are missing."""
+    columns = {"train": ["s0", "s1", "s2", "s3"], "val": ["s4"], "test": ["s5"]} | {part: ["elsewhere"]}
+    rows = [",".join(row) for row in zip(*(names + [""] * (4 - len(names)) for names in columns.values()))]
+    (tmp_path / "splits_0.csv").write_text("\n".join([",".join(columns), *rows]))
+    full = "validation" if part == "val" else part
+    with pytest.raises(DataError, match=f"only 0 of 1 ids of the {full} part of fold 0 are in the cohort.*elsewhere"):
+        make_splits(cohort_of(range(6)), None, published(tmp_path, min_matched=0.1))
+
+
+def test_a_fold_without_test_bags_is_refused(tmp_path):
+    (tmp_path / "t.csv").write_text("slide_id,fold_0,fold_1\ns0,train,train\ns1,val,val\ns2,test,train\n")
+    with pytest.raises(DataError, match="fold 1 has no test bag"):
+        make_splits(cohort_of(range(3)), None, published(tmp_path / "t.csv"))
 
 
 def test_ids_without_bag_and_bags_without_part_are_counted(tmp_path):
