@@ -1,10 +1,18 @@
 """Errors that the user can fix. An entry point prints one as a single sentence and exits with 2."""
 
+import re
 from pathlib import Path
+
+_LONGEST_WORD, _LONGEST = 300, 1_500  # characters
 
 
 class UserError(Exception):
-    """What is wrong, where (file, slide id, key, row), and what to do, in one sentence."""
+    """What is wrong, where (file, slide id, key, row), and what to do, in one sentence: on one line, with very long values cut."""
+
+    def __init__(self, sentence: str) -> None:
+        line = " ".join(sentence.split("\n"))
+        line = re.sub(rf"\S{{{_LONGEST_WORD},}}", lambda long: f"{long[0][:_LONGEST_WORD]}...", line)
+        super().__init__(line if len(line) <= _LONGEST else f"{line[: _LONGEST - 300]} ... {line[-300:]}")
 
 
 class ConfigError(UserError):

@@ -34,11 +34,17 @@ def read_final(checkpoints: Path) -> tuple[PyTree, PyTree, list[dict[str, Any]]]
     folder = checkpoints / "final"
     if not folder.is_dir():
         raise RunFolderError(f"{folder}: there are no chosen parameters; finish the run with --resume")
-    with ocp.CheckpointManager(folder.resolve(), options=ocp.CheckpointManagerOptions(create=False)) as manager:
-        parts = ocp.args.Composite(arrays=ocp.args.StandardRestore(), place=ocp.args.JsonRestore())
-        restored = manager.restore(manager.latest_step(), args=parts)
-    arrays = jax.tree.map(np.asarray, restored["arrays"])
-    return arrays["params"], arrays.get("constants") or {}, restored["place"]["runs"]
+    try:
+        with ocp.CheckpointManager(folder.resolve(), options=ocp.CheckpointManagerOptions(create=False)) as manager:
+            parts = ocp.args.Composite(arrays=ocp.args.StandardRestore(), place=ocp.args.JsonRestore())
+            restored = manager.restore(manager.latest_step(), args=parts)
+        arrays = jax.tree.map(np.asarray, restored["arrays"])
+        return arrays["params"], arrays.get("constants") or {}, restored["place"]["runs"]
+    except Exception as error:  # orbax and TensorStore raise many kinds; each means that the files are damaged
+        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        raise RunFolderError(
+            f"{folder}: the chosen parameters cannot be read ({reason}); restore them, or train again"
+        ) from error
 
 
 class Checkpoints:

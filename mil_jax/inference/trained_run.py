@@ -27,7 +27,7 @@ from mil_jax.experiment.experiment import engine_settings
 from mil_jax.experiment.final_model import validation_rows
 from mil_jax.experiment.phases import make_strategy, resolve_precision
 from mil_jax.run_folder import tasks_json
-from mil_jax.run_folder.folder import RunFolder
+from mil_jax.run_folder.folder import RunFolder, understood
 from mil_jax.strategies.base import TrainState
 from mil_jax.tasks.base import Task
 from mil_jax.types import PyTree
@@ -63,6 +63,11 @@ class TrainedRun:
     def open(cls, path: str | os.PathLike[str]) -> TrainedRun:
         """Raises RunFolderError where there is no run, or none that has ended."""
         folder = RunFolder.require_complete(path)
+        with understood(folder.path):
+            return cls._open(folder)
+
+    @classmethod
+    def _open(cls, folder: RunFolder) -> TrainedRun:
         config, tasks = ConfigDict(folder.config), tasks_json.read(folder)
         config.train.precision = folder.choices.get("precision") or resolve_precision(config)
         params, constants, runs = read_final(folder.checkpoints)
@@ -84,7 +89,8 @@ class TrainedRun:
     @property
     def covariates(self) -> tuple[Covariate, ...]:
         """What the models read of the label table."""
-        return restored(self.folder.read_json(FILE)) if self.config.data.get("covariates") else ()
+        with understood(self.folder.path / FILE):
+            return restored(self.folder.read_json(FILE)) if self.config.data.get("covariates") else ()
 
     @property
     def columns(self) -> LabelColumns:
@@ -93,11 +99,13 @@ class TrainedRun:
 
     def splits(self, target: int) -> pd.DataFrame:
         """The rows of splits.csv of a label column."""
-        return self.columns.rows(self.folder.read_table("splits.csv"), target)
+        with understood(self.folder.path / "splits.csv"):
+            return self.columns.rows(self.folder.read_table("splits.csv"), target)
 
     def validation(self, target: int) -> pd.DataFrame:
         """The validation predictions of a label column, of this run or of the one that the final model was made from."""
-        return self.columns.rows(validation_rows(self.folder), target)
+        with understood(self.folder.path):
+            return self.columns.rows(validation_rows(self.folder), target)
 
 
 def predict(

@@ -16,7 +16,7 @@ from mil_jax.data.shards.reader import Shards
 from mil_jax.data.tables import listed
 from mil_jax.errors import DataError
 from mil_jax.interop.slide_bag import UNKNOWN
-from mil_jax.run_folder.folder import RunFolder
+from mil_jax.run_folder.folder import RunFolder, understood
 
 FILE = "features.json"
 DIFFERENCES = ("encoder", "tile_size")
@@ -49,9 +49,14 @@ def write(folder: RunFolder, kind: FeatureKind, moments: FeatureMoments) -> None
 def read(folder: RunFolder) -> tuple[FeatureKind, FeatureMoments]:
     """Reads the file. Raises RunFolderError when it is not there or damaged."""
     content = folder.read_json(FILE)
-    kind = FeatureKind(tuple(content["shape"]), tuple(content["encoders"]), tuple(content["tile_sizes_um"]))
-    mean, variance, between = (np.asarray(content[name], np.float64) for name in ("mean", "variance", "between"))
-    return kind, FeatureMoments(mean, variance, between, content["bags"])
+    with understood(folder.path / FILE):
+        kind = FeatureKind(
+            tuple(map(int, content["shape"])),
+            tuple(map(str, content["encoders"])),
+            tuple(map(float, content["tile_sizes_um"])),
+        )
+        mean, variance, between = (np.asarray(content[name], np.float64) for name in ("mean", "variance", "between"))
+        return kind, FeatureMoments(mean, variance, between, int(content["bags"]))
 
 
 def training_moments(bags: BagMoments, training: np.ndarray) -> FeatureMoments:

@@ -12,7 +12,8 @@ import hashlib
 import json
 import math
 import os
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +21,7 @@ import numpy as np
 import pandas as pd
 
 import mil_jax
-from mil_jax.errors import RunFolderError
+from mil_jax.errors import RunFolderError, UserError
 from mil_jax.files import atomic_write, disown, own, write_text
 from mil_jax.run_folder.environment import describe_environment
 from mil_jax.settings import present_settings
@@ -94,7 +95,8 @@ class RunFolder:
                 f"{folder} cannot be resumed with other settings: {_listing(differing)}; "
                 "use the settings of the run, or name another folder"
             )
-        other_data = _differences(run.read_json("config.json")["data"], wanted["data"])
+        with understood(folder / "config.json"):
+            other_data = _differences(run.read_json("config.json")["data"], wanted["data"])
         if other_data:
             raise RunFolderError(
                 f"{folder} cannot be resumed with other data: {_listing([line.split(' (')[0] for line in other_data])} "
@@ -126,7 +128,8 @@ class RunFolder:
     @property
     def is_complete(self) -> bool:
         """Whether the run has ended and its summary is written."""
-        return (self.path / "summary.json").is_file() and bool(self.read_json("summary.json").get("complete"))
+        with understood(self.path / "summary.json"):
+            return (self.path / "summary.json").is_file() and bool(self.read_json("summary.json").get("complete"))
 
     @property
     def checkpoints(self) -> Path:
@@ -139,12 +142,14 @@ class RunFolder:
     @property
     def config(self) -> dict[str, Any]:
         """The settings as they were written, under their present names."""
-        return present_settings(self.read_json("config.json")["config"])
+        with understood(self.path / "config.json"):
+            return present_settings(self.read_json("config.json")["config"])
 
     @property
     def choices(self) -> dict[str, Any]:
         """The automatic choices (residency, chunk sizes, ladder) made when the run began; reused when it is resumed."""
-        return self.read_json("config.json")["choices"]
+        with understood(self.path / "config.json"):
+            return dict(self.read_json("config.json")["choices"])
 
     def write_choices(self, choices: Mapping[str, Any]) -> None:
         """Adds automatic choices to config.json."""
@@ -165,7 +170,8 @@ class RunFolder:
 
     def truncate_metrics(self, phase: str, last_epoch: int) -> None:
         """Drops the rows of a phase after epoch `last_epoch` (-1: all), and a line that a killed run left half-written."""
-        kept = [row for row in self.read_metrics() if row["phase"] != phase or row["epoch"] <= last_epoch]
+        with understood(self.path / "metrics.jsonl"):
+            kept = [row for row in self.read_metrics() if row["phase"] != phase or row["epoch"] <= last_epoch]
         write_text(self.path / "metrics.jsonl", "".join(f"{_line(row)}\n" for row in kept))
 
     def read_metrics(self) -> list[dict[str, Any]]:
@@ -173,14 +179,15 @@ class RunFolder:
         file = self.path / "metrics.jsonl"
         if not file.is_file():
             return []
-        lines = file.read_text(encoding="utf-8").splitlines()
+        with understood(file):
+            lines = file.read_text(encoding="utf-8").splitlines()
         rows = []
         for number, line in enumerate(lines, start=1):
             try:
-                rows.append(json.loads(line))
-            except json.JSONDecodeError as error:
+                rows.append(dict(json.loads(line)))
+            except (ValueError, TypeError, RecursionError) as error:
                 if number < len(lines):
-                    raise RunFolderError(f"{file}, line {number} is no JSON; restore the file") from error
+                    raise RunFolderError(f"{file}, line {number} is no JSON object; restore the file") from error
         return rows
 
     def write_json(self, name: str, content: Any) -> None:
@@ -195,7 +202,7 @@ class RunFolder:
         """Reads a JSON file of the folder. Raises RunFolderError when it is not there or damaged."""
         try:
             return json.loads((self.path / name).read_text(encoding="utf-8"))
-        except (OSError, ValueError) as error:
+        except (OSError, ValueError, RecursionError) as error:
             raise RunFolderError(f"{self.path / name} cannot be read ({error}); restore it, or train again") from error
 
     def write_table(self, name: str, table: pd.DataFrame) -> None:
@@ -208,17 +215,30 @@ class RunFolder:
 
         Raises RunFolderError when it is not there or damaged.
         """
-        try:
+        with understood(self.path / name):
             header = pd.read_csv(self.path / name, nrows=0).columns
             text = {column: str for column in header if column in ("bag_id", "patient_id", "slide", "part", "target")}
             return pd.read_csv(self.path / name, dtype=text, keep_default_na=False, na_values=[""])
-        except (OSError, ValueError) as error:
-            raise RunFolderError(f"{self.path / name} cannot be read ({error}); restore it, or train again") from error
 
     def _note_environment(self) -> None:
         known = (self.path / "environment.json").is_file()
-        sessions = self.read_json("environment.json")["sessions"] if known else []
+        with understood(self.path / "environment.json"):
+            sessions = list(self.read_json("environment.json")["sessions"]) if known else []
         self.write_json("environment.json", {"sessions": [*sessions, describe_environment()]})
+
+
+@contextmanager
+def understood(path: Path) -> Iterator[None]:
+    """Where files of a run are interpreted: whatever a damaged one makes of that is a RunFolderError."""
+    try:
+        yield
+    except UserError:
+        raise
+    except Exception as error:
+        reason = f"{type(error).__name__}: {error}"
+        raise RunFolderError(
+            f"{path} is damaged: what it holds does not fit together ({reason}); restore it, or train again"
+        ) from error
 
 
 def require_usable(path: str | os.PathLike[str], *, resume: bool = False, overwrite: bool = False) -> None:
@@ -241,7 +261,7 @@ def is_run_folder(path: str | os.PathLike[str]) -> bool:
     """Whether `path` is a folder that mil_jax made for a run."""
     try:
         stored = json.loads((Path(path) / "config.json").read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+    except (OSError, ValueError, RecursionError):
         return False
     return isinstance(stored, dict) and stored.keys() >= {_MARK, "config", "data", "choices"}
 

@@ -10,7 +10,7 @@ import numpy as np
 
 from mil_jax import tasks
 from mil_jax.data.label_columns import LABEL_COLUMN
-from mil_jax.run_folder.folder import RunFolder
+from mil_jax.run_folder.folder import RunFolder, understood
 from mil_jax.tasks.base import Task
 
 FILE = "tasks.json"
@@ -23,7 +23,8 @@ def write(folder: RunFolder, of_columns: Mapping[str, Task]) -> None:
 
 def read(folder: RunFolder) -> dict[str, Task]:
     """The task of each label column. Raises RunFolderError when the file is not there or damaged."""
-    return {row.pop(LABEL_COLUMN): restored(row) for row in folder.read_json(FILE)}
+    with understood(folder.path / FILE):
+        return {str(row[LABEL_COLUMN]): restored(row) for row in folder.read_json(FILE)}
 
 
 def described(task: Task) -> dict[str, Any]:

@@ -14,6 +14,7 @@ import pandas as pd
 from mil_jax.data.cohort.ids import base_name
 from mil_jax.data.tables import listed, read_columns
 from mil_jax.errors import DataError
+from mil_jax.interop.array_files import UNNAMED, open_arrays
 
 SUFFIXES = (".npy", ".csv")
 
@@ -52,11 +53,10 @@ def _read(path: Path) -> np.ndarray:
     if path.suffix.lower() == ".csv":
         labels = pd.to_numeric(read_columns(path, ["label"])["label"], errors="coerce").to_numpy(np.float64)
     else:
-        try:
-            labels = np.load(path, allow_pickle=False)
-        except (OSError, ValueError, EOFError) as error:
-            raise DataError(f"{path}: cannot be read as an array of labels; save it again by numpy.save") from error
-        if labels.dtype.kind not in "buif" or labels.size != labels.shape[0]:
+        labels = open_arrays(path).read(UNNAMED)
+        if labels.ndim == 0 or labels.size != labels.shape[0]:
+            raise DataError(f"{path}: an array {list(labels.shape)}; labels are numbers [instances]")
+        if labels.dtype.kind not in "buif":
             raise DataError(f"{path}: an array {list(labels.shape)} of {labels.dtype}; labels are numbers [instances]")
         labels = labels.reshape(-1).astype(np.float64)
     if not np.isfinite(labels).all():

@@ -24,7 +24,7 @@ from mil_jax.reports.comparison.significance import (
 )
 from mil_jax.reports.statistics import RESAMPLES, run_metrics
 from mil_jax.run_folder import tasks_json
-from mil_jax.run_folder.folder import RunFolder, is_run_folder
+from mil_jax.run_folder.folder import RunFolder, is_run_folder, understood
 from mil_jax.tasks.base import METRIC_LABELS, Task, higher_is_better
 from mil_jax.tasks.classification import Classification
 from mil_jax.tasks.predictions_table import probabilities_of, targets_of
@@ -126,10 +126,11 @@ def require_same_bags(task: str, name: str, first: pd.DataFrame, other_name: str
 
 def _read(path: Path) -> list[tuple[str, str, TaskResult]]:
     """(label column, its table, results) of a run folder, or (cohort and label column, "", results) of an evaluation."""
-    if is_run_folder(path):
-        return _read_run(RunFolder.require_complete(path))
-    if (path / "evaluation.json").is_file():
-        return _read_evaluation(RunFolder(path))
+    with understood(path):
+        if is_run_folder(path):
+            return _read_run(RunFolder.require_complete(path))
+        if (path / "evaluation.json").is_file():
+            return _read_evaluation(RunFolder(path))
     raise DataError(f"{path}: neither a run folder nor a results folder of evaluate; name one")
 
 
