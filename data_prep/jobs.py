@@ -29,6 +29,7 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any, TypeVar
 
+from mil_jax.csv_cells import inert
 from mil_jax.data.cohort.ids import natural_key
 from mil_jax.data.tables import listed
 from mil_jax.errors import ConfigError, DataError, UserError
@@ -232,7 +233,7 @@ class Records:
             text = io.StringIO()
             writer = csv.DictWriter(text, self.columns, restval="", extrasaction="ignore", lineterminator="\n")
             writer.writeheader()
-            writer.writerows(rows)
+            writer.writerows({name: inert(value) for name, value in row.items()} for row in rows)
             write_text(self.table, text.getvalue())
         return rows
 

@@ -11,6 +11,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from types import ModuleType
 from typing import Any, Protocol
 
+from mil_jax.cli.console import say
 from mil_jax.errors import ConfigError
 from mil_jax.run_folder.folder import RunFolder
 
@@ -48,6 +49,9 @@ def open_loggers(folder: RunFolder, *, tensorboard: bool = False, wandb: bool = 
     """
     loggers: list[Logger] = []
     if tensorboard:
+        say(
+            f"TensorBoard's files, in {folder.path / 'tensorboard'}, hold the losses and scores of every epoch; nothing is sent."
+        )
         loggers.append(_TensorBoard(folder))
     if wandb:
         loggers.append(_WandB(folder))
@@ -84,6 +88,11 @@ class _WandB:
     def __init__(self, folder: RunFolder) -> None:
         module = _imported("wandb", setting="train.wandb", extra="wandb")
         name = folder.path.resolve().name
+        say(
+            f"Weights & Biases gets: the name of the run folder ({name}), all settings (paths of data among them), and after each epoch the "
+            "losses and scores of every fold and seed; its client adds the command line, the machine and its load. No ids, labels or features. "
+            "WANDB_MODE=offline keeps all of it here."
+        )
         self._run = module.init(name=name, dir=str(folder.path), config=folder.config, reinit=True)
 
     def log(self, rows: Sequence[Mapping[str, Any]]) -> None:

@@ -21,6 +21,7 @@ from typing import Any, TextIO
 import numpy as np
 import pandas as pd
 
+from mil_jax.csv_cells import original
 from mil_jax.errors import DataError
 
 MISSING = frozenset(("", "NA", "N/A", "n/a", "nan", "NaN", "NULL", "null", "#N/A", "<NA>"))
@@ -123,7 +124,7 @@ def _text(value: Any, missing: frozenset[str]) -> Any:
         if np.isnan(value):
             return np.nan
         return str(int(value)) if float(value).is_integer() else str(value)
-    text = str(value).strip()
+    text = str(original(value)).strip()
     return np.nan if text in missing else text
 
 

@@ -21,6 +21,7 @@ import numpy as np
 import pandas as pd
 
 import mil_jax
+from mil_jax.csv_cells import inert_table, original_table
 from mil_jax.errors import RunFolderError, UserError
 from mil_jax.files import atomic_write, disown, own, write_text
 from mil_jax.run_folder.environment import describe_environment
@@ -208,7 +209,7 @@ class RunFolder:
     def write_table(self, name: str, table: pd.DataFrame) -> None:
         """Writes a CSV file (splits.csv, excluded.csv, predictions.csv) without the index; floats keep all digits."""
         with atomic_write(self.path / name) as temporary:
-            table.to_csv(temporary, index=False)
+            inert_table(table).to_csv(temporary, index=False)
 
     def read_table(self, name: str) -> pd.DataFrame:
         """Reads a CSV file of the folder; ids, parts and targets stay text ("007", "1").
@@ -218,7 +219,7 @@ class RunFolder:
         with understood(self.path / name):
             header = pd.read_csv(self.path / name, nrows=0).columns
             text = {column: str for column in header if column in ("bag_id", "patient_id", "slide", "part", "target")}
-            return pd.read_csv(self.path / name, dtype=text, keep_default_na=False, na_values=[""])
+            return original_table(pd.read_csv(self.path / name, dtype=text, keep_default_na=False, na_values=[""]))
 
     def _note_environment(self) -> None:
         known = (self.path / "environment.json").is_file()

@@ -52,7 +52,7 @@ def test_tensorboard_gets_finite_numbers_by_run_and_epoch(folder, monkeypatch):
     assert writer.closed
 
 
-def test_wandb_gets_the_settings_and_one_record_per_epoch(folder, monkeypatch):
+def test_wandb_gets_the_settings_and_one_record_per_epoch(folder, monkeypatch, capsys):
     runs = []
     monkeypatch.setitem(
         sys.modules,
@@ -60,6 +60,9 @@ def test_wandb_gets_the_settings_and_one_record_per_epoch(folder, monkeypatch):
         types.SimpleNamespace(init=lambda **settings: runs.append(Recorder(**settings)) or runs[0]),
     )
     loggers = open_loggers(folder, wandb=True)
+    assert "Weights & Biases gets: the name of the run folder (run), all settings" in capsys.readouterr().out.replace(
+        "\n", " "
+    )
     loggers.log([ROW, {**ROW, "fold": 2}])
     loggers.close()
     assert runs[0].settings["config"] == {"lr": 0.1}

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 import numpy as np
 import pandas as pd
 
+from mil_jax.csv_cells import inert_table
 from mil_jax.data.cohort.cohort import Cohort
 from mil_jax.data.splits.checks import check_classes, find_leaks, require_patients_whole
 from mil_jax.data.splits.folds import (
@@ -123,7 +124,7 @@ class Splits:
     def to_csv(self, path: str | os.PathLike[str], cohort: Cohort) -> None:
         """Writes fold, bag_id, patient_id, part; `read_splits` gives the same parts and names back."""
         with atomic_write(path) as temporary:
-            long_table(self.parts, self.names, cohort).to_csv(temporary, index=False)
+            inert_table(long_table(self.parts, self.names, cohort)).to_csv(temporary, index=False)
 
 
 def make_splits(

@@ -14,6 +14,7 @@ from rich.padding import Padding
 from rich.text import Text
 
 import mil_jax
+from mil_jax.csv_cells import inert_table
 from mil_jax.reports.comparison.load import Comparison
 from mil_jax.reports.comparison.significance import Ranks
 from mil_jax.reports.figures.style import COLOURS, GREY, save
@@ -39,7 +40,7 @@ def write_comparison(folder: Path, comparison: Comparison) -> dict[str, Any]:
     if comparison.ranks:
         draw_critical_difference(comparison.ranks, folder / "figures" / PICTURE)
         content["figures"].append(PICTURE)
-    pd.DataFrame(comparison.differences).to_csv(folder / "differences.csv", index=False)
+    inert_table(pd.DataFrame(comparison.differences)).to_csv(folder / "differences.csv", index=False)
     (folder / "summary.md").write_text(markdown(content), encoding="utf-8")
     text = json.dumps(plain(content), indent=2, allow_nan=False) + "\n"
     (folder / MARKER).write_text(text, encoding="utf-8")

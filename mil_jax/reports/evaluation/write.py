@@ -15,6 +15,7 @@ from rich.padding import Padding
 from rich.text import Text
 
 import mil_jax
+from mil_jax.csv_cells import inert_table
 from mil_jax.inference.scored import HELD_OUT, Scored
 from mil_jax.interop.prediction_tables import clam_table, stamp_table
 from mil_jax.reports.evaluation import calibration
@@ -41,12 +42,12 @@ def write_evaluation(
         "results": [one for _, _, one in results],
         "figures": [],
     }
-    pd.concat([_predictions(scored, averages) for scored, averages, _ in results], ignore_index=True).to_csv(
-        folder / "predictions.csv", index=False
-    )
+    inert_table(
+        pd.concat([_predictions(scored, averages) for scored, averages, _ in results], ignore_index=True)
+    ).to_csv(folder / "predictions.csv", index=False)
     by_model = [_named(scored, scored.by_model.drop(columns="part")) for scored, _, _ in results]
-    pd.concat(by_model, ignore_index=True).to_csv(folder / "predictions_of_models.csv", index=False)
-    excluded.to_csv(folder / "excluded.csv", index=False)
+    inert_table(pd.concat(by_model, ignore_index=True)).to_csv(folder / "predictions_of_models.csv", index=False)
+    inert_table(excluded).to_csv(folder / "excluded.csv", index=False)
     for scored, averages, _ in results:
         _write_layouts(folder, scored, averages)
         content["figures"] += _draw(folder / "figures", scored, averages)
@@ -215,7 +216,7 @@ def _write_layouts(folder: Path, scored: Scored, averages: Averaged) -> None:
     home.mkdir(parents=True)
     for fold, rows in seeds_averaged.groupby("fold_name"):
         table = clam_table(rows["bag_id"], class_numbers(task, rows), probabilities_of(rows, task))
-        table.to_csv(home / f"fold_{_safe(str(fold))}.csv", index=False)
+        inert_table(table).to_csv(home / f"fold_{_safe(str(fold))}.csv", index=False)
     patients = patient_probabilities(task, averages.table)
     table = stamp_table(
         patients["patient_id"],
@@ -226,7 +227,7 @@ def _write_layouts(folder: Path, scored: Scored, averages: Averaged) -> None:
     )
     home = folder / "stamp" / name
     home.mkdir(parents=True)
-    table.to_csv(home / "patient-preds.csv", index=False)
+    inert_table(table).to_csv(home / "patient-preds.csv", index=False)
 
 
 def _draw(folder: Path, scored: Scored, averages: Averaged) -> list[str]:
