@@ -89,8 +89,9 @@ class _WandB:
         module = _imported("wandb", setting="train.wandb", extra="wandb")
         name = folder.path.resolve().name
         say(
-            f"Weights & Biases gets: the name of the run folder ({name}), all settings (paths of data among them), and after each epoch the "
-            "losses and scores of every fold and seed; its client adds the command line, the machine and its load. No ids, labels or features. "
+            f"Weights & Biases gets: the name of the run folder ({name}), all settings (paths of data among them), and after each epoch "
+            "the losses and scores of every fold and seed; its client adds the command line, the machine and its load. No ids, labels or "
+            "features. "
             "WANDB_MODE=offline keeps all of it here."
         )
         self._run = module.init(name=name, dir=str(folder.path), config=folder.config, reinit=True)
