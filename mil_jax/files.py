@@ -27,7 +27,7 @@ _LOCK = ".mil_jax.lock"
 _TEMPORARY = re.compile(r"\.(?P<name>.+)\.(?P<token>[0-9a-f]{16}-[0-9a-f]{8})\.(tmp|old)")
 _LONGEST_NAME = 200  # of 255 bytes; the rest is the token's
 _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
-_FORBIDDEN = (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR)
+_FORBIDDEN = (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.ENAMETOOLONG)
 _AT_FDCWD, _RENAME_EXCHANGE = -100, 2  # linux/fs.h
 _PATIENCE = 0.5  # seconds: another process may only be looking for leftovers
 _tidied: set[Path] = set()  # folders that this process has looked through
@@ -83,7 +83,7 @@ def atomic_folder(target: Path, marker: str, overwrite: bool, kind: str = "shard
         try:
             _put_back(target)
             _check_target(target, marker, overwrite, kind)
-            temporary.mkdir()
+            make_folder(temporary, target)
             yield temporary
             _check_target(target, marker, overwrite, kind)
             _put_in_place(temporary, target)
@@ -98,14 +98,14 @@ def wait_for(being_written: BeingWritten) -> None:
     file_locks.release(file_locks.lock(path, wait=float("inf")), path)
 
 
-def make_folder(folder: Path) -> None:
-    """Makes a folder and those above it. Raises UserError where that is not possible."""
+def make_folder(folder: Path, target: Path | None = None) -> None:
+    """Makes a folder and those above it. Raises UserError, which names `target` or else the folder, where that is not possible."""
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         if error.errno in _FULL:
             raise
-        raise UserError(f"{folder}: cannot be created ({error.strerror}); choose another folder") from error
+        raise UserError(f"{target or folder}: cannot be created ({error.strerror}); choose another folder") from error
 
 
 def own(folder: Path) -> bool:
@@ -188,8 +188,8 @@ def _sentences(target: Path) -> Iterator[None]:
     except OSError as error:
         if error.errno in _FULL:
             raise UserError(f"{target}: the disk is full; free some space and run the command again") from error
-        elsewhere = error.filename and target.parent not in Path(os.fsdecode(error.filename)).absolute().parents
-        if error.errno in _FORBIDDEN and not elsewhere:
+        here = error.filename is None or target.parent in Path(os.fsdecode(error.filename)).absolute().parents
+        if error.errno in _FORBIDDEN and here:
             raise UserError(f"{target}: cannot be written ({error.strerror}); choose another folder") from error
         raise
 

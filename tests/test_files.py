@@ -276,5 +276,7 @@ def test_a_folder_that_may_not_be_written_is_a_sentence(tmp_path, monkeypatch):
         files.atomic_folder(tmp_path / "made", "mark", True) as folder,
     ):
         raise PermissionError(13, "Permission denied", str(folder / "mark"))
+    with pytest.raises(UserError, match=r"^/proc.* cannot be (written|created)"):  # where no folder can be made
+        write_folder(Path("/proc/made"), "")
     with pytest.raises(PermissionError), files.atomic_folder(tmp_path / "made", "mark", True):
         raise PermissionError(13, "Permission denied", "/elsewhere/features.h5")  # not what is written
