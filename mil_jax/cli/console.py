@@ -7,10 +7,12 @@ stopped by SIGTERM, after saving where there is something to save; 129 = the ter
 from __future__ import annotations
 
 import errno
+import os
 import signal
 import sys
+import threading
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
 from rich import box
@@ -23,6 +25,7 @@ if TYPE_CHECKING:
     import pandas as pd  # half a second, which `--help` need not wait
 
 console = Console(soft_wrap=True)
+_AGAIN_SECONDS = 0.01
 _FORBIDDEN = (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENAMETOOLONG, errno.ELOOP)
 _errors = Console(stderr=True, soft_wrap=True)
 
@@ -35,9 +38,22 @@ def say(text: str) -> None:
 def run_command(main: Callable[[list[str]], int]) -> None:
     """Runs `main` on the command line and exits with its code; a UserError becomes one sentence and code 2."""
     # An exit, unlike the bare signal, removes what is half-written.
-    for number in (signal.SIGTERM, signal.SIGHUP):
+    for number in heeded((signal.SIGTERM, signal.SIGHUP)):
         signal.signal(number, lambda number, _: sys.exit(128 + number))
-    shown = warnings.showwarning
+    shown, unraisable = warnings.showwarning, sys.unraisablehook
+
+    def ask_again(ignored: Any) -> None:
+        """Python ignores exceptions in destructors and in what the garbage collector calls, an exit or Ctrl-C as well."""
+        error = ignored.exc_value
+        if isinstance(error, SystemExit) and isinstance(error.code, int):
+            number = error.code - 128
+        elif isinstance(error, KeyboardInterrupt):
+            number = signal.SIGINT
+        else:
+            return unraisable(ignored)
+        threading.Timer(_AGAIN_SECONDS, os.kill, (os.getpid(), number)).start()
+
+    sys.unraisablehook = ask_again
 
     def show(message: Warning | str, category: type[Warning], *where: Any, **more: Any) -> None:
         if issubclass(category, RenamedSetting):
@@ -66,8 +82,13 @@ def run_command(main: Callable[[list[str]], int]) -> None:
         )
         code = 130
     finally:
-        warnings.showwarning = shown
+        warnings.showwarning, sys.unraisablehook = shown, unraisable
     sys.exit(code)
+
+
+def heeded(signals: Sequence[signal.Signals]) -> list[signal.Signals]:
+    """Without those that whoever started the process wants ignored, as `nohup` does."""
+    return [number for number in signals if signal.getsignal(number) is not signal.SIG_IGN]
 
 
 def _refused(sentence: str) -> int:

@@ -15,7 +15,7 @@ from typing import Any, Self
 import numpy as np
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
-from mil_jax.cli.console import console, say
+from mil_jax.cli.console import console, heeded, say
 from mil_jax.cli.loggers import open_loggers
 from mil_jax.data.shards import convert
 from mil_jax.data.splits.splits import TEST, TRAIN
@@ -48,7 +48,7 @@ class StopOnSignal:
     stopped_by = 0
 
     def __enter__(self) -> Self:
-        self.before = {number: signal.signal(number, self._stop) for number in STOPPING}
+        self.before = {number: signal.signal(number, self._stop) for number in heeded(STOPPING)}
         return self
 
     def __exit__(self, *_: object) -> None:
