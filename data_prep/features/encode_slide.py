@@ -27,6 +27,7 @@ from data_prep.jobs import EMPTY, OK, UNREADABLE, Records, Row, Slide, SlideErro
 from data_prep.slides.open_slide import opened
 from data_prep.tiles.coordinates import COORDS, Coordinates, coords_folder, read_coordinates
 from data_prep.tiles.read import read_tiles
+from mil_jax.csv_cells import original
 from mil_jax.data.features.checks import cast, finite_rows, ranges
 from mil_jax.data.features.report import FeatureReport
 from mil_jax.encoders.registry import BILINEAR, ENCODERS, Preprocessing, TileEncoder, bare_encoder, encoder_named
@@ -112,7 +113,7 @@ def tiled_slides(work: str, scale: int, moved_to: str = "") -> tuple[list[Slide]
     if scale and not coords_folder(work, scale).is_dir():
         raise DataError(f"{coords_folder(work, scale)}: not there; tile at several scales first (--mpp=0.5,2)")
     with table.open(encoding="utf-8", newline="") as file:
-        rows = list(csv.DictReader(file))
+        rows = [{name: original(cell) for name, cell in row.items()} for row in csv.DictReader(file)]
     places = {slide.slide_id: slide.path for slide in find_slides(moved_to)} if moved_to else {}
     slides = []
     for row in rows:
