@@ -13,7 +13,7 @@ import functools
 import hashlib
 import io
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -34,6 +34,7 @@ from mil_jax.encoders.registry import BILINEAR, ENCODERS, Preprocessing, TileEnc
 from mil_jax.encoders.weights import load_weights
 from mil_jax.errors import DataError
 from mil_jax.files import atomic_write, id_file
+from mil_jax.interop.array_files import open_arrays
 
 REPLACED, NOT_FINITE = "replaced", "not finite"
 COLUMNS = (
@@ -195,8 +196,7 @@ class SlideEncoder:
 
 def write_features(path: Path, features: np.ndarray, made: Coordinates, source: Path, settings: EncodeSettings) -> None:
     """Writes a slide's feature file whole. features: [n, D]. source: its coordinate file, whose attributes are kept."""
-    with h5py.File(source, "r") as file:
-        attributes: Mapping[str, Any] = dict(file[COORDS].attrs)
+    attributes = open_arrays(source).attributes[COORDS]
     content = io.BytesIO()  # HDF5 does not say that a disk is full in a way that can be told
     with h5py.File(content, "w") as file:
         dataset = file.create_dataset("features", data=features)

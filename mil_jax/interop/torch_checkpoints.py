@@ -11,7 +11,6 @@ from __future__ import annotations
 import argparse
 import os
 import pickle
-import zipfile
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, Protocol
@@ -23,6 +22,7 @@ import numpy as np
 from mil_jax.bags import Bag
 from mil_jax.errors import DataError
 from mil_jax.interop import safetensors
+from mil_jax.interop.array_files import open_arrays
 from mil_jax.types import PyTree
 
 StateDict = dict[str, np.ndarray]
@@ -80,11 +80,8 @@ def load_state_dict(path: str | os.PathLike[str]) -> StateDict:
     if path.suffix == ".safetensors":
         return safetensors.load(path)
     if path.suffix == ".npz":
-        try:
-            with np.load(path, allow_pickle=False) as arrays:
-                return {name: arrays[name] for name in arrays.files}
-        except (OSError, ValueError, zipfile.BadZipFile) as error:
-            raise DataError(f"{path}: cannot be read as a numpy archive ({error})") from error
+        arrays = open_arrays(path)
+        return {name: arrays.read(name) for name in arrays.headers}
     try:
         import torch
     except ImportError as error:
