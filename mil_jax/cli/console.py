@@ -50,7 +50,8 @@ def run_command(main: Callable[[list[str]], int]) -> None:
         elif isinstance(error, KeyboardInterrupt):
             number = signal.SIGINT
         else:
-            return unraisable(ignored)
+            unraisable(ignored)
+            return
         threading.Timer(_AGAIN_SECONDS, os.kill, (os.getpid(), number)).start()
 
     sys.unraisablehook = ask_again
