@@ -35,7 +35,7 @@ from mil_jax.inference.score_cohort import score
 from mil_jax.inference.trained_run import TrainedRun
 from mil_jax.reports.evaluation.metrics import averaged
 from mil_jax.reports.run.write import write_report
-from mil_jax.run_folder.folder import RunFolder
+from mil_jax.run_folder.folder import RunFolder, understood
 from mil_jax.strategies.published_checkpoints import published_state_dict
 
 PathLike = str | os.PathLike[str]
@@ -166,10 +166,12 @@ class Run:
     @property
     def metrics(self) -> pd.DataFrame:
         """A row for each fold and seed, with the metrics of its test part; of several label columns with `label_column`."""
-        if "targets" not in self.summary:
-            return pd.DataFrame(self.summary.get("runs", []))
-        tables = [pd.DataFrame(one["runs"]).assign(label_column=name) for name, one in self.summary["targets"].items()]
-        return pd.concat(tables, ignore_index=True)
+        with understood(self.path / "summary.json"):
+            if "targets" not in self.summary:
+                return pd.DataFrame(self.summary.get("runs", []))
+            targets = self.summary["targets"].items()
+            tables = [pd.DataFrame(one["runs"]).assign(label_column=name) for name, one in targets]
+            return pd.concat(tables, ignore_index=True)
 
     @property
     def history(self) -> pd.DataFrame:

@@ -32,7 +32,7 @@ from mil_jax.reports.evaluation.metrics import averaged, result
 from mil_jax.reports.evaluation.write import MARKER, console_report, write_evaluation
 from mil_jax.reports.statistics import RESAMPLES
 from mil_jax.run_folder.features_json import DIFFERENCES
-from mil_jax.run_folder.folder import RunFolder
+from mil_jax.run_folder.folder import RunFolder, understood
 
 ABOUT = """Scores slides with the models of a trained run: external cohorts, with labels or without, or the run's own test parts again.
 
@@ -97,11 +97,14 @@ def main(arguments: list[str]) -> int:
     twice = [name for name in names if names.count(name) > 1]
     if twice:
         raise ConfigError(f"two cohorts are called {twice[0]}; give each a --name of its own, behind its --features")
-    set_up(in_one_process(ConfigDict(RunFolder.require_complete(values.run).config)))
+    folder = RunFolder.require_complete(values.run)
+    with understood(folder.path / "config.json"):
+        config = in_one_process(ConfigDict(folder.config))
+    set_up(config)
     run = TrainedRun.open(values.run)
     target = Path(values.out or run.folder.path / "evaluation")
-    with atomic_folder(target, MARKER, values.overwrite, "an evaluation") as folder:
-        content = _evaluate(run, options, values, folder)
+    with atomic_folder(target, MARKER, values.overwrite, "an evaluation") as results:
+        content = _evaluate(run, options, values, results)
     console.print(console_report(content), soft_wrap=False)
     written = ", ".join(sorted(f"{path.name}/" if path.is_dir() else path.name for path in target.iterdir()))
     say(f"Everything is in {target}: {written}.")

@@ -1,8 +1,8 @@
 """Writing without leaving half a file: a temporary name first, then a rename.
 
 A temporary name, `.NAME.TOKEN.tmp`, is made by one process and never again. Files are locked themselves while they are written, folders
-by a file beside them, `.NAME.mil_jax.lock`. What a killed process leaves is removed by the first write of a later process into the same
-folder; what a running one is writing is left alone. New files have the mode that the umask allows.
+by a file beside them, `.NAME.mil_jax.lock`. What a killed process leaves is removed by the next one that opens or writes something in the
+same folder; what a running one is writing is left alone. New files have the mode that the umask allows.
 """
 
 from __future__ import annotations
@@ -88,8 +88,10 @@ def atomic_folder(target: Path, marker: str, overwrite: bool, kind: str = "shard
             _check_target(target, marker, overwrite, kind)
             _put_in_place(temporary, target)
         finally:
-            shutil.rmtree(temporary, ignore_errors=True)
-            file_locks.release(lock, _lock_of(target))
+            try:
+                shutil.rmtree(temporary, ignore_errors=True)
+            finally:  # though a signal ends that
+                file_locks.release(lock, _lock_of(target))
 
 
 def wait_for(being_written: BeingWritten) -> None:
@@ -142,7 +144,7 @@ def _disown_all() -> None:
 
 
 def tidy(folder: Path) -> None:
-    """Removes what killed processes left half-written in a folder, when this process first writes there."""
+    """Removes what killed processes left half-written in a folder, when this process first opens or writes something there."""
     folder = folder.absolute()
     if folder in _tidied or not folder.is_dir():
         return
@@ -158,14 +160,14 @@ def tidy(folder: Path) -> None:
 
 
 def restore(target: Path) -> None:
-    """Puts a folder back that a process was killed while replacing, on a file system that cannot do that in one step."""
+    """Puts a folder back that a process was killed while replacing, on a file system that cannot do that in one step; and as `tidy`."""
     target = _resolved(target)
-    if target.exists() or not _asides(target):
-        return
-    lock = file_locks.lock(_lock_of(target), wait=_PATIENCE)
-    if lock is not None:
-        _put_back(target)
-    file_locks.release(lock, _lock_of(target))
+    if not target.exists() and _asides(target):
+        lock = file_locks.lock(_lock_of(target), wait=_PATIENCE)
+        if lock is not None:
+            _put_back(target)
+        file_locks.release(lock, _lock_of(target))
+    tidy(target.parent)
 
 
 def id_file(folder: Path, name: str, suffix: str) -> Path:

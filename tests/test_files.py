@@ -120,6 +120,33 @@ def test_what_a_killed_writer_leaves_is_removed_by_the_next(tmp_path):
     assert {path.name for path in tmp_path.iterdir()} == {"b.csv", *kept}
 
 
+def test_what_a_killed_writer_leaves_is_removed_by_opening_the_folder(tmp_path):
+    write_folder(tmp_path / "made", "whole")
+    (tmp_path / "link").symlink_to(tmp_path / "made")
+
+    def die():
+        with files.atomic_folder(tmp_path / "made", "mark", True):
+            kill()
+
+    in_child(die)
+    assert len(list(tmp_path.iterdir())) == 4
+    files._tidied.clear()
+    files.restore(tmp_path / "link")
+    assert {path.name for path in tmp_path.iterdir()} == {"made", "link"}
+
+
+def test_a_signal_during_the_cleaning_up_gives_the_folder_back(tmp_path, monkeypatch):
+    def interrupted(*_, **__):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(files.shutil, "rmtree", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        write_folder(tmp_path / "made", "whole")
+    monkeypatch.undo()
+    assert not list(tmp_path.glob("*.lock"))
+    assert in_child(lambda: write_folder(tmp_path / "made", "again")) == 0
+
+
 def test_what_a_running_writer_writes_stays(tmp_path):
     with (
         files.atomic_write(tmp_path / "a.csv") as temporary,

@@ -14,6 +14,7 @@ import hashlib
 import io
 import math
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -167,8 +168,10 @@ class SlideEncoder:
             )
         preprocessing = self._encoding.encoder.preprocessing
         change = functools.partial(prepared, preprocessing=preprocessing)
-        with opened(slide.path) as opened_slide:
-            tiles = read_tiles(opened_slide, made.tiling, made.coords, self.settings.threads, change)
+        with (
+            opened(slide.path) as opened_slide,
+            closing(read_tiles(opened_slide, made.tiling, made.coords, self.settings.threads, change)) as tiles,
+        ):
             yield from batched(tiles, self._encoding.batch_size)
 
     def _compute(self, slide: Slide, ahead: Prefetcher) -> Row:

@@ -6,7 +6,7 @@ OpenSlide decodes without holding Python's lock, so threads of one process read 
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator
 from concurrent.futures import Future, ThreadPoolExecutor
 
 import numpy as np
@@ -35,8 +35,9 @@ def read_tiles(
     coords: np.ndarray,
     threads: int = 1,
     change: Callable[[np.ndarray], np.ndarray] = np.asarray,
-) -> Iterator[np.ndarray]:
-    """The tiles at `coords` [n, 2] in their order, each after `change`; at most 4 per thread are read ahead.
+) -> Generator[np.ndarray]:
+    """The tiles at `coords` [n, 2] in their order, each after `change`; at most 4 per thread are read ahead. To be closed before the slide
+    is where not all are taken: OpenSlide aborts the process when a slide that is being read is closed.
 
     Raises openslide.OpenSlideError for a damaged slide.
     """

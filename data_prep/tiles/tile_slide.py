@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import math
 from collections.abc import Mapping
+from contextlib import closing
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -219,7 +220,8 @@ def _good_tiles(
     """(tiles that pass the limits, those that do not, the measures of the former); a picture of the latter is written."""
     if not settings.measure_quality:
         return coords, coords[:0], {}
-    measures = [measure(tile) for tile in read_tiles(opened_slide, tiling, coords, threads)]
+    with closing(read_tiles(opened_slide, tiling, coords, threads)) as tiles_in_order:
+        measures = [measure(tile) for tile in tiles_in_order]
     table = np.array(measures, np.float32).reshape(-1, len(MEASURES))
     words = refused(table, settings.limits)
     bad = np.flatnonzero(words)

@@ -105,7 +105,10 @@ def train_with_progress(
     listener = TrainingProgress(experiment, folder, title) if distributed.is_first() else StopOnSignal()
     with listener:
         try:
-            return train(fitter, folder, listener)
+            result = train(fitter, folder, listener)
+            if listener.stopped_by and jax.process_count() == 1:  # after the last epoch; others may be to follow
+                raise TrainingInterrupted
+            return result
         except TrainingInterrupted as stopped:
             stopped.signal = listener.stopped_by
             raise

@@ -100,7 +100,8 @@ class TrainedRun:
     def splits(self, target: int) -> pd.DataFrame:
         """The rows of splits.csv of a label column."""
         with understood(self.folder.path / "splits.csv"):
-            return self.columns.rows(self.folder.read_table("splits.csv"), target)
+            rows = self.columns.rows(self.folder.read_table("splits.csv"), target)
+            return rows[["bag_id", "patient_id", "fold", "part"]]
 
     def validation(self, target: int) -> pd.DataFrame:
         """The validation predictions of a label column, of this run or of the one that the final model was made from."""

@@ -10,6 +10,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import h5py
 import jax.numpy as jnp
@@ -20,7 +21,7 @@ from PIL import Image
 
 from data_prep import encode, tile
 from data_prep.demo_slides import draw_slide, write_slide
-from data_prep.features.encode_slide import tiled_slides
+from data_prep.features.encode_slide import EncodeSettings, SlideEncoder, tiled_slides
 from data_prep.features.encoder import batched, prepared
 from data_prep.features.prefetch import Prefetcher
 from data_prep.jobs import Records, Slide
@@ -71,6 +72,18 @@ def test_a_slide_with_a_name_like_a_formula_is_found_in_the_report(tmp_path):
     assert records.write_table()[0]["slide"] == "=1+1"
     assert (tmp_path / "tiles.csv").read_text().splitlines()[1].startswith("'=1+1,")
     assert [slide.slide_id for slide in tiled_slides(str(tmp_path), 0)[0]] == ["=1+1"]
+
+
+def test_no_slide_is_closed_while_threads_read_it(tiled, reading_when_closed):
+    """Which would abort the process; as when a signal comes."""
+    preprocessing = Preprocessing(SIDE, IMAGENET_MEAN, IMAGENET_STD)
+    reader = SlideEncoder.__new__(SlideEncoder)  # without an encoder, which takes seconds
+    reader.settings = EncodeSettings(str(tiled / "work"), "resnet18", "", "", threads=4)
+    reader._encoding = SimpleNamespace(encoder=SimpleNamespace(preprocessing=preprocessing), batch_size=4)
+    slides, _ = tiled_slides(str(tiled / "work"), 0)
+    with Prefetcher(slides, reader._read) as ahead:
+        next(ahead.batches(slides[0]))
+    assert set(reading_when_closed) == {0}
 
 
 def encoded(work: Path, capsys, *arguments: str, code: int = 0) -> Ended:

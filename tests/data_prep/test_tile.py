@@ -387,7 +387,7 @@ def test_a_killed_command_goes_on_to_the_same_files(slides, tmp_path, capsys, do
     os.killpg(process.pid, signal.SIGKILL)
     process.wait()
     (tmp_path / "work" / "coords").mkdir(exist_ok=True)
-    (tmp_path / "work" / "coords" / ".copy 3.h5.1234.tmp").write_bytes(b"half")
+    (tmp_path / "work" / "coords" / ".copy 3.h5.0123456789abcdef-01234567.tmp").write_bytes(b"half")
     tiled(folder, tmp_path / "work", capsys, "--mpp=0.5", "--tile=64")
     tiled(folder, tmp_path / "undisturbed", capsys, "--mpp=0.5", "--tile=64")
     assert without_seconds(tmp_path / "work") == without_seconds(tmp_path / "undisturbed")
@@ -444,3 +444,23 @@ def test_what_was_not_scanned_is_white():
     pixels[:, 3:] = 0
     assert (rgb(Image.fromarray(pixels))[:, :3] == (200, 100, 50)).all()
     assert (rgb(Image.fromarray(pixels))[:, 3:] == 255).all()
+
+
+def test_no_slide_is_closed_while_threads_read_it(tmp_path, reading_when_closed, monkeypatch):
+    """Which would abort the process; as when a signal comes."""
+    write_slide(tmp_path / "slides", "a", draw_slide(0, 1024, 1024), 0.5)
+
+    def stopped(tile):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("data_prep.tiles.tile_slide.measure", stopped)
+    with pytest.raises(KeyboardInterrupt):
+        tile.main(
+            [
+                *("--slides", str(tmp_path / "slides"), "--out", str(tmp_path / "work")),
+                "--mpp=0.5",
+                "--tile=128",
+                "--quality",
+            ]
+        )
+    assert set(reading_when_closed) == {0}

@@ -3,14 +3,19 @@
 from __future__ import annotations
 
 import errno
+import json
 import os
+import shutil
 import signal
 import time
 from pathlib import Path
 
+import pandas as pd
 import pytest
 
+import mil_jax as mj
 from mil_jax.errors import RunFolderError, UserError
+from mil_jax.reports.comparison.load import read_method
 from mil_jax.run_folder import folder as module
 from mil_jax.run_folder.folder import RunFolder
 
@@ -82,6 +87,38 @@ def test_a_damaged_summary_is_named(tmp_path):
     (run.path / "summary.json").write_text('{"complete": tr')
     with pytest.raises(RunFolderError, match=r"summary.json cannot be read"):
         RunFolder.require_complete(run.path)
+
+
+COMPLETE = Path(__file__).parents[1] / "compatibility" / "runs_0_1" / "complete"
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        lambda table: table.drop(columns="patient_id"),
+        lambda table: table.drop(columns="seed"),
+        lambda table: table.drop(columns="target"),
+        lambda table: table.assign(bag_id=None),
+        lambda table: table.assign(fold="first"),
+        lambda table: table.assign(**{next(name for name in table if name.startswith("prob_")): "high"}),
+    ],
+    ids=["no patients", "no seeds", "no targets", "no ids", "folds in words", "probabilities in words"],
+)
+def test_a_comparison_of_damaged_predictions_names_the_run(tmp_path, damage):
+    shutil.copytree(COMPLETE, tmp_path / "run")
+    read_method("A", [tmp_path / "run"])
+    path = tmp_path / "run" / "predictions.csv"
+    damage(pd.read_csv(path)).to_csv(path, index=False)
+    with pytest.raises(RunFolderError, match=rf"^{tmp_path / 'run'} is damaged"):
+        read_method("A", [tmp_path / "run"])
+
+
+def test_metrics_of_a_damaged_summary_are_a_sentence(tmp_path):
+    shutil.copytree(COMPLETE, tmp_path / "run")
+    path = tmp_path / "run" / "summary.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), "runs": 10**40}))
+    with pytest.raises(RunFolderError, match=r"summary\.json is damaged"):
+        _ = mj.load(tmp_path / "run").metrics
 
 
 def test_reading_where_no_run_is_says_so(tmp_path):

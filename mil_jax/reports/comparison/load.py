@@ -128,10 +128,22 @@ def _read(path: Path) -> list[tuple[str, str, TaskResult]]:
     """(label column, its table, results) of a run folder, or (cohort and label column, "", results) of an evaluation."""
     with understood(path):
         if is_run_folder(path):
-            return _read_run(RunFolder.require_complete(path))
-        if (path / "evaluation.json").is_file():
-            return _read_evaluation(RunFolder(path))
-    raise DataError(f"{path}: neither a run folder nor a results folder of evaluate; name one")
+            found = _read_run(RunFolder.require_complete(path))
+        elif (path / "evaluation.json").is_file():
+            found = _read_evaluation(RunFolder(path))
+        else:
+            raise DataError(f"{path}: neither a run folder nor a results folder of evaluate; name one")
+        for _, _, result in found:
+            _require_columns(result.test, result.task)
+        return found
+
+
+def _require_columns(table: pd.DataFrame, task: Task) -> None:
+    """Raises KeyError, TypeError or ValueError where a table of predictions lacks something, or has words for numbers."""
+    ids, numbers = table[["bag_id", "patient_id"]], table[["fold", "seed", *task.output_names]]
+    if ids.isna().any(axis=None) or not all(kind.kind in "biuf" for kind in numbers.dtypes):
+        raise ValueError("predictions.csv has no ids, or words where numbers should be")
+    targets_of(table, task)
 
 
 def _read_run(folder: RunFolder) -> list[tuple[str, str, TaskResult]]:
