@@ -387,7 +387,7 @@ def test_a_killed_command_goes_on_to_the_same_files(slides, tmp_path, capsys, do
     os.killpg(process.pid, signal.SIGKILL)
     process.wait()
     (tmp_path / "work" / "coords").mkdir(exist_ok=True)
-    (tmp_path / "work" / "coords" / ".copy 3.h5.1234.tmp").write_bytes(b"half")
+    (tmp_path / "work" / "coords" / ".copy 3.h5.0123456789abcdef-01234567.tmp").write_bytes(b"half")
     tiled(folder, tmp_path / "work", capsys, "--mpp=0.5", "--tile=64")
     tiled(folder, tmp_path / "undisturbed", capsys, "--mpp=0.5", "--tile=64")
     assert without_seconds(tmp_path / "work") == without_seconds(tmp_path / "undisturbed")
