@@ -99,22 +99,24 @@ def main(arguments: list[str]) -> int:
     keep_freed_memory()
     settings = read_settings(values)
     everything, untiled = tiled_slides(settings.work, settings.scale, values.slides)
-    slides = in_part(everything, parse_part(values.shard))
+    part = parse_part(values.shard)
+    slides = in_part(everything, part)
     records = Records(settings.work, settings.out, f"{settings.out}.csv", COLUMNS)
-    records.use_settings(settings.recorded(), overwrite=values.overwrite)
-    for folder in (records.folder, outputs(settings)):
-        tidy(folder)
-    waiting = [slide for slide in slides if not _is_done(records, settings, slide)]
-    say(_plan(slides, everything, waiting, untiled))
-    if settings.weights == RANDOM:
-        say("Warning: random weights: these features only serve to try things out; it is recorded with them")
-    rows = _run(waiting, records, settings, values)
-    here = {slide.slide_id for slide in slides}
-    table = [row for row in records.write_table() if row["slide"] in here]
-    warnings = _report(table, records, settings)
-    if any(row["status"] == FAILED for row in rows):
-        return 1
-    return 2 if values.strict and (warnings or any(row["status"] not in FINAL for row in table)) else 0
+    with records.claimed(part):
+        records.use_settings(settings.recorded(), overwrite=values.overwrite)
+        for folder in (records.folder, outputs(settings)):
+            tidy(folder)
+        waiting = [slide for slide in slides if not _is_done(records, settings, slide)]
+        say(_plan(slides, everything, waiting, untiled))
+        if settings.weights == RANDOM:
+            say("Warning: random weights: these features only serve to try things out; it is recorded with them")
+        rows = _run(waiting, records, settings, values)
+        here = {slide.slide_id for slide in slides}
+        table = [row for row in records.write_table() if row["slide"] in here]
+        warnings = _report(table, records, settings)
+        if any(row["status"] == FAILED for row in rows):
+            return 1
+        return 2 if values.strict and (warnings or any(row["status"] not in FINAL for row in table)) else 0
 
 
 def read_settings(values: flags.FlagValues) -> EncodeSettings:

@@ -33,7 +33,7 @@ from mil_jax.csv_cells import inert
 from mil_jax.data.cohort.ids import natural_key
 from mil_jax.data.tables import listed
 from mil_jax.errors import ConfigError, DataError, UserError
-from mil_jax.files import id_file, write_text
+from mil_jax.files import disown, id_file, make_folder, own, write_text
 from mil_jax.interop.slide_bag import SLIDE_EXTENSIONS, slide_id_of
 
 _OTHERS = (".jpg", ".jpeg", ".png", ".bmp", ".ome", ".dcm")  # thumbnails and the like, parts of names and of slides
@@ -152,6 +152,19 @@ class Records:
         self.table = self.work / table
         self.columns = (*COLUMNS, *columns, *LAST_COLUMNS)
         self.digest = ""
+
+    @contextmanager
+    def claimed(self, part: tuple[int, int]) -> Iterator[None]:
+        """Where this process does a part of the slides. Raises ConfigError while another one does the same part."""
+        place = self.folder.with_name(f"{self.folder.name}-{part[0]}-of-{part[1]}")
+        if not own(place):
+            raise ConfigError(
+                f"{self.work}: another process does the same there now; wait for it, or share the slides by --shard=i/n"
+            )
+        try:
+            yield
+        finally:
+            disown(place)
 
     def use_settings(self, settings: Mapping[str, Any], overwrite: bool = False) -> None:
         """Says what the records are made with; those made with other settings do not count as done.
@@ -307,7 +320,7 @@ def _end_with_parent() -> None:
 
 @contextmanager
 def _locked(path: Path) -> Iterator[None]:
-    path.parent.mkdir(parents=True, exist_ok=True)
+    make_folder(path.parent)
     with path.open("a") as file:
         with suppress(OSError):  # file systems without locks: the last report to be written may then lack a row
             fcntl.flock(file, fcntl.LOCK_EX)

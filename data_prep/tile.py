@@ -147,29 +147,31 @@ def main(arguments: list[str]) -> int:
     settings = read_settings(given)
     everything = find_slides(values.slides)
     inputs, warnings = _inputs(given, everything)
-    slides = in_part(everything, parse_part(values.shard))
+    part = parse_part(values.shard)
+    slides = in_part(everything, part)
     records = Records(values.out, "tile", "tiles.csv", COLUMNS)
-    records.use_settings(dataclasses.asdict(settings), overwrite=values.overwrite)
-    for folder in (records.folder, *records.work.glob(f"{COORDS}*"), records.work / QC):
-        tidy(folder)
-    waiting = [slide for slide in slides if not records.is_done(slide, inputs[slide.slide_id].fingerprint())]
-    replaced = sum(1 for slide in waiting if (row := records.read(slide.slide_id)) and not slide.is_as_in(row))
-    if others := other_slides(Path(values.slides)):
-        kinds = ", ".join(f"{count} {kind}" for kind, count in others.items())
-        warnings.append(
-            f"{values.slides}: {kinds} left out, which OpenSlide cannot read; convert them to pyramidal TIFF"
-        )
-    for warning in warnings:
-        say(f"Warning: {warning}")
-    say(_plan(slides, everything, waiting, replaced))
-    rows = _run(waiting, records, settings, inputs, values.workers or len(os.sched_getaffinity(0)))
-    table = records.write_table()
-    here = {slide.slide_id for slide in slides}
-    _report([row for row in table if row["slide"] in here], records)
-    if any(row["status"] == FAILED for row in rows):
-        return 1
-    bad = any(row["status"] != OK for row in table if row["slide"] in here)
-    return 2 if values.strict and (bad or warnings) else 0
+    with records.claimed(part):
+        records.use_settings(dataclasses.asdict(settings), overwrite=values.overwrite)
+        for folder in (records.folder, *records.work.glob(f"{COORDS}*"), records.work / QC):
+            tidy(folder)
+        waiting = [slide for slide in slides if not records.is_done(slide, inputs[slide.slide_id].fingerprint())]
+        replaced = sum(1 for slide in waiting if (row := records.read(slide.slide_id)) and not slide.is_as_in(row))
+        if others := other_slides(Path(values.slides)):
+            kinds = ", ".join(f"{count} {kind}" for kind, count in others.items())
+            warnings.append(
+                f"{values.slides}: {kinds} left out, which OpenSlide cannot read; convert them to pyramidal TIFF"
+            )
+        for warning in warnings:
+            say(f"Warning: {warning}")
+        say(_plan(slides, everything, waiting, replaced))
+        rows = _run(waiting, records, settings, inputs, values.workers or len(os.sched_getaffinity(0)))
+        table = records.write_table()
+        here = {slide.slide_id for slide in slides}
+        _report([row for row in table if row["slide"] in here], records)
+        if any(row["status"] == FAILED for row in rows):
+            return 1
+        bad = any(row["status"] != OK for row in table if row["slide"] in here)
+        return 2 if values.strict and (bad or warnings) else 0
 
 
 def read_settings(given: Mapping[str, Any]) -> TileSettings:

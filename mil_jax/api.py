@@ -123,8 +123,7 @@ def fit_config(config: ConfigDict, how: TrainFlags, demo: Sequence[str] = ()) ->
     if how.check:
         return None
     fitter = fitter_of(experiment)
-    folder = open_folder(fitter, how, name, config.to_dict(), compiling=True)
-    try:
+    with open_folder(fitter, how, name, config.to_dict(), compiling=True) as folder:
         if folder.is_complete:
             return Run(folder)
         result = train_with_progress(fitter, folder, train)
@@ -133,8 +132,6 @@ def fit_config(config: ConfigDict, how: TrainFlags, demo: Sequence[str] = ()) ->
                 with console.status("predictions, intervals, leaks and figures"):
                     write_report(experiment, folder, result, time.monotonic() - started)
         return Run(folder)
-    finally:
-        folder.release()
 
 
 class Run:

@@ -138,7 +138,8 @@ def _has_ended(run: Run) -> bool:
         return False
     config, _, _ = parse([*run.arguments], lambda values: None)
     experiment = session.prepared(config, RESUME, str(run.folder))
-    return session.open_folder(fitter_of(experiment), RESUME, str(run.folder), config.to_dict()).is_complete
+    with session.open_folder(fitter_of(experiment), RESUME, str(run.folder), config.to_dict()) as folder:
+        return folder.is_complete
 
 
 def _described(run: Run, experiment: Experiment) -> list[dict[str, object]]:

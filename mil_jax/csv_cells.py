@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     import pandas as pd  # half a second, which `--help` need not wait
 
-_FORMULA = re.compile(r"'*[=+\-@\t\r]")
-_WRITTEN = re.compile(r"'+[=+\-@\t\r]")
+_FIRST = r"[=+\-@\t\r\n\uff1d\uff0b\uff0d\uff20]"  # the last four are = + - @ as East Asian keyboards write them
+_FORMULA, _WRITTEN = re.compile(f"'*{_FIRST}"), re.compile(f"'+{_FIRST}")
 
 
 def inert(cell: Any) -> Any:

@@ -36,11 +36,11 @@ class RunFolderError(UserError):
 
 
 class BeingWritten(UserError):
-    """What another process is writing now. temporary: where."""
+    """What another process is writing now. lock: the file that it has locked meanwhile."""
 
-    def __init__(self, sentence: str, temporary: Path) -> None:
+    def __init__(self, sentence: str, lock: Path) -> None:
         super().__init__(sentence)
-        self.temporary = temporary
+        self.lock = lock
 
 
 class RenamedSetting(FutureWarning):

@@ -1,11 +1,13 @@
 """Writing without leaving half a file: a temporary name first, then a rename.
 
-A temporary name, `.NAME.TOKEN.tmp`, is made by one process and never again. What a killed process leaves is removed by the first write of
-a later process into the same folder; what a running one is writing is left alone. New files have the mode that the umask allows.
+A temporary name, `.NAME.TOKEN.tmp`, is made by one process and never again. Files are locked themselves while they are written, folders
+by a file beside them, `.NAME.mil_jax.lock`. What a killed process leaves is removed by the first write of a later process into the same
+folder; what a running one is writing is left alone. New files have the mode that the umask allows.
 """
 
 from __future__ import annotations
 
+import atexit
 import ctypes
 import errno
 import os
@@ -21,11 +23,13 @@ from mil_jax import file_locks
 from mil_jax.errors import BeingWritten, DataError, UserError
 
 _RESERVED = {"CON", "PRN", "AUX", "NUL", *(f"{port}{n}" for port in ("COM", "LPT") for n in range(1, 10))}  # on Windows
-_TEMPORARY = re.compile(r"\.(?P<name>.+)\.(?P<token>[0-9a-f]{16}-[0-9a-f]{8}|\d+)\.(tmp|old)")
+_LOCK = ".mil_jax.lock"
+_TEMPORARY = re.compile(r"\.(?P<name>.+)\.(?P<token>[0-9a-f]{16}-[0-9a-f]{8})\.(tmp|old)")
 _LONGEST_NAME = 200  # of 255 bytes; the rest is the token's
 _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
-_FORBIDDEN = (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR)
+_FORBIDDEN = (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.ENAMETOOLONG)
 _AT_FDCWD, _RENAME_EXCHANGE = -100, 2  # linux/fs.h
+_PATIENCE = 0.5  # seconds: another process may only be looking for leftovers
 _tidied: set[Path] = set()  # folders that this process has looked through
 _owned: dict[Path, int] = {}  # folders that this process has for itself
 
@@ -38,16 +42,16 @@ def atomic_write(path: str | os.PathLike[str]) -> Iterator[Path]:
     """
     target = Path(path)
     with _sentences(target):
-        target.parent.mkdir(parents=True, exist_ok=True)
+        make_folder(target.parent)
         tidy(target.parent)
-        writing = None if target.parent.absolute() in _owned else file_locks.lock(target.parent, shared=True, wait=2.0)
         temporary = _temporary(target)
+        lock = file_locks.lock(temporary, wait=_PATIENCE)
         try:
             yield temporary
             temporary.replace(target)
         finally:
             temporary.unlink(missing_ok=True)
-            file_locks.release(writing)
+            file_locks.release(lock)
 
 
 def write_text(path: str | os.PathLike[str], text: str) -> None:
@@ -65,67 +69,103 @@ def atomic_folder(target: Path, marker: str, overwrite: bool, kind: str = "shard
     Raises UserError where the target exists and may not be replaced, or when the disk is full; BeingWritten while another process
     writes it.
     """
-    target = target.absolute()
+    target = _resolved(target)
     with _sentences(target):
-        target.parent.mkdir(parents=True, exist_ok=True)
-        restore(target)
-        _check_target(target, marker, overwrite, kind)
+        make_folder(target.parent)
         tidy(target.parent)
-        temporary, lock = _new_folder(target)
+        lock = None if target in _owned else file_locks.lock(_lock_of(target), wait=_PATIENCE)
+        if lock is None:
+            raise BeingWritten(
+                f"{target}: is being written by another process; wait for it, or choose another folder",
+                _lock_of(target),
+            )
+        temporary = _temporary(target)
         try:
-            _require_first(temporary, target)
+            _put_back(target)
+            _check_target(target, marker, overwrite, kind)
+            make_folder(temporary, target)
             yield temporary
             _check_target(target, marker, overwrite, kind)
             _put_in_place(temporary, target)
         finally:
             shutil.rmtree(temporary, ignore_errors=True)
-            file_locks.release(lock)
+            file_locks.release(lock, _lock_of(target))
 
 
 def wait_for(being_written: BeingWritten) -> None:
     """Returns when the other process has ended, whether well or not."""
-    file_locks.release(file_locks.lock(being_written.temporary, shared=True, wait=float("inf")))
+    path = being_written.lock
+    file_locks.release(file_locks.lock(path, wait=float("inf")), path)
+
+
+def make_folder(folder: Path, target: Path | None = None) -> None:
+    """Makes a folder and those above it. Raises UserError, which names `target` or else the folder, where that is not possible."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        if error.errno in _FULL:
+            raise
+        raise UserError(f"{target or folder}: cannot be created ({error.strerror}); choose another folder") from error
 
 
 def own(folder: Path) -> bool:
-    """Takes an existing folder for this process, until `disown` or its end. Returns False where another process has it."""
-    held = _owned.get(folder.absolute())
-    if held is not None and (held == file_locks.UNSUPPORTED or file_locks.is_at(held, folder)):
+    """Takes a folder, which need not exist, for this process, until `disown` or its end. Returns False where another process has it.
+
+    Raises UserError where the folder that it is in cannot be made.
+    """
+    if is_own(folder):
         return True
-    disown(folder)
-    lock = file_locks.lock(folder, wait=0.2)  # another may look for leftovers
+    folder = _resolved(folder)
+    make_folder(folder.parent)
+    lock = file_locks.lock(_lock_of(folder), wait=_PATIENCE)
     if lock is None:
         return False
-    _owned[folder.absolute()] = lock
-    if lock != file_locks.UNSUPPORTED:
-        _remove_leftovers(folder)
+    _owned[folder] = lock
     return True
+
+
+def is_own(folder: Path) -> bool:
+    """Whether this process has taken a folder with `own`."""
+    return _resolved(folder) in _owned
 
 
 def disown(folder: Path) -> None:
     """Gives a folder back that `own` took."""
-    file_locks.release(_owned.pop(folder.absolute(), None))
+    folder = _resolved(folder)
+    file_locks.release(_owned.pop(folder, None), _lock_of(folder))
+
+
+@atexit.register
+def _disown_all() -> None:
+    for folder in [*_owned]:
+        disown(folder)
 
 
 def tidy(folder: Path) -> None:
     """Removes what killed processes left half-written in a folder, when this process first writes there."""
     folder = folder.absolute()
-    if folder in _tidied or folder in _owned or not folder.is_dir():
+    if folder in _tidied or not folder.is_dir():
         return
     _tidied.add(folder)
-    lock = file_locks.lock(folder)  # not while another process writes there
-    if lock is not None and lock != file_locks.UNSUPPORTED:
-        _remove_leftovers(folder)
-    file_locks.release(lock)
+    for path in folder.iterdir():
+        found = _TEMPORARY.fullmatch(path.name)
+        if found and not path.is_dir():
+            _remove_unless_locked(path, path)
+        elif found and (path.suffix == ".tmp" or (folder / found["name"]).exists()):  # `restore` may need an older one
+            _remove_unless_locked(path, folder / f".{found['name']}{_LOCK}")
+        elif path.name.startswith(".") and path.name.endswith(_LOCK):
+            _remove_unless_locked(path, path)
 
 
 def restore(target: Path) -> None:
     """Puts a folder back that a process was killed while replacing, on a file system that cannot do that in one step."""
-    if target.exists() or not target.parent.is_dir():
+    target = _resolved(target)
+    if target.exists() or not _asides(target):
         return
-    asides = [path for path in _leftovers(target.parent, target.name) if path.suffix == ".old"]
-    if asides and not any(_is_alive(path) for path in _leftovers(target.parent, target.name) if path.suffix == ".tmp"):
-        asides[-1].replace(target)
+    lock = file_locks.lock(_lock_of(target), wait=_PATIENCE)
+    if lock is not None:
+        _put_back(target)
+    file_locks.release(lock, _lock_of(target))
 
 
 def id_file(folder: Path, name: str, suffix: str) -> Path:
@@ -142,67 +182,57 @@ def id_file(folder: Path, name: str, suffix: str) -> Path:
 
 @contextmanager
 def _sentences(target: Path) -> Iterator[None]:
+    target = target.absolute()
     try:
         yield
     except OSError as error:
         if error.errno in _FULL:
             raise UserError(f"{target}: the disk is full; free some space and run the command again") from error
-        if error.errno in _FORBIDDEN:
+        here = error.filename is None or target.parent in Path(os.fsdecode(error.filename)).absolute().parents
+        if error.errno in _FORBIDDEN and here:
             raise UserError(f"{target}: cannot be written ({error.strerror}); choose another folder") from error
         raise
 
 
+def _resolved(folder: Path) -> Path:
+    """Where it is: a link that a user has made stays, and is one place with what it leads to."""
+    return folder.resolve() if folder.is_symlink() else folder.absolute()
+
+
+def _short(target: Path) -> str:
+    return target.name.encode()[:_LONGEST_NAME].decode(errors="ignore")
+
+
 def _temporary(target: Path) -> Path:
-    # The time comes first: of two processes that begin at once the later one gives way.
-    name = target.name.encode()[:_LONGEST_NAME].decode(errors="ignore")
-    return target.with_name(f".{name}.{time.time_ns():016x}-{secrets.token_hex(4)}.tmp")
+    return target.with_name(f".{_short(target)}.{time.time_ns():016x}-{secrets.token_hex(4)}.tmp")
 
 
-def _new_folder(target: Path) -> tuple[Path, int | None]:
-    while True:
-        temporary = _temporary(target)
-        temporary.mkdir()
-        lock = file_locks.lock(temporary)
-        if lock is not None:
-            return temporary, lock
-        shutil.rmtree(temporary, ignore_errors=True)  # another process has just taken it for a leftover
+def _lock_of(folder: Path) -> Path:
+    return folder.with_name(f".{_short(folder)}{_LOCK}")
 
 
-def _leftovers(folder: Path, name: str = "") -> list[Path]:
-    """The temporary files and folders in a folder, or those of one target, in the order in which they were made."""
-    found = {path: match for path in folder.iterdir() if (match := _TEMPORARY.fullmatch(path.name))}
-    mine = [path for path, match in found.items() if not name or match["name"] == name[:_LONGEST_NAME]]
-    return sorted(mine, key=lambda path: found[path]["token"])
+def _asides(target: Path) -> list[Path]:
+    """The folders that stood aside to be replaced by `target`, in the order in which they did."""
+    if not target.parent.is_dir():
+        return []
+    found = {path: _TEMPORARY.fullmatch(path.name) for path in target.parent.glob(".*.old")}
+    return sorted(path for path, match in found.items() if match and match["name"] == _short(target))
 
 
-def _is_alive(temporary: Path) -> bool:
-    lock = file_locks.lock(temporary)
-    file_locks.release(lock)
-    return lock is None and temporary.exists()
+def _put_back(target: Path) -> None:
+    """With the target locked."""
+    asides = _asides(target)
+    if asides and not target.exists():
+        asides[-1].replace(target)
 
 
-def _remove_leftovers(folder: Path) -> None:
-    """With the folder locked. Folders have a lock of their own, since they take long."""
-    for path in _leftovers(folder):
-        if path.suffix == ".old" and not (folder / str(_TEMPORARY.fullmatch(path.name)["name"])).exists():  # type: ignore[index]
-            continue  # `restore` may need it
-        if not path.is_dir():
-            path.unlink(missing_ok=True)
-            continue
-        lock = file_locks.lock(path)
-        if lock is not None and lock != file_locks.UNSUPPORTED:
-            shutil.rmtree(path, ignore_errors=True)
-        file_locks.release(lock)
-
-
-def _require_first(temporary: Path, target: Path) -> None:
-    for other in _leftovers(target.parent, target.name):
-        if other == temporary:
-            return
-        if other.suffix == ".tmp" and _is_alive(other):
-            raise BeingWritten(
-                f"{target}: is being written by another process; wait for it, or choose another folder", other
-            )
+def _remove_unless_locked(path: Path, lock_file: Path) -> None:
+    lock = file_locks.lock(lock_file)
+    if lock is None or lock == file_locks.UNSUPPORTED:
+        return
+    if path.is_dir():
+        shutil.rmtree(path, ignore_errors=True)
+    file_locks.release(lock, lock_file)
 
 
 def _check_target(target: Path, marker: str, overwrite: bool, kind: str) -> None:
@@ -226,11 +256,11 @@ def _put_in_place(temporary: Path, target: Path) -> None:
     if _exchange(temporary, target):
         return  # the older one now has the temporary name, and is removed by it
     aside = temporary.with_suffix(".old")
-    target.replace(aside)
     try:
+        target.replace(aside)
         temporary.replace(target)
     except BaseException:  # a signal, too
-        aside.replace(target)
+        _put_back(target)
         raise
     shutil.rmtree(aside, ignore_errors=True)
 

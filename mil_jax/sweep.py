@@ -98,22 +98,22 @@ def main(arguments: list[str]) -> int:
     if values.check:
         return 0
     settings = {**config.to_dict(), "sweep": asked, "random": values.random}
-    folder = session.open_folder(fitter_of(base), how, name, settings)
-    if folder.is_complete:
+    with session.open_folder(fitter_of(base), how, name, settings) as folder:
+        if folder.is_complete:
+            return 0
+        folder.write_choices({"ladder": list(base.ladder.lengths)})
+        fits = []
+        for number, (group, experiment) in enumerate(zip(groups, experiments)):
+            try:
+                fits.append(_train(folder, experiment, number, group, len(groups)))
+            except TrainingInterrupted as stopped:
+                say(f"Stopped; the state is saved. Resume it with --resume --config.run={folder.path}")
+                return stopped.exit_code
+        for empty in (*folder.path.glob("checkpoints"), *(folder.path / "groups").glob("*/figures")):
+            empty.rmdir()  # what a run folder usually has, and a sweep fills elsewhere
+        _report(folder, config, base, axes, points, list(zip(groups, experiments, fits)), time.monotonic() - started)
+        say(f"Everything is in {folder.path}: summary.md, settings.csv, predictions.csv, best.py, figures/, groups/.")
         return 0
-    folder.write_choices({"ladder": list(base.ladder.lengths)})
-    fits = []
-    for number, (group, experiment) in enumerate(zip(groups, experiments)):
-        try:
-            fits.append(_train(folder, experiment, number, group, len(groups)))
-        except TrainingInterrupted as stopped:
-            say(f"Stopped; the state is saved. Resume it with --resume --config.run={folder.path}")
-            return stopped.exit_code
-    _report(folder, config, base, axes, points, list(zip(groups, experiments, fits)), time.monotonic() - started)
-    for empty in (folder.checkpoints, *(folder.path / "groups").glob("*/figures")):
-        empty.rmdir()  # what a run folder usually has, and a sweep fills elsewhere
-    say(f"Everything is in {folder.path}: summary.md, settings.csv, predictions.csv, best.py, figures/, groups/.")
-    return 0
 
 
 def _require_choosable(experiment: Experiment) -> None:
@@ -140,14 +140,14 @@ def _train(folder: RunFolder, experiment: Experiment, number: int, group: Group,
     title = f"group {number + 1} of {of}" if of > 1 else ""
     if title:
         say(f"{title}: {group.name or 'the config as it is'}, {counted(len(experiment.plan.replicas), 'run')}")
-    own = RunFolder.create(
+    with RunFolder.create(
         _group_folder(folder, number),
         experiment.config.to_dict(),
         experiment.fingerprints,
         resume=folder.resumed,
         free=FREE_ON_RESUME,
-    )
-    fit = session.train_with_progress(fitter_of(experiment), own, train_in, title)
+    ) as own:
+        fit = session.train_with_progress(fitter_of(experiment), own, train_in, title)
     return dataclasses.replace(fit, state=None)  # no parameters are kept
 
 

@@ -30,7 +30,8 @@ SETTINGS = {
     "aggregator.feature_dim": 16,
     "aggregator.attention_dim": 8,
     "data.max_buckets": 1,
-    "data.filter": "slide_id.str.endswith('0') or slide_id.str.endswith('1')",  # 120 of the 600 bags: quicker trials
+    # 120 of the 600 bags: quicker trials.
+    "data.filter": f"slide_id in {[f'digits-{fold}-{number:03d}' for fold in range(5) for number in range(120) if number % 10 < 2]}",
     "data.min_matched": 0.1,
     "train.epochs": 6,
     "train.checkpoint_seconds": 0,

@@ -112,8 +112,7 @@ def test_what_a_killed_writer_leaves_is_removed_by_the_next(tmp_path):
             kill()
 
     in_child(die)
-    (tmp_path / ".b.csv.4711.tmp").touch()  # of an earlier version
-    kept = (".hidden", ".c.tmp", "d.0.tmp", ".e.0123.old.txt")
+    kept = (".hidden", ".c.tmp", "d.0.tmp", ".e.0123.old.txt", ".b.csv.4711.tmp", ".photos.2023.old", ".x.lock")
     for name in kept:
         (tmp_path / name).touch()
     assert len(list(tmp_path.iterdir())) == 3 + len(kept)
@@ -147,7 +146,7 @@ def test_of_two_writers_of_a_folder_the_later_is_refused_and_can_wait(tmp_path):
         ):
             pass
         assert folder.is_dir()
-    files.wait_for(BeingWritten("", folder))  # at once: it has ended
+    files.wait_for(BeingWritten("", files._lock_of(target)))  # at once: it has ended
     assert (target / "mark").read_text() == "first"
     assert [path.name for path in tmp_path.iterdir()] == ["made"]
 
@@ -156,17 +155,17 @@ def test_waiting_ends_with_the_other_process(tmp_path):
     reading, writing = os.pipe()
 
     def other():
-        with files.atomic_folder(tmp_path / "made", "mark", False) as folder:
-            os.write(writing, os.fsencode(folder))
+        with files.atomic_folder(tmp_path / "made", "mark", False):
+            os.write(writing, b"made")
             time.sleep(0.2)
             kill()
 
     child = os.fork()
     if child == 0:
         other()
-    temporary = Path(os.fsdecode(os.read(reading, 4096)))
+    os.read(reading, 4)
     started = time.monotonic()
-    files.wait_for(BeingWritten("", temporary))
+    files.wait_for(BeingWritten("", files._lock_of(tmp_path / "made")))
     assert time.monotonic() - started > 0.05
     os.waitpid(child, 0)
     write_folder(tmp_path / "made", "mine", overwrite=False)
@@ -223,12 +222,61 @@ def test_long_names_are_written(tmp_path, name):
     assert (tmp_path / name).read_text() == "whole"
 
 
+def test_two_writers_meet_at_the_place_of_a_link_which_stays(tmp_path):
+    """Results on another disk, with a link to them: the link is the user's."""
+    (tmp_path / "disk").mkdir()
+    (tmp_path / "link").symlink_to(tmp_path / "disk" / "made")
+    write_folder(tmp_path / "link", "first")
+    write_folder(tmp_path / "link", "second")
+    assert (tmp_path / "link").is_symlink()
+    assert [path.name for path in (tmp_path / "disk").iterdir()] == ["made"]
+    assert (tmp_path / "disk" / "made" / "mark").read_text() == "second"
+    with (
+        files.atomic_folder(tmp_path / "disk" / "made", "mark", True),
+        pytest.raises(BeingWritten),
+        files.atomic_folder(tmp_path / "link", "mark", True),
+    ):
+        pass
+
+
+def test_of_many_that_begin_at_once_one_writes(tmp_path):
+    """Whatever their clocks say."""
+    for attempt in range(2):
+        start, children = time.monotonic() + 0.02, []
+        for number in range(3):
+
+            def write(number=number, attempt=attempt, start=start):
+                skew = number * 10**9
+                now = time.time_ns
+                time.time_ns = lambda: now() - skew
+                while time.monotonic() < start:
+                    pass
+                with files.atomic_folder(tmp_path / str(attempt), "mark", False) as folder:
+                    time.sleep(0.7)  # longer than others wait
+                    (folder / "mark").touch()
+
+            child = os.fork()
+            if child == 0:
+                os._exit(os.waitstatus_to_exitcode(in_child(write)))
+            children.append(child)
+        codes = [os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) for child in children]
+        assert sorted(codes) == [0, 7, 7]
+
+
 def test_a_folder_that_may_not_be_written_is_a_sentence(tmp_path, monkeypatch):
     def forbidden(*_, **__):
         raise PermissionError(13, "Permission denied")
 
     monkeypatch.setattr(Path, "mkdir", forbidden)
-    with pytest.raises(UserError, match=r"below: cannot be written .Permission denied.; choose another folder"):
+    with pytest.raises(UserError, match=r"a: cannot be created .Permission denied.; choose another folder"):
         files.write_text(tmp_path / "a" / "below", "")
-    with pytest.raises(UserError, match="made: cannot be written"):
-        write_folder(tmp_path / "made", "")
+    monkeypatch.undo()
+    with (
+        pytest.raises(UserError, match=r"made: cannot be written .Permission denied.; choose another folder"),
+        files.atomic_folder(tmp_path / "made", "mark", True) as folder,
+    ):
+        raise PermissionError(13, "Permission denied", str(folder / "mark"))
+    with pytest.raises(UserError, match=r"^/proc.* cannot be (written|created)"):  # where no folder can be made
+        write_folder(Path("/proc/made"), "")
+    with pytest.raises(PermissionError), files.atomic_folder(tmp_path / "made", "mark", True):
+        raise PermissionError(13, "Permission denied", "/elsewhere/features.h5")  # not what is written

@@ -13,7 +13,7 @@ import functools
 import hashlib
 import io
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -27,12 +27,14 @@ from data_prep.jobs import EMPTY, OK, UNREADABLE, Records, Row, Slide, SlideErro
 from data_prep.slides.open_slide import opened
 from data_prep.tiles.coordinates import COORDS, Coordinates, coords_folder, read_coordinates
 from data_prep.tiles.read import read_tiles
+from mil_jax.csv_cells import original
 from mil_jax.data.features.checks import cast, finite_rows, ranges
 from mil_jax.data.features.report import FeatureReport
 from mil_jax.encoders.registry import BILINEAR, ENCODERS, Preprocessing, TileEncoder, bare_encoder, encoder_named
 from mil_jax.encoders.weights import load_weights
 from mil_jax.errors import DataError
 from mil_jax.files import atomic_write, id_file
+from mil_jax.interop.array_files import open_arrays
 
 REPLACED, NOT_FINITE = "replaced", "not finite"
 COLUMNS = (
@@ -111,7 +113,7 @@ def tiled_slides(work: str, scale: int, moved_to: str = "") -> tuple[list[Slide]
     if scale and not coords_folder(work, scale).is_dir():
         raise DataError(f"{coords_folder(work, scale)}: not there; tile at several scales first (--mpp=0.5,2)")
     with table.open(encoding="utf-8", newline="") as file:
-        rows = list(csv.DictReader(file))
+        rows = [{name: original(cell) for name, cell in row.items()} for row in csv.DictReader(file)]
     places = {slide.slide_id: slide.path for slide in find_slides(moved_to)} if moved_to else {}
     slides = []
     for row in rows:
@@ -194,8 +196,7 @@ class SlideEncoder:
 
 def write_features(path: Path, features: np.ndarray, made: Coordinates, source: Path, settings: EncodeSettings) -> None:
     """Writes a slide's feature file whole. features: [n, D]. source: its coordinate file, whose attributes are kept."""
-    with h5py.File(source, "r") as file:
-        attributes: Mapping[str, Any] = dict(file[COORDS].attrs)
+    attributes = open_arrays(source).attributes[COORDS]
     content = io.BytesIO()  # HDF5 does not say that a disk is full in a way that can be told
     with h5py.File(content, "w") as file:
         dataset = file.create_dataset("features", data=features)

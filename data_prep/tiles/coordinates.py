@@ -24,6 +24,7 @@ import numpy as np
 from data_prep.tiles.grid import Tiling
 from mil_jax.errors import DataError
 from mil_jax.files import atomic_write
+from mil_jax.interop.array_files import open_arrays
 
 COORDS = "coords"
 
@@ -122,34 +123,36 @@ def _nearest_magnification(made: Coordinates) -> int:
 def read_coordinates(path: str | os.PathLike[str]) -> Coordinates:
     """Reads a coordinate file. Raises DataError where it is damaged, or was not written by `data_prep.tile`."""
     try:
-        with h5py.File(path, "r") as file:
-            attributes = dict(file[COORDS].attrs)
-            across, down = attributes.get("level_dim", (0, 0))
-            tiling = Tiling(
-                int(attributes["tile_size"]),
-                int(attributes["tile_size_level0"]),
-                int(attributes["step_level0"]),
-                int(attributes["read_level"]),
-                float(attributes["read_downsample"]),
-                float(attributes["mpp"]),
-            )
-            return Coordinates(
-                str(attributes["name"]),
-                tiling,
-                file[COORDS][()],
-                file["tissue"][()],
-                float(attributes["mpp_level0"]),
-                float(attributes["magnification_level0"]),
-                (int(attributes["level0_width"]), int(attributes["level0_height"])),
-                (int(across), int(down)),
-                int(attributes["slide_size"]),
-                int(attributes["slide_mtime_ns"]),
-                int(attributes["overlap"]),
-                file["parent"][()] if "parent" in file else None,
-                {name: values[()] for name, values in file.get("quality", {}).items()},
-                {name: values[()] for name, values in file.get("labels", {}).items()},
-            )
-    except (OSError, KeyError) as error:
+        file = open_arrays(Path(path))
+        attributes = file.attributes[COORDS]
+        across, down = attributes.get("level_dim", (0, 0))
+        tiling = Tiling(
+            int(attributes["tile_size"]),
+            int(attributes["tile_size_level0"]),
+            int(attributes["step_level0"]),
+            int(attributes["read_level"]),
+            float(attributes["read_downsample"]),
+            float(attributes["mpp"]),
+        )
+        return Coordinates(
+            str(attributes["name"]),
+            tiling,
+            file.read(COORDS),
+            file.read("tissue"),
+            float(attributes["mpp_level0"]),
+            float(attributes["magnification_level0"]),
+            (int(attributes["level0_width"]), int(attributes["level0_height"])),
+            (int(across), int(down)),
+            int(attributes["slide_size"]),
+            int(attributes["slide_mtime_ns"]),
+            int(attributes["overlap"]),
+            file.get("parent"),
+            *(
+                {name.partition("/")[2]: file.read(name) for name in file.headers if name.startswith(f"{group}/")}
+                for group in ("quality", "labels")
+            ),
+        )
+    except (OSError, KeyError, ValueError, TypeError, OverflowError, DataError) as error:
         raise DataError(
             f"{path}: not a whole coordinate file of data_prep.tile ({error}); tile this slide again"
         ) from error

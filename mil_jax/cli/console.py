@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     import pandas as pd  # half a second, which `--help` need not wait
 
 console = Console(soft_wrap=True)
+_FORBIDDEN = (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENAMETOOLONG, errno.ELOOP)
 _errors = Console(stderr=True, soft_wrap=True)
 
 
@@ -50,10 +51,15 @@ def run_command(main: Callable[[list[str]], int]) -> None:
     except UserError as error:
         code = _refused(str(error))
     except OSError as error:
-        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
-            raise
         where = f"{error.filename}: " if error.filename else ""
-        code = _refused(f"{where}the disk is full; free some space and run the command again")
+        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+            code = _refused(f"{where}the disk is full; free some space and run the command again")
+        elif error.errno in _FORBIDDEN and where:
+            code = _refused(
+                f"{where}cannot be used ({error.strerror}); change its permissions, or choose another place"
+            )
+        else:
+            raise
     except KeyboardInterrupt:
         _errors.print(
             "stopped by the keyboard; a training that had saved its state is resumed with --resume", markup=False

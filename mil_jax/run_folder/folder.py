@@ -23,7 +23,7 @@ import pandas as pd
 import mil_jax
 from mil_jax.csv_cells import inert_table, original_table
 from mil_jax.errors import RunFolderError, UserError
-from mil_jax.files import atomic_write, disown, own, write_text
+from mil_jax.files import atomic_write, disown, is_own, own, write_text
 from mil_jax.run_folder.environment import describe_environment
 from mil_jax.settings import present_settings
 
@@ -59,33 +59,36 @@ class RunFolder:
         overwrite: move the run that is there aside, to PATH.old, PATH.old2, ...
         free: dotted names of settings, or of groups of them, that may differ when resuming.
 
-        The folder is this process's own until `release`, or its end.
+        The folder is this process's own until it leaves `with`, or ends.
 
         Raises RunFolderError when the path is taken by a run (without resume or overwrite) or by something else, when another process
         trains into it, and when a run is resumed with other settings or data, naming what differs.
         """
         folder = Path(path)
         require_usable(folder, resume=resume, overwrite=overwrite)
-        wanted = {"config": plain(config), "data": plain(fingerprints)}
-        moved = None
-        if is_run_folder(folder):
-            _own(folder)
-            require_usable(folder, resume=resume, overwrite=overwrite)  # another process may have been quicker
-            if resume:
-                return cls._resume(folder, wanted, free)
-            moved = _free_name(folder)
-            folder.rename(moved)
+        _make(folder.parent)
+        before = is_own(folder)
+        if not own(folder):
+            raise RunFolderError(f"{folder}: another process trains into it now; wait for it, or name another folder")
         try:
+            require_usable(folder, resume=resume, overwrite=overwrite)  # another process may have been quicker
+            wanted = {"config": plain(config), "data": plain(fingerprints)}
+            moved = None
+            if is_run_folder(folder):
+                if resume:
+                    return cls._resume(folder, wanted, free)
+                moved = _free_name(folder)
+                folder.rename(moved)
             for part in (folder, folder / "checkpoints", folder / "figures"):
-                part.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise RunFolderError(f"{folder} cannot be created ({error.strerror}); name another folder") from error
-        _own(folder)
-        require_usable(folder)
-        run = cls(folder, moved=moved)
-        run.write_json("config.json", {_MARK: mil_jax.__version__, **wanted, "choices": {}})
-        run._note_environment()
-        return run
+                _make(part)
+            run = cls(folder, moved=moved)
+            run.write_json("config.json", {_MARK: mil_jax.__version__, **wanted, "choices": {}})
+            run._note_environment()
+            return run
+        except BaseException:  # Ctrl-C, too
+            if not before:
+                disown(folder)
+            raise
 
     @classmethod
     def _resume(cls, folder: Path, wanted: dict[str, Any], free: Sequence[str]) -> RunFolder:
@@ -122,7 +125,10 @@ class RunFolder:
             raise RunFolderError(f"{run.path}: the run has not ended; finish it with --resume")
         return run
 
-    def release(self) -> None:
+    def __enter__(self) -> RunFolder:
+        return self
+
+    def __exit__(self, *_: object) -> None:
         """Lets other processes train into the folder."""
         disown(self.path)
 
@@ -313,9 +319,11 @@ def _line(row: Mapping[str, Any]) -> str:
     return json.dumps(plain(row), allow_nan=False)
 
 
-def _own(folder: Path) -> None:
-    if not own(folder):
-        raise RunFolderError(f"{folder}: another process trains into it now; wait for it, or name another folder")
+def _make(folder: Path) -> None:
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise RunFolderError(f"{folder} cannot be created ({error.strerror}); name another folder") from error
 
 
 def _holds_something(path: Path) -> bool:

@@ -20,6 +20,7 @@ from PIL import Image
 
 from data_prep import encode, tile
 from data_prep.demo_slides import draw_slide, write_slide
+from data_prep.features.encode_slide import tiled_slides
 from data_prep.features.encoder import batched, prepared
 from data_prep.features.prefetch import Prefetcher
 from data_prep.jobs import Records, Slide
@@ -61,6 +62,15 @@ def tiled(tmp_path_factory) -> Path:
 def work(tiled, tmp_path) -> Path:
     shutil.copytree(tiled / "work", tmp_path / "work")
     return tmp_path / "work"
+
+
+def test_a_slide_with_a_name_like_a_formula_is_found_in_the_report(tmp_path):
+    records = Records(tmp_path, "tile", "tiles.csv", [])
+    records.use_settings({})
+    records.run(Slide("=1+1", tmp_path / "=1+1.svs", 3, 4), dict)
+    assert records.write_table()[0]["slide"] == "=1+1"
+    assert (tmp_path / "tiles.csv").read_text().splitlines()[1].startswith("'=1+1,")
+    assert [slide.slide_id for slide in tiled_slides(str(tmp_path), 0)[0]] == ["=1+1"]
 
 
 def encoded(work: Path, capsys, *arguments: str, code: int = 0) -> Ended:

@@ -37,6 +37,25 @@ def records(folder: Path, **settings: object) -> Records:
     return made
 
 
+def test_a_part_is_done_by_one_process_at_a_time(tmp_path):
+    reading, writing = os.pipe()
+    child = os.fork()
+    if child == 0:
+        with records(tmp_path).claimed((1, 2)):
+            os.write(writing, b"claimed")
+            signal.pause()
+    os.read(reading, 7)
+    with records(tmp_path).claimed((2, 2)):
+        pass
+    with pytest.raises(ConfigError, match="another process does the same there now"), records(tmp_path).claimed((1, 2)):
+        pass
+    os.kill(child, signal.SIGKILL)
+    os.waitpid(child, 0)
+    with records(tmp_path).claimed((1, 2)):
+        pass
+    assert sorted(path.name for path in (tmp_path / "records").iterdir()) == ["tile.json"]
+
+
 def test_slides_are_found_in_subfolders_in_natural_order(slides):
     assert [slide.slide_id for slide in slides] == ["Präparat", "TCGA-1.F6E9", "a 2", "a 10"]
 

@@ -138,6 +138,15 @@ def test_all_rows_that_are_not_finite_are_listed(tmp_path):
     assert not list(tmp_path.iterdir())
 
 
+def test_slides_added_by_two_commands_are_all_kept(folder):
+    """The one that opened the folder before the other changed it is refused, not the other's slides lost."""
+    before = Shards.open(folder)
+    write_shards([bag("d")], folder, add_to=Shards.open(folder))
+    with pytest.raises(ShardError, match="another process has just added to it"):
+        write_shards([bag("e")], folder, add_to=before)
+    assert Shards.open(folder).slide_ids == ["a", "b", "c", "d"]
+
+
 def test_two_widths_name_both_slides(tmp_path):
     with pytest.raises(DataError, match="slide b has 5 features, but slide a has 4 features"):
         write_shards([bag("a"), bag("b", width=5)], tmp_path / "shards")

@@ -17,7 +17,7 @@ import numpy as np
 from mil_jax.data.features.checks import SlideChecks
 from mil_jax.data.shards.index import ShardIndex, read_index
 from mil_jax.data.shards.reader import Shards
-from mil_jax.errors import ConfigError
+from mil_jax.errors import ConfigError, ShardError
 from mil_jax.interop.feature_files import FeatureFile
 
 
@@ -51,9 +51,12 @@ def _differs(path: Path, mtime: float) -> bool:
 def keep(shards: Shards, folder: Path, checked: SlideChecks, num_neighbors: int, regions: int) -> ShardIndex:
     """Links shards into `folder` as 0.shard, 1.shard, ..., and has `checked` count their slides; returns their index.
 
-    Raises ConfigError where what is asked for is not what they hold, ShardError for a record that was altered.
+    Raises ConfigError where what is asked for is not what they hold, ShardError for a record that was altered, and where the folder has
+    changed since they were opened.
     """
     before, index = shards.folder, read_index(shards.folder)
+    if index.fingerprint() != shards.fingerprint:
+        raise ShardError(f"{before}: another process has just added to it; run the command again")
     asked = {"neighbors": num_neighbors, "regions": regions}
     held = {"neighbors": index.num_neighbors, "regions": round(index.num_parts**0.5)}
     for name, value in asked.items():

@@ -9,11 +9,14 @@ with its checksum then: tools that keep times (`cp -p`, `rsync -t`) do not hide 
 from __future__ import annotations
 
 import dataclasses
+import functools
 import hashlib
 import json
 import os
+import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from pathlib import Path
 
 import google_crc32c
@@ -52,6 +55,7 @@ def convert(
     regions: int = 0,
     add_to: Shards | None = None,
     progress: Progress | None = None,
+    finish: Callable[[Path], None] | None = None,
 ) -> ShardWriteReport:
     """Writes the shards of a recognised folder, or behind those of `add_to` in the same folder.
 
@@ -73,6 +77,7 @@ def convert(
         num_neighbors=num_neighbors,
         regions=regions,
         add_to=add_to,
+        finish=finish,
     )
 
 
@@ -108,6 +113,7 @@ def shards_for_features(
         return layout.read(file)
 
     while not _is_current(layout, folder):
+        begun = time.time_ns()
         ladder = None if regions else storage_ladder(layout)
         try:
             convert(
@@ -121,13 +127,13 @@ def shards_for_features(
                 num_neighbors=num_neighbors,
                 regions=regions,
                 progress=progress,
+                finish=functools.partial(_write_sources, checksums, begun),
             )
-            write_text(folder / SOURCES, json.dumps(checksums))
             break
         except BeingWritten as other:
             wait_for(other)
         except UserError:
-            if not folder.exists():  # where it exists, another process has just written the same
+            if not _is_current(layout, folder):  # else another process has just written the same
                 raise
     try:
         return Shards.open(folder)
@@ -200,16 +206,23 @@ def _is_current(layout: Layout, folder: Path) -> bool:
     """Whether the cache has shards of these files with what they hold now; those that changed since are read."""
     if not folder.exists():
         return False
-    path = folder / SOURCES
+    path, begun = folder / SOURCES, time.time_ns()
     try:
-        known, written = json.loads(path.read_text()), path.stat().st_mtime_ns
-    except (OSError, ValueError):
-        known, written = {}, 0  # killed just before it was written
+        known, written = dict(json.loads(path.read_text())), path.stat().st_mtime_ns
+    except (OSError, ValueError, TypeError):
+        return False
     files = [path for file in layout.files for path in _paths(file)]
     changed = [file for file in files if file.stat().st_ctime_ns > written - _TOLERANCE]
     now = {str(file): _checksum(file) for file in changed}
     if any(known.get(file, checksum) != checksum for file, checksum in now.items()):
         return False
     if changed:
-        write_text(path, json.dumps(known | now))
+        with suppress(UserError):  # a cache that may only be read
+            _write_sources(known | now, begun, folder)
     return True
+
+
+def _write_sources(checksums: dict[str, int], begun: int, folder: Path) -> None:
+    """Dated back to when the files began to be read: what changes while others are read is noticed."""
+    write_text(folder / SOURCES, json.dumps(checksums))
+    os.utime(folder / SOURCES, ns=(begun, begun))

@@ -20,6 +20,7 @@ import google_crc32c
 import numpy as np
 import pandas as pd
 
+from mil_jax.csv_cells import inert_table, original_table
 from mil_jax.data.shards import tfrecord
 from mil_jax.errors import ShardError
 
@@ -78,7 +79,8 @@ class ShardIndex:
 def write_index(folder: Path, index: ShardIndex) -> None:
     """Writes both files into a folder that is not yet in its place."""
     optional = [name for name, count in ((_GRAPH, index.num_neighbors), (_PARTS, index.num_parts)) if count]
-    table = index.records[[*_TEXT, *_WHOLE, *_REAL, *optional]].to_csv(index=False, na_rep="nan").encode()
+    records = inert_table(index.records[[*_TEXT, *_WHOLE, *_REAL, *optional]])
+    table = records.to_csv(index=False, na_rep="nan").encode()
     (folder / RECORDS_FILE).write_bytes(table)
     content = {
         "format": FORMAT,
@@ -140,7 +142,7 @@ def _parsed(content: dict[str, Any], records: Path) -> ShardIndex:
         | {_GRAPH: np.int64, _PARTS: np.int64}
     )
     missing = {column: ["nan"] for column in _REAL}
-    table = pd.read_csv(records, dtype=types, keep_default_na=False, na_values=missing)
+    table = original_table(pd.read_csv(records, dtype=types, keep_default_na=False, na_values=missing))
     # Absent from shards that were written before there were graphs and regions.
     num_neighbors, num_parts = content.get("num_neighbors", 0), content.get("num_parts", 0)
     for column, count in ((_GRAPH, num_neighbors), (_PARTS, num_parts)):

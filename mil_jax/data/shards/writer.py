@@ -11,7 +11,7 @@ from __future__ import annotations
 import json
 import math
 import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -72,6 +72,7 @@ def write_shards(
     num_neighbors: int = 0,
     regions: int = 0,
     add_to: Shards | None = None,
+    finish: Callable[[Path], None] | None = None,
 ) -> ShardWriteReport:
     """Writes a folder of shards, whole or not at all.
 
@@ -82,6 +83,7 @@ def write_shards(
     num_neighbors: store so many nearest tiles of each tile, for methods on graphs; 0 = none.
     regions: store regions of so many tiles a side as the instances, for HIPT (16); 0 = as they come.
     add_to: the shards in this folder, which stay as they are; `slides` come behind them.
+    finish: writes what else belongs into the folder, which is not yet in its place.
 
     Raises ConfigError for neighbours of regions, or slides to add that would be stored otherwise than those that are there; DataError
     for non-finite rows (every slide and row is named), features of different shape or type, a slide that occurs twice, values that a
@@ -105,6 +107,8 @@ def write_shards(
         report = _finish(temporary, target, checked, writer, tuple(notes))
         if for_tensorflow:
             _write_metadata(temporary, writer)
+        if finish is not None:
+            finish(temporary)
         return report
 
 

@@ -11,7 +11,7 @@ import pytest
 from mil_jax.data.shards import convert as module
 from mil_jax.data.shards.convert import shards_for_features
 from mil_jax.data.shards.reader import Shards
-from mil_jax.errors import DataError, ShardError
+from mil_jax.errors import DataError, ShardError, UserError
 
 
 @pytest.fixture
@@ -88,9 +88,48 @@ def test_files_whose_status_alone_changed_are_read_once_and_not_converted(featur
     monkeypatch.setattr(module, "_TOLERANCE", -(10**9))  # a second has passed
     shards_for_features(features, tmp_path / "cache")
     assert len(read) == 3
-    sources.unlink()  # killed just before it was written
+    os.utime(sources, ns=(0, 0))
+
+    def forbidden(*_):
+        raise UserError("cannot be written")
+
+    monkeypatch.setattr(module, "write_text", forbidden)  # a cache that may only be read
     assert shards_for_features(features, tmp_path / "cache").fingerprint == first.fingerprint
-    assert sources.exists()
+    assert len(read) == 3 + 3
+
+
+@pytest.mark.parametrize("content", [None, "[1]", "{"])
+def test_a_cache_that_has_lost_its_checksums_is_converted_anew(features, tmp_path, content):
+    sources = shards_for_features(features, tmp_path / "cache").folder / "sources.json"
+    before = sources.read_bytes()
+    sources.unlink() if content is None else sources.write_text(content)
+    assert len(shards_for_features(features, tmp_path / "cache")) == 3
+    assert sources.read_bytes() == before
+
+
+def test_features_that_change_during_the_conversion_are_noticed(features, tmp_path):
+    content = np.zeros((40_000, 4), np.float32)
+    np.save(features / "s0.npy", content)
+
+    def replace(done: int, total: int, slide: str) -> None:
+        if done == 2:  # the first one has been read
+            content[13_000] = 1
+            keep_times(features / "s0.npy", lambda path: np.save(path, content))
+
+    first = shards_for_features(features, tmp_path / "cache", progress=replace)
+    second = shards_for_features(features, tmp_path / "cache")
+    assert second.folder == first.folder  # no sample holds that row
+    assert second.fingerprint != first.fingerprint
+
+
+def test_features_that_became_unusable_are_an_error_though_there_is_a_cache(features, tmp_path):
+    content = np.zeros((40_000, 4), np.float32)
+    np.save(features / "s0.npy", content)
+    shards_for_features(features, tmp_path / "cache")
+    content[13_000] = np.nan
+    keep_times(features / "s0.npy", lambda path: np.save(path, content))
+    with pytest.raises(DataError, match="s0"):
+        shards_for_features(features, tmp_path / "cache")
 
 
 def test_another_setting_gets_a_new_name(features, tmp_path):

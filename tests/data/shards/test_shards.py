@@ -255,3 +255,11 @@ def test_an_unfit_target_array_is_refused(tmp_path, out):
     write_shards([bag("a", 3)], tmp_path / "shards")
     with pytest.raises(ValueError, match="out must be"):
         Shards.open(tmp_path / "shards").read_features(0, out)
+
+
+def test_ids_like_formulas_are_inert_in_the_table_and_read_back(tmp_path):
+    bags = [SlideBag(name, np.ones((3, 2), np.float32)) for name in ("=1+1", "'=1", "-5", "+a", "b")]
+    write_shards(bags, tmp_path / "shards", for_tensorflow=False)
+    assert Shards.open(tmp_path / "shards").slide_ids == ["=1+1", "'=1", "-5", "+a", "b"]
+    lines = (tmp_path / "shards" / "records.csv").read_text().splitlines()[1:]
+    assert [line.split(",")[0] for line in lines] == ["'=1+1", "''=1", "-5", "'+a", "b"]
