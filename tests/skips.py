@@ -14,6 +14,7 @@ _NAMED = {  # module -> how people call it, the extra that brings it
     "openpyxl": ("openpyxl", "test"),
     "pyarrow": ("pyarrow", "test"),
     "ray": ("Ray", "ray"),
+    "jax_plugins.xla_cuda13": ("JAX for CUDA 13", "gpu"),
     "tensorflow": ("TensorFlow", "test-tensorflow"),
     "lifelines": ("lifelines", "test-survival"),
     "sksurv.metrics": ("scikit-survival", "test-survival"),

@@ -29,7 +29,8 @@ TEXT_SUFFIXES = (".csv", ".tsv", ".txt", ".tab")
 SUFFIXES = (*TEXT_SUFFIXES, ".xlsx", ".parquet")
 FEATURE_SUFFIXES = (".pt", ".h5")
 MOST_ROWS = 20_000_000
-MOST_UNPACKED = 4 << 30  # bytes of an xlsx file
+MOST_UNPACKED, FREE_UNPACKED, MOST_EXPANSION = 4 << 30, 64 << 20, 100  # bytes of a compressed file, or times its own
+MOST_SHEET_ROWS, MOST_CELLS = 1 << 20, 100_000_000  # the format's own limit; of a sheet in memory
 _SEPARATOR = re.compile(r"sep=(.)")
 HEADLESS = ("path", "label", "Fold")  # the columns of a table that has no header
 _NUMBER = re.compile(r"[+-]?(0|[1-9]\d*)?(\.\d*)?([eE][+-]?\d+)?")
@@ -164,11 +165,40 @@ def _parquet(path: Path, names: Sequence[str]) -> dict[str, list[Any]]:
     """The columns of a file; an index that pandas saved is a column like the others."""
     parquet = _needed("pyarrow.parquet", path)
     with _readable(path):
-        rows = parquet.ParquetFile(path).metadata.num_rows
-        if rows > MOST_ROWS:
-            raise DataError(f"{path}: claims {rows:,} rows, and a table may have {MOST_ROWS:,}; is it a label table?")
-        table = parquet.read_table(path, columns=list(names))
-        return {name: table.column(name).to_pylist() for name in names}
+        metadata, schema = parquet.read_metadata(path), parquet.read_schema(path)
+        if metadata.num_rows > MOST_ROWS:
+            raise DataError(
+                f"{path}: claims {metadata.num_rows:,} rows, and a table may have {MOST_ROWS:,}; is it a label table?"
+            )
+        kinds = {name: schema.field(name).type for name in names}
+        for name, kind in kinds.items():
+            if kind.num_fields:
+                raise DataError(f"{path}: the column {name!r} holds {kind}, and a cell of a table is one value")
+        groups = (metadata.row_group(number) for number in range(metadata.num_row_groups))
+        columns = (group.column(number) for group in groups for number in range(group.num_columns))
+        unpacked = sum(column.total_uncompressed_size for column in columns if column.path_in_schema in names)
+        _require_bounded(unpacked, path)
+        texts = [name for name, kind in kinds.items() if str(kind) in ("string", "large_string")]
+        # As a dictionary a text that repeats is kept once.
+        table = parquet.ParquetFile(path, read_dictionary=texts).read(columns=list(names))
+        return {name: [cell for chunk in table.column(name).chunks for cell in _cells(chunk)] for name in names}
+
+
+def _cells(chunk: Any) -> list[Any]:
+    """Of a column of parquet; those of a dictionary share their text."""
+    if not hasattr(chunk, "dictionary"):
+        cells: list[Any] = chunk.to_pylist()
+        return cells
+    texts = [text.strip() if isinstance(text, str) else text for text in chunk.dictionary.to_pylist()]
+    return [None if place is None else texts[place] for place in chunk.indices.to_pylist()]
+
+
+def _require_bounded(unpacked: int, path: Path) -> None:
+    """Raises DataError for what compression hides: few bytes that take all memory."""
+    if unpacked > min(MOST_UNPACKED, max(FREE_UNPACKED, MOST_EXPANSION * path.stat().st_size)):
+        raise DataError(
+            f"{path}: its {path.stat().st_size:,} bytes unpack to {unpacked:,}; save the columns of the labels alone, as csv"
+        )
 
 
 @functools.lru_cache(maxsize=2)
@@ -178,12 +208,10 @@ def _excel_at(path: Path, size: int, mtime_ns: int) -> tuple[list[str], list[int
     with _readable(path), warnings.catch_warnings():
         warnings.simplefilter("ignore")  # openpyxl warns of styles and validations that it leaves out
         with zipfile.ZipFile(path) as archive:
-            unpacked = sum(member.file_size for member in archive.infolist())
-            if unpacked > MOST_UNPACKED:
-                raise DataError(f"{path}: unpacks to {unpacked:,} bytes; save the sheet with the labels alone, as csv")
+            _require_bounded(sum(member.file_size for member in archive.infolist()), path)
         book = openpyxl.load_workbook(path, read_only=True, data_only=True)
         try:
-            sheets = {sheet.title: _filled_rows(sheet) for sheet in book.worksheets}
+            sheets = {sheet.title: _filled_rows(sheet, path) for sheet in book.worksheets}
         finally:
             book.close()
     filled = [title for title, rows in sheets.items() if rows]
@@ -195,7 +223,8 @@ def _excel_at(path: Path, size: int, mtime_ns: int) -> tuple[list[str], list[int
         )
     numbered = sheets[filled[0]]
     header = ["" if cell is None else str(cell).strip() for cell in numbered[0][1]]
-    _require_header(header, path)
+    width = max(len(row) for _, row in numbered[:2])
+    _require_header([*header, *[""] * (width - len(header))], path)
     while header and not header[-1]:
         header.pop()
     return header, [number for number, _ in numbered[1:]], [row for _, row in numbered[1:]]
@@ -206,16 +235,28 @@ def _excel(path: Path) -> tuple[list[str], list[int], list[tuple[Any, ...]]]:
     return _excel_at(path, status.st_size, status.st_mtime_ns)
 
 
-def _filled_rows(sheet: Any) -> list[tuple[int, tuple[Any, ...]]]:
-    """(number, cells) of the rows that hold anything."""
+def _filled_rows(sheet: Any, path: Path) -> list[tuple[int, tuple[Any, ...]]]:
+    """(number, cells up to the last that is filled) of the rows that hold anything."""
     sheet.reset_dimensions()  # what the file claims
-    rows = []
+    rows, cells = [], 0
     for number, row in enumerate(sheet.iter_rows(values_only=True), start=1):
-        if any(cell is not None and str(cell).strip() for cell in row):
-            rows.append((number, row))
-        if len(rows) > MOST_ROWS:
-            raise DataError(f"sheet {sheet.title}: more than {MOST_ROWS:,} rows")
+        if number > MOST_SHEET_ROWS:
+            raise DataError(
+                f"{path}: its sheet {sheet.title} claims more than {MOST_SHEET_ROWS:,} rows, which no sheet has"
+            )
+        width = next((place for place in range(len(row), 0, -1) if _is_filled(row[place - 1])), 0)
+        cells += len(row)
+        if cells > MOST_CELLS:
+            raise DataError(
+                f"{path}: its sheet {sheet.title} spans more than {MOST_CELLS:,} cells; save the columns of the labels alone"
+            )
+        if width:
+            rows.append((number, row[:width]))
     return rows
+
+
+def _is_filled(cell: Any) -> bool:
+    return cell is not None and (not isinstance(cell, str) or bool(cell.strip()))
 
 
 def _require_header(header: Sequence[str], path: Path) -> None:

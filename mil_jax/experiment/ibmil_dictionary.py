@@ -21,6 +21,7 @@ from mil_jax.errors import ConfigError, DataError
 from mil_jax.experiment.experiment import Experiment
 from mil_jax.experiment.pretrained_weights import InitialWeights, Source, TargetRun, completed, same_runs
 from mil_jax.files import atomic_write
+from mil_jax.interop.array_files import open_arrays
 from mil_jax.run_folder.folder import RunFolder, is_run_folder
 from mil_jax.strategies.ibmil_settings import DICTIONARY, IBMILSettings
 from mil_jax.types import PyTree
@@ -66,11 +67,8 @@ def load(source: Source, normalize: str, expected: Any, targets: Sequence[Target
 
 def _arrays(file: Path) -> dict[str, np.ndarray]:
     """The arrays of a file by name; of one alone by ""."""
-    try:
-        content = np.load(file, allow_pickle=False)
-        return {"": content} if isinstance(content, np.ndarray) else {name: content[name] for name in content.files}
-    except (OSError, ValueError) as error:
-        raise DataError(f"{file}: cannot be read as arrays of numpy ({error}); write it again") from error
+    content = open_arrays(file)
+    return {name: content.read(name) for name in content.headers}
 
 
 def require_bags(experiment: Experiment) -> None:

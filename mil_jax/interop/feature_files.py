@@ -132,12 +132,17 @@ def counted(number: int, noun: str) -> str:
 
 
 def feature_files(folder: Path, extensions: tuple[str, ...] = FEATURE_EXTENSIONS) -> list[Path]:
-    """The feature files lying directly in a folder, by name; hidden files are left out."""
-    return sorted(
-        path
-        for path in folder.iterdir()
-        if path.name.lower().endswith(extensions) and not path.name.startswith(".") and path.is_file()
-    )
+    """The feature files lying directly in a folder, by name; hidden files are left out. Raises DataError for a link to nothing."""
+    found = []
+    for path in sorted(folder.iterdir()):
+        if path.name.lower().endswith(extensions) and not path.name.startswith("."):
+            if path.is_file():
+                found.append(path)
+            elif path.is_symlink() and not path.exists():
+                raise DataError(
+                    f"{path}: a link to {path.readlink()}, which is not there; fetch that file, or remove the link to leave this slide out"
+                )
+    return found
 
 
 def read_file(path: Path) -> FileContent:
@@ -286,10 +291,15 @@ def _attributes(arrays: ArrayFile, key: str) -> dict[str, Any]:
     merged: dict[str, Any] = {}
     for name in ("", COORDS, _beside(key, arrays), *FEATURE_KEYS, key):
         merged.update(arrays.attributes.get(name, {}))
-    texts = {
-        key: value.decode(errors="replace") if isinstance(value, bytes) else value for key, value in merged.items()
-    }
-    return {key: value for key, value in texts.items() if not (isinstance(value, str) and value == "None")}
+    plain = {key: _plain(value) for key, value in merged.items()}
+    return {key: value for key, value in plain.items() if not (isinstance(value, str) and value == "None")}
+
+
+def _plain(value: Any) -> Any:
+    """Text as str, the first one of several; numbers as they are."""
+    if isinstance(value, np.ndarray) and value.dtype.kind in "SU":
+        value = value.ravel()[0] if value.size else "None"
+    return value.decode(errors="replace") if isinstance(value, bytes) else value
 
 
 def number(attributes: Mapping[str, Any], name: str, path: Path) -> float:

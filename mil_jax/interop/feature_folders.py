@@ -49,7 +49,7 @@ def recognise(folder: str | os.PathLike[str], recursive: bool = False) -> Layout
 def _below(root: Path) -> Layout:
     """One layout of all folders below that hold feature files."""
     layouts: dict[Path, Layout] = {}
-    for place, folders, _ in os.walk(root):
+    for place, folders, _ in os.walk(root, onerror=_raise):
         folders[:] = sorted(name for name in folders if not name.startswith("."))
         if feature_files(Path(place)) and (layout := _find(Path(place))) is not None:
             layouts[Path(place)] = layout
@@ -68,6 +68,10 @@ def _below(root: Path) -> Layout:
     sentence = f"{names}: {counted(len(files), 'slide')} in {counted(len(layouts), 'folder')} below {root}"
     excluded = tuple(one for layout in layouts.values() for one in layout.excluded)
     return Layout(names, root, sentence, tuple(files), lambda file: readers[file.path](file), excluded)
+
+
+def _raise(error: OSError) -> None:
+    raise error
 
 
 def _nothing(root: Path) -> str:

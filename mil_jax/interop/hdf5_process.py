@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import math
 import mmap
 import os
 import resource
@@ -21,7 +22,7 @@ import numpy as np
 HEADER_SECONDS = 20  # of CPU, to look through a file
 BYTES_PER_SECOND = 10_000_000  # of CPU, at least
 SPARE_BYTES = 2 << 30  # of memory beside the arrays read
-MOST_NAMES, MOST_DEPTH, MOST_ATTRIBUTE_VALUES = 10_000, 8, 10_000
+MOST_NAMES, MOST_ATTRIBUTE_VALUES = 10_000, 10_000
 MOST_COMPRESSED = 1_100  # times, by deflate
 
 
@@ -30,30 +31,60 @@ def describe(path: str) -> tuple[dict[str, tuple[tuple[int, ...], str]], dict[st
     with h5py.File(path, "r") as file:
         arrays: dict[str, Any] = {}
         attributes = {"": _attributes(file)}
-        waiting = [("", file, 0)]
+
+        def add(name: str, dataset: h5py.Dataset) -> None:
+            arrays[name] = () if dataset.shape is None else dataset.shape, _type(dataset)
+            attributes[name] = _attributes(dataset)
+
+        # Soft links are followed last: only when no group at all links to another file do they stay within this one.
+        soft_links, count = [], 0
+        waiting, seen = [("", file)], {_address(file)}
         while waiting:
-            prefix, group, depth = waiting.pop()
+            prefix, group = waiting.pop()
             for name in group:
-                if isinstance(group.get(name, getlink=True), h5py.ExternalLink):
-                    raise ValueError(f"{prefix}{name} is a link to another file")
-                found = group.get(name)
-                if isinstance(found, h5py.Group) and depth < MOST_DEPTH:
-                    waiting.append((f"{prefix}{name}/", found, depth + 1))
-                if isinstance(found, h5py.Dataset):
-                    shape = () if found.shape is None else found.shape
-                    arrays[f"{prefix}{name}"] = shape, found.dtype.str if found.dtype.kind in "biufV" else ""
-                    attributes[f"{prefix}{name}"] = _attributes(found)
-                if len(arrays) + len(waiting) > MOST_NAMES:
+                count += 1
+                if count > MOST_NAMES:
                     raise ValueError(f"it holds more than {MOST_NAMES} arrays and groups")
+                link = group.get(name, getlink=True)
+                if isinstance(link, h5py.ExternalLink):
+                    raise ValueError(f"{prefix}{name} is a link to another file")
+                if isinstance(link, h5py.SoftLink):
+                    soft_links.append(prefix + name)
+                    continue
+                found = group[name]
+                if isinstance(found, h5py.Dataset):
+                    add(prefix + name, found)
+                elif isinstance(found, h5py.Group) and _address(found) not in seen:
+                    seen.add(_address(found))
+                    waiting.append((f"{prefix}{name}/", found))
+        for name in soft_links:
+            found = file.get(name)
+            if isinstance(found, h5py.Dataset):
+                add(name, found)
         return arrays, attributes
+
+
+def _address(group: h5py.Group) -> int:
+    return int(h5py.h5o.get_info(group.id).addr)
+
+
+def _type(dataset: h5py.Dataset) -> str:
+    try:
+        dtype = dataset.dtype
+    except (TypeError, ValueError):  # times, floats of 8 bits
+        return ""
+    return str(dtype.str) if dtype.kind in "biufV" else ""
 
 
 def read(path: str, name: str, memory: int) -> None:
     """Reads an array into a memory file."""
     with h5py.File(path, "r") as file:
         dataset = file[name]
-        _require_whole(dataset, name)
-        num_bytes = dataset.size * dataset.dtype.itemsize
+        num_bytes, stored = dataset.size * dataset.dtype.itemsize, _stored_bytes(file, dataset, name)
+        if num_bytes > stored * (1 if dataset.chunks is None and not dataset.is_virtual else MOST_COMPRESSED):
+            raise ValueError(
+                f"{name} claims the shape {dataset.shape}, {num_bytes:,} bytes, of which {stored:,} are stored"
+            )
         with mmap.mmap(memory, num_bytes) as mapped:
             out = np.ndarray(dataset.shape, dataset.dtype, mapped)
             if out.ndim:
@@ -63,15 +94,41 @@ def read(path: str, name: str, memory: int) -> None:
             del out
 
 
-def _require_whole(dataset: h5py.Dataset, name: str) -> None:
-    """Raises ValueError where the array lies elsewhere, or claims more than there is."""
-    if dataset.external or (dataset.is_virtual and any(one.file_name != "." for one in dataset.virtual_sources())):
+def _stored_bytes(file: h5py.File, dataset: h5py.Dataset, name: str) -> int:
+    """Bytes in the file. Raises ValueError where the array lies elsewhere, or parts of it were never written, which read as zeros."""
+    if dataset.external:
         raise ValueError(f"{name} lies in another file")
-    num_bytes, stored = dataset.size * dataset.dtype.itemsize, dataset.id.get_storage_size()
-    if num_bytes > stored * (MOST_COMPRESSED if dataset.chunks else 1) and not dataset.is_virtual:
-        raise ValueError(
-            f"{name} claims the shape {dataset.shape}, {num_bytes:,} bytes, of which {stored:,} are stored"
-        )
+    if dataset.is_virtual:
+        return _sources_bytes(file, dataset, name)
+    if dataset.chunks:
+        expected = math.prod(-(-size // chunk) for size, chunk in zip(dataset.shape, dataset.chunks, strict=True))
+        written = dataset.id.get_num_chunks()
+        if written < expected:
+            raise ValueError(
+                f"{name} claims the shape {dataset.shape}, and {written} of its {expected} chunks were ever written"
+            )
+    return int(dataset.id.get_storage_size())
+
+
+def _sources_bytes(file: h5py.File, dataset: h5py.Dataset, name: str) -> int:
+    """Of an array that is put together from others."""
+    parts, stored, covered = dataset.virtual_sources(), {}, 0
+    for part in parts:
+        if part.file_name != ".":
+            raise ValueError(f"{name} lies in another file")
+        source = file.get(part.dset_name)
+        if not isinstance(source, h5py.Dataset) or source.is_virtual:
+            raise ValueError(f"{name} is put together from {part.dset_name}, which is no array of this file")
+        selected = (
+            part.src_space.get_select_bounds()[1] if part.src_space.shape else ()
+        )  # (): all of it, which HDF5 checks
+        if any(last >= size for last, size in zip(selected, source.shape, strict=bool(selected))):
+            raise ValueError(f"{name} is put together from more than {part.dset_name} holds")
+        stored[part.dset_name] = _stored_bytes(file, source, part.dset_name)
+        covered += part.vspace.get_select_npoints()
+    if covered < dataset.size:
+        raise ValueError(f"{name} claims the shape {dataset.shape}, and its parts are {covered:,} numbers")
+    return sum(stored.values())
 
 
 def _attributes(holder: Any) -> dict[str, Any]:
@@ -92,8 +149,9 @@ def _limit(num_bytes: int) -> None:
     """Bounds what the next request may take; the system ends a process that takes more CPU."""
     used = resource.getrusage(resource.RUSAGE_SELF)
     seconds = int(used.ru_utime + used.ru_stime) + HEADER_SECONDS + num_bytes // BYTES_PER_SECOND
-    resource.setrlimit(resource.RLIMIT_CPU, (seconds, resource.getrlimit(resource.RLIMIT_CPU)[1]))
-    resource.setrlimit(resource.RLIMIT_AS, (SPARE_BYTES + 2 * num_bytes, resource.getrlimit(resource.RLIMIT_AS)[1]))
+    for limit, most in ((resource.RLIMIT_CPU, seconds), (resource.RLIMIT_AS, SPARE_BYTES + 2 * num_bytes)):
+        _, hard = resource.getrlimit(limit)  # as the system has set it for all
+        resource.setrlimit(limit, (most if hard == resource.RLIM_INFINITY else min(most, hard), hard))
 
 
 def serve(connection: Connection) -> None:

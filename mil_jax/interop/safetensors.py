@@ -38,8 +38,12 @@ def load(path: Path) -> dict[str, np.ndarray]:
                 raise ValueError("its header is not there")
             header = json.loads(file.read(length))
         content = np.memmap(path, np.uint8, "r", offset=8 + length) if size > 8 + length else np.zeros(0, np.uint8)
-        return {name: _array(content, entry) for name, entry in header.items() if name != "__metadata__"}
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        entries = {name: entry for name, entry in header.items() if name != "__metadata__"}
+        claimed = sum(entry["data_offsets"][1] - entry["data_offsets"][0] for entry in entries.values())
+        if claimed > len(content):
+            raise ValueError("its arrays overlap, or it was cut short")
+        return {name: _array(content, entry) for name, entry in entries.items()}
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, IndexError, RecursionError) as error:
         raise DataError(f"{path}: cannot be read as a safetensors file ({error}); download it again") from error
 
 

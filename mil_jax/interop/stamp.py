@@ -50,6 +50,7 @@ def read(file: FeatureFile) -> SlideBag:
     attributes, coords = content.attributes, content.coords
     tile_size, unit = math.nan, "none"
     if coords is not None:
+        whole_coords(coords, file.path)  # finite, before steps are taken from them
         stored = "tile_size_um" if "tile_size_um" in attributes else "tile_size"
         if attributes.get("unit") == "um" or "tile_size_um" in attributes:
             tile_size, unit = number(attributes, stored, file.path), "um"

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import argparse
 import os
-import pickle
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, Protocol
@@ -22,7 +21,7 @@ import numpy as np
 from mil_jax.bags import Bag
 from mil_jax.errors import DataError
 from mil_jax.interop import safetensors
-from mil_jax.interop.array_files import open_arrays
+from mil_jax.interop.array_files import load_torch, numpy_of, open_arrays
 from mil_jax.types import PyTree
 
 StateDict = dict[str, np.ndarray]
@@ -82,20 +81,17 @@ def load_state_dict(path: str | os.PathLike[str]) -> StateDict:
     if path.suffix == ".npz":
         arrays = open_arrays(path)
         return {name: arrays.read(name) for name in arrays.headers}
-    try:
-        import torch
-    except ImportError as error:
-        raise DataError(f"{path}: reading PyTorch files needs PyTorch; pip install 'mil-jax[torch]'") from error
-    try:
-        with torch.serialization.safe_globals([argparse.Namespace]):  # DINO saves its settings, too
-            content = torch.load(path, map_location="cpu", weights_only=True)
-    except (OSError, RuntimeError, EOFError, ValueError, pickle.UnpicklingError) as error:
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise DataError(f"{path}: cannot be read safely as a PyTorch checkpoint ({reason})") from error
+    content = load_torch(path, [argparse.Namespace])  # DINO saves its settings, too
     content = _unwrap(content)
-    if not isinstance(content, Mapping) or not all(isinstance(value, torch.Tensor) for value in content.values()):
+    if not isinstance(content, Mapping) or not all(hasattr(value, "is_floating_point") for value in content.values()):
         raise DataError(f"{path}: holds no state dict (a mapping from names to tensors)")
-    return {name: (value.float() if value.is_floating_point() else value).numpy() for name, value in content.items()}
+    try:
+        arrays_by_name = {str(name): numpy_of(value, str(name)) for name, value in content.items()}
+    except ValueError as error:
+        raise DataError(f"{path}: cannot be read as a PyTorch checkpoint ({error})") from error
+    return {
+        name: array.astype(np.float32) if array.dtype.kind == "f" else array for name, array in arrays_by_name.items()
+    }
 
 
 def import_state_dict(module: Importable, state_dict: Mapping[str, Any], variant: str) -> PyTree:

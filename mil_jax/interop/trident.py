@@ -12,6 +12,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from mil_jax.errors import DataError
 from mil_jax.interop.feature_files import (
     FeatureFile,
@@ -105,8 +107,8 @@ def _is_ours(path: Path) -> bool:
 def nominal_mpp(attributes: Mapping[str, Any]) -> float:
     """Micrometres of a level-0 pixel by the slide's magnification: 0.25 at 40x; NaN where the attributes do not say."""
     try:
-        return _UM_TIMES_MAGNIFICATION / float(attributes["level0_magnification"])
-    except (KeyError, ValueError, ZeroDivisionError):  # a missing value is the text 'None'
+        return _UM_TIMES_MAGNIFICATION / float(np.ravel(attributes["level0_magnification"])[0])
+    except (KeyError, ValueError, TypeError, IndexError, ZeroDivisionError):  # a missing value is the text 'None'
         return math.nan
 
 

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks import evaluation, h200, scaling, strategies
+from benchmarks import evaluation, h200, large_inputs, scaling, strategies
 
 REPRESENTATIVE = "steps-abmil"
 
@@ -84,3 +84,10 @@ def test_the_slope_of_a_straight_line_is_one():
     line = scaling._line([{"value": n, "seconds": 3e-3 * n} for n in (1, 2, 5, 10)])
     assert line["slope"] == pytest.approx(1)
     assert line["bend"] == pytest.approx(0, abs=1e-9)
+
+
+@pytest.mark.full
+@pytest.mark.parametrize("part", large_inputs.PARTS)
+def test_large_inputs_are_measured_small(part, tmp_path):
+    figures = large_inputs.PARTS[part](tmp_path / "cohort", True)
+    assert all(one["seconds"] > 0 and one["peak_GB"] > 0 for one in figures.values())

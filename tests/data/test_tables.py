@@ -138,8 +138,55 @@ def test_a_sheet_that_unpacks_to_gigabytes_is_refused(tmp_path, monkeypatch):
     pytest.importorskip("openpyxl")
     pd.DataFrame({"slide_id": ["a"] * 1000}).to_excel(tmp_path / "t.xlsx", index=False)
     monkeypatch.setattr(tables, "MOST_UNPACKED", 10_000)
-    with pytest.raises(DataError, match=r"t\.xlsx: unpacks to"):
+    with pytest.raises(DataError, match=r"t\.xlsx: its .* bytes unpack to"):
         read_header(tmp_path / "t.xlsx")
+
+
+@pytest.mark.parametrize(
+    ("end", "said"),
+    [
+        (b'<row r="999999999"><c r="A999999999"><v>1</v></c></row>', "claims more than 1,048,576 rows"),
+        (
+            b"".join(b'<row r="%d"><c r="XFD%d"><v>1</v></c></row>' % (row, row) for row in range(4, 100)),
+            "spans more than 1,000,000 cells",
+        ),
+    ],
+)
+def test_a_sheet_without_an_end_is_refused(tmp_path, monkeypatch, end, said):
+    pytest.importorskip("openpyxl")
+    plain, endless = tmp_path / "plain.xlsx", tmp_path / "endless.xlsx"
+    pd.DataFrame({"slide_id": ["a", "b"], "label": ["A", "B"]}).to_excel(plain, index=False)
+    with zipfile.ZipFile(plain) as source, zipfile.ZipFile(endless, "w", zipfile.ZIP_DEFLATED) as target:
+        for name in source.namelist():
+            target.writestr(name, source.read(name).replace(b"</sheetData>", end + b"</sheetData>"))
+    monkeypatch.setattr(tables, "MOST_CELLS", 1_000_000)
+    with pytest.raises(DataError, match=rf"endless\.xlsx: its sheet Sheet1 {said}"):
+        read_header(endless)
+
+
+def test_a_text_that_repeats_in_a_parquet_file_is_kept_once(tmp_path):
+    """Else 20,000 rows of this small file would take 20 GB."""
+    arrow = pytest.importorskip("pyarrow")
+    parquet = pytest.importorskip("pyarrow.parquet")
+    text = arrow.DictionaryArray.from_arrays(arrow.array(np.zeros(20_000, np.int32)), ["  " + "x" * 1_000_000])
+    table = arrow.table({"slide_id": [str(row) for row in range(20_000)], "label": text})
+    parquet.write_table(table, tmp_path / "t.parquet")
+    labels = read_columns(tmp_path / "t.parquet", ["slide_id", "label"])["label"]
+    assert labels[2] == "x" * 1_000_000
+    assert labels[2] is labels[20_001]
+
+
+def test_parquet_columns_of_lists_and_bombs_are_refused(tmp_path, monkeypatch):
+    arrow = pytest.importorskip("pyarrow")
+    parquet = pytest.importorskip("pyarrow.parquet")
+    path = tmp_path / "t.parquet"
+    parquet.write_table(arrow.table({"slide_id": ["a", "b"], "label": [[1], [2, 3]]}), path)
+    with pytest.raises(DataError, match=r"'label' holds list.*a cell of a table is one value"):
+        read_columns(path, ["slide_id", "label"])
+    parquet.write_table(arrow.table({"slide_id": ["a", "x" * 10_000_000]}), path, compression="zstd")
+    monkeypatch.setattr(tables, "FREE_UNPACKED", 1_000_000)
+    with pytest.raises(DataError, match=r"t\.parquet: its .* bytes unpack to"):
+        read_columns(path, ["slide_id"])
 
 
 def test_the_sheet_that_is_filled_is_read(tmp_path):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import re
@@ -10,6 +11,7 @@ import sys
 import textwrap
 from pathlib import Path
 
+import google_crc32c
 import numpy as np
 import pandas as pd
 import pytest
@@ -226,6 +228,11 @@ def test_a_full_disk_keeps_the_folder_that_was_there(folder, monkeypatch):
         ("num_neighbors", -1),
         ("num_parts", 10**12),
         ("fingerprint", "0" * 32),
+        ("feature_shape", [1]),
+        ("shards", []),
+        ("notes", [5]),
+        ("excluded", [["s", 5]]),
+        ("largest_relative_error", "x"),
         ("notes", ["altered"]),
     ],
 )
@@ -237,8 +244,73 @@ def test_an_index_never_decides_what_memory_is_read_as(folder, name, value, sign
     if signed:
         content["crc32c"] = index._checksum(content)
     (folder / "index.json").write_text(json.dumps(content))
-    if signed and name == "notes":
+    if signed and value == ["altered"]:
         assert Shards.open(folder).notes == ("altered",)
         return
     with pytest.raises(ShardError, match=r"index\.json"):
+        Shards.open(folder)
+
+
+def _altered(folder, column, value, **of_shard):
+    """Alters a record and a shard in the index of a folder, and everything that could tell: checksums, fingerprint, sizes and times."""
+    content = json.loads((folder / "index.json").read_text())
+    records = pd.read_csv(folder / "records.csv", keep_default_na=False, dtype=str)
+    records.loc[1, column] = value
+    records.to_csv(folder / "records.csv", index=False)
+    content["shards"][0].update(of_shard)
+    listing = [content["feature_shape"], np.dtype(content["dtype"]).newbyteorder("<").str, records["slide_id"].tolist()]
+    listing.append(records["checksum"].astype(int).tolist())
+    content["fingerprint"] = hashlib.sha256(json.dumps(listing).encode()).hexdigest()[:32]
+    content["records_crc32c"] = google_crc32c.value((folder / "records.csv").read_bytes())
+    content["crc32c"] = index._checksum(content)
+    (folder / "index.json").write_text(json.dumps(content))
+
+
+@pytest.mark.parametrize(
+    ("column", "value"),
+    [
+        ("shard", "5"),
+        ("shard", "-1"),
+        ("shard", "9" * 30),
+        ("num_instances", "0"),
+        ("length", "9" * 18),
+        ("message_bytes", "9" * 15),
+        ("offset", "9" * 15),
+        ("features_offset", "0"),
+        ("coords_offset", "9" * 18),
+        ("slide_id", ""),
+    ],
+)
+def test_an_index_whose_records_are_not_those_of_its_shards_is_refused(folder, column, value):
+    _altered(folder, "record", "1")
+    Shards.open(folder)  # all that could tell is altered
+    _altered(folder, column, value)
+    with pytest.raises(ShardError, match=r"index\.json: damaged"):
+        Shards.open(folder)
+
+
+@pytest.mark.parametrize(
+    "of_shard",
+    [{"num_bytes": 10**9}, {"num_bytes": "5"}, {"num_records": 1}, {"file": 5}, {"file": "."}, {"file": "a\0b"}],
+)
+def test_an_index_whose_shards_are_not_those_there_are_is_refused(folder, of_shard):
+    _altered(folder, "record", "1", **of_shard)
+    with pytest.raises(ShardError, match=r"index\.json: damaged"):
+        Shards.open(folder)
+
+
+def test_a_shard_outside_of_its_folder_is_not_read(folder):
+    shard_of(folder).rename(folder.parent / "elsewhere")
+    for file in ("../elsewhere", str(folder.parent / "elsewhere")):
+        _altered(folder, "record", "1", file=file)
+        with pytest.raises(ShardError, match=r"a shard named '.*elsewhere'"):
+            Shards.open(folder)
+
+
+def test_a_shard_that_is_no_file_is_refused(folder):
+    """To read a pipe would wait for ever."""
+    path = shard_of(folder)
+    path.unlink()
+    os.mkfifo(path)
+    with pytest.raises(ShardError, match="the shard is no file"):
         Shards.open(folder)

@@ -12,6 +12,7 @@ import hashlib
 import json
 import math
 import os
+import stat
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -127,7 +128,7 @@ def read_index(folder: Path) -> ShardIndex:
         raise ShardError(f"{folder / RECORDS_FILE}: does not belong to {INDEX_FILE} beside it; {REWRITE}")
     try:
         index = _parsed(content, folder / RECORDS_FILE)
-    except (KeyError, TypeError, ValueError) as error:
+    except (KeyError, TypeError, ValueError, OverflowError) as error:
         raise ShardError(f"{path}: damaged ({error!r}); {REWRITE}") from error
     for number, shard in enumerate(index.shards):
         _compare(folder, index, number, shard)
@@ -158,11 +159,18 @@ def _parsed(content: dict[str, Any], records: Path) -> ShardIndex:
     for name, count in (("num_neighbors", num_neighbors), ("num_parts", num_parts)):
         if type(count) is not int or not 0 <= count < 2**31:
             raise ValueError(f"{name}={count!r}")
+    texts = [*content["notes"], *(text for pair in content["excluded"] for text in pair)]
+    if not all(isinstance(text, str) for text in texts):
+        raise ValueError("notes that are no text")
+    if not isinstance(content["largest_relative_error"], float | int | None):
+        raise ValueError("a largest_relative_error that is no number")
+    shards = tuple(ShardFile(**shard) for shard in content["shards"])
+    _require_shards(table, shards)
     _require_room(table, math.prod(shape) * np.dtype(dtype).itemsize, num_neighbors, num_parts)
     index = ShardIndex(
         feature_shape=shape,
         dtype=np.dtype(dtype).newbyteorder("<"),
-        shards=tuple(ShardFile(**shard) for shard in content["shards"]),
+        shards=shards,
         records=table,
         excluded=tuple((slide, reason) for slide, reason in content["excluded"]),
         notes=tuple(content["notes"]),
@@ -175,21 +183,41 @@ def _parsed(content: dict[str, Any], records: Path) -> ShardIndex:
     return index
 
 
-def _require_room(records: pd.DataFrame, row_bytes: int, num_neighbors: int, num_parts: int) -> None:
-    """Raises ValueError where what the index says of a record does not lie within the record."""
+def _require_shards(records: pd.DataFrame, shards: tuple[ShardFile, ...]) -> None:
+    """Raises ValueError where a shard lies outside of the folder, or the records are not those that fill the shards."""
+    for shard in shards:
+        if not isinstance(shard.file, str) or Path(shard.file).name != shard.file or "\0" in shard.file:
+            raise ValueError(f"a shard named {shard.file!r}")
+        if not all(type(size) is int for size in (shard.num_bytes, shard.mtime_ns, shard.num_records)):
+            raise ValueError(f"the sizes of {shard.file} are no whole numbers")
+    if records["slide_id"].duplicated().any() or (records["slide_id"] == "").any():
+        raise ValueError("a slide without an id, or twice")
     if (records[["num_instances", "length", "offset", "message_bytes"]] < 0).any(axis=None):
         raise ValueError("a negative size")
-    if (records["num_instances"] > records["length"]).any():
-        raise ValueError("more instances than rows")
+    # In floats: whole numbers of 64 bits would overflow where a size is absurd.
+    ends = records["offset"].astype(float) + records["message_bytes"].astype(float)
+    stops = (ends + tfrecord.HEADER_BYTES + tfrecord.FOOTER_BYTES).groupby(records["shard"]).agg(["max", "size"])
+    if stops.to_dict("index") != {
+        number: {"max": shard.num_bytes, "size": shard.num_records} for number, shard in enumerate(shards)
+    }:
+        raise ValueError("its records are not those of its shards")
+
+
+def _require_room(records: pd.DataFrame, row_bytes: int, num_neighbors: int, num_parts: int) -> None:
+    """Raises ValueError where what the index says of a record does not lie within the record."""
+    if not records["num_instances"].between(1, records["length"]).all():
+        raise ValueError("more instances than rows, or none")
     start = records["offset"] + tfrecord.HEADER_BYTES
+    end = (start + records["message_bytes"]).astype(float)
+    if (records["features_offset"] + records["length"].astype(float) * row_bytes != end).any():
+        raise ValueError("features of another shape than its records hold")  # they are the last in a message
     parts = [("features_offset", row_bytes), ("coords_offset", 8)]
     parts += [
         (column, size * count) for column, size, count in ((_GRAPH, 4, num_neighbors), (_PARTS, 1, num_parts)) if count
     ]
     for column, size in parts:
-        # In floats: whole numbers of 64 bits would overflow where a size is absurd.
         stop = records[column].astype(float) + records["num_instances"].astype(float) * size
-        if ((records[column] < start) | (stop > (start + records["message_bytes"]).astype(float))).any():
+        if ((records[column] < start) | (stop > end)).any():
             raise ValueError(f"{column} lies outside of its record")
 
 
@@ -199,6 +227,8 @@ def _compare(folder: Path, index: ShardIndex, number: int, shard: ShardFile) -> 
         status = path.stat()
     except OSError as error:
         raise ShardError(f"{path}: the shard is missing or cannot be read; {REWRITE}") from error
+    if not stat.S_ISREG(status.st_mode):
+        raise ShardError(f"{path}: the shard is no file; {REWRITE}")
     if status.st_size == shard.num_bytes and status.st_mtime_ns == shard.mtime_ns:
         return
     rows = index.records[index.records["shard"] == number]
