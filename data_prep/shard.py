@@ -23,7 +23,6 @@ from mil_jax.data.shards.verify import check_shards
 from mil_jax.data.shards.writer import ShardWriteReport
 from mil_jax.data.tables import listed
 from mil_jax.errors import ConfigError, ShardError
-from mil_jax.files import tidy
 from mil_jax.interop.feature_files import Layout, counted
 from mil_jax.interop.feature_folders import recognise
 
@@ -92,7 +91,6 @@ def main(arguments: list[str]) -> int:
         return 0
     if values.add and values.overwrite:
         raise ConfigError("--add keeps what is there and --overwrite replaces it: choose one")
-    tidy(Path(values.out).absolute().parent)  # also where nothing is to be written
     sources = _sources(values)
     if sources is None and not values.check:
         raise ConfigError("--features is missing; --help shows an example")

@@ -29,7 +29,7 @@ from mil_jax.data.shards.index import VERSION
 from mil_jax.data.shards.reader import Shards
 from mil_jax.data.shards.writer import ShardWriteReport, write_shards
 from mil_jax.errors import BeingWritten, DataError, ShardError, UserError
-from mil_jax.files import tidy, wait_for, write_text
+from mil_jax.files import wait_for, write_text
 from mil_jax.interop.feature_files import FeatureFile, Layout
 from mil_jax.interop.feature_folders import recognise
 from mil_jax.interop.slide_bag import UNKNOWN, SlideBag
@@ -99,7 +99,6 @@ def shards_for_features(
     Raises DataError as `convert`, and ShardError for a cache that is damaged (remove its folder).
     """
     layout = recognise(features_dir, recursive)
-    tidy(Path(cache_dir))  # also where nothing is to be converted
     settings = [None if dtype is None else np.dtype(dtype).name, nonfinite, encoder_name]
     if num_neighbors:
         settings.append(f"neighbors {num_neighbors}")
