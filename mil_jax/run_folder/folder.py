@@ -191,10 +191,13 @@ class RunFolder:
         rows = []
         for number, line in enumerate(lines, start=1):
             try:
-                rows.append(dict(json.loads(line)))
+                row = dict(json.loads(line))
+                if any(type(row.get(name, 0)) is not int for name in ("epoch", "fold", "seed", "steps")):
+                    raise TypeError("no whole numbers")
+                rows.append(row)
             except (ValueError, TypeError, RecursionError) as error:
                 if number < len(lines):
-                    raise RunFolderError(f"{file}, line {number} is no JSON object; restore the file") from error
+                    raise RunFolderError(f"{file}, line {number} is no row of metrics; restore the file") from error
         return rows
 
     def write_json(self, name: str, content: Any) -> None:

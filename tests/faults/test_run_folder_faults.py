@@ -113,6 +113,17 @@ def test_a_comparison_of_damaged_predictions_names_the_run(tmp_path, damage):
         read_method("A", [tmp_path / "run"])
 
 
+@pytest.mark.parametrize(
+    "row", ["[1]", '{"fold": "x"}', '{"seed": {}}', '{"epoch": 0, "steps": [null]}', '{"fold": 0.5}']
+)
+def test_a_damaged_row_of_metrics_is_named(tmp_path, row):
+    run = RunFolder.create(tmp_path / "run", CONFIG, DATA)
+    run.append_metrics([{"phase": "supervised", "epoch": 0, "fold": 0, "seed": 0}])
+    (run.path / "metrics.jsonl").write_text(row + "\n" + (run.path / "metrics.jsonl").read_text())
+    with pytest.raises(RunFolderError, match=r"metrics\.jsonl, line 1 is no row of metrics"):
+        run.read_metrics()
+
+
 def test_metrics_of_a_damaged_summary_are_a_sentence(tmp_path):
     shutil.copytree(COMPLETE, tmp_path / "run")
     path = tmp_path / "run" / "summary.json"
