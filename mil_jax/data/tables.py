@@ -14,7 +14,7 @@ import os
 import re
 import warnings
 import zipfile
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, TextIO
 
@@ -31,9 +31,13 @@ FEATURE_SUFFIXES = (".pt", ".h5")
 MOST_ROWS = 20_000_000
 MOST_UNPACKED, FREE_UNPACKED, MOST_EXPANSION = 4 << 30, 64 << 20, 100  # bytes of a compressed file, or times its own
 MOST_SHEET_ROWS, MOST_CELLS = 1 << 20, 100_000_000  # the format's own limit; of a sheet in memory
-_SEPARATOR = re.compile(r"sep=(.)")
+_SEPARATOR = re.compile(r'"?sep=(.)"?[,;\t]*', re.IGNORECASE)  # Excel's own line, also as Excel saves it again
+_INVISIBLE = dict.fromkeys(
+    map(ord, "\u00ad\u200b\u200e\u200f\u2060\ufeff")
+)  # what is copied from web pages brings them
+_LONGEST_SHOWN = 80
 HEADLESS = ("path", "label", "Fold")  # the columns of a table that has no header
-_NUMBER = re.compile(r"[+-]?(0|[1-9]\d*)?(\.\d*)?([eE][+-]?\d+)?")
+_NUMBER = re.compile(r"[+-]?(0|[1-9]\d*)?(\.\d*)?([eE][+-]?\d+)?", re.ASCII)
 
 
 def read_header(path: str | os.PathLike[str]) -> list[str]:
@@ -53,8 +57,8 @@ def read_columns(
 ) -> pd.DataFrame:
     """The named columns as text, one row per row of the file, indexed by the line (row) number in the file.
 
-    Lines of `#` above the header, Excel's `sep=;` and UTF-16 are understood. Cells are stripped of blanks; those that equal one of
-    `missing` become NaN. Line 1 is the header.
+    Empty lines, lines of `#` and Excel's `sep=;` above the header and UTF-16 are understood. Cells are stripped of blanks and of characters
+    that nobody sees; those that equal one of `missing` become NaN.
     Raises DataError for a file that cannot be read and for a column that it lacks, suggesting the nearest name.
     """
     source, names = _existing(path), list(dict.fromkeys(columns))
@@ -68,7 +72,7 @@ def read_columns(
         cells = _parquet(source, names)
         lines = list(range(2, len(next(iter(cells.values()))) + 2))
     else:
-        _, lines, rows = _excel(source)
+        _, lines, rows, _ = _excel(source)
         places = {name: header.index(name) for name in names}
         cells = {name: [row[place] if place < len(row) else None for row in rows] for name, place in places.items()}
     index = pd.Index(lines, dtype=np.int64, name="row")
@@ -83,7 +87,18 @@ def require_column(name: str, header: Sequence[str], path: str | os.PathLike[str
     if count > 1:
         raise DataError(f"{path}: {count} columns are named {name!r}; rename all but one")
     if count == 0:
-        raise DataError(f"{path}: no column {name!r}{suggestion(name, header)}; its columns are {listed(header, 12)}")
+        raise DataError(f"{path}: no column {name!r}{suggestion(name, header)}; {columns_seen(path, header)}")
+
+
+def columns_seen(path: str | os.PathLike[str], header: Sequence[str]) -> str:
+    """`its columns are a, b and c`, for messages; of a workbook also which of its sheets was read."""
+    source, text = Path(path).expanduser(), f"its columns are {listed(header, 12)}"
+    others = _excel(source)[3][1:] if source.suffix.lower() == ".xlsx" else []
+    return text + (
+        f", in the first of its sheets; save {listed(others)} as a file of its own if the table is there"
+        if others
+        else ""
+    )
 
 
 def suggestion(name: str, known: Iterable[str]) -> str:
@@ -96,9 +111,14 @@ def suggestion(name: str, known: Iterable[str]) -> str:
 
 def listed(items: Iterable[object], most: int = 3) -> str:
     """`a, b, c and 4 more`."""
-    texts = [str(item) for item in items]
+    texts = [brief(str(item)) for item in items]
     rest = len(texts) - most
     return ", ".join(texts[:most]) + (f" and {rest} more" if rest > 0 else "")
+
+
+def brief(text: str) -> str:
+    """A text of a file as a message can hold it."""
+    return text if len(text) <= _LONGEST_SHOWN else f"{text[:_LONGEST_SHOWN]}... ({len(text):,} characters)"
 
 
 def mentioned_columns(expression: str, header: Sequence[str]) -> list[str]:
@@ -125,8 +145,14 @@ def _text(value: Any, missing: frozenset[str]) -> Any:
         if np.isnan(value):
             return np.nan
         return str(int(value)) if float(value).is_integer() else str(value)
-    text = str(original(value)).strip()
+    if isinstance(value, bytes):
+        value = value.decode(errors="backslashreplace")
+    text = _trimmed(str(original(value)))
     return np.nan if text in missing else text
+
+
+def _trimmed(text: str) -> str:
+    return (text if text.isascii() else text.translate(_INVISIBLE)).strip()
 
 
 def _existing(path: str | os.PathLike[str]) -> Path:
@@ -202,8 +228,11 @@ def _require_bounded(unpacked: int, path: Path) -> None:
 
 
 @functools.lru_cache(maxsize=2)
-def _excel_at(path: Path, size: int, mtime_ns: int) -> tuple[list[str], list[int], list[tuple[Any, ...]]]:
-    """Header, row numbers and rows of the first sheet that has any, read row by row: what a far cell spans is never made."""
+def _excel_at(path: Path, size: int, mtime_ns: int) -> tuple[list[str], list[int], list[tuple[Any, ...]], list[str]]:
+    """Header, row numbers and rows of the first sheet that has any, and the names of all that have.
+
+    Read row by row: what a far cell spans is never made.
+    """
     openpyxl = _needed("openpyxl", path)
     with _readable(path), warnings.catch_warnings():
         warnings.simplefilter("ignore")  # openpyxl warns of styles and validations that it leaves out
@@ -222,15 +251,15 @@ def _excel_at(path: Path, size: int, mtime_ns: int) -> tuple[list[str], list[int
             f"{path}: its first sheet is empty and {listed(filled)} are not; save the one with the table as a file"
         )
     numbered = sheets[filled[0]]
-    header = ["" if cell is None else str(cell).strip() for cell in numbered[0][1]]
+    header = ["" if cell is None else _trimmed(str(cell)) for cell in numbered[0][1]]
     width = max(len(row) for _, row in numbered[:2])
     _require_header([*header, *[""] * (width - len(header))], path)
     while header and not header[-1]:
         header.pop()
-    return header, [number for number, _ in numbered[1:]], [row for _, row in numbered[1:]]
+    return header, [number for number, _ in numbered[1:]], [row for _, row in numbered[1:]], filled
 
 
-def _excel(path: Path) -> tuple[list[str], list[int], list[tuple[Any, ...]]]:
+def _excel(path: Path) -> tuple[list[str], list[int], list[tuple[Any, ...]], list[str]]:
     status = path.stat()
     return _excel_at(path, status.st_size, status.st_mtime_ns)
 
@@ -275,13 +304,25 @@ def _encoding(path: Path) -> str:
 
 
 def _beginning(file: TextIO) -> tuple[int, int, str]:
-    """(place of the first line that is no comment, lines above it, the line). cBioPortal's tables begin with lines of `#`."""
-    above = 0
+    """(place of the header, lines above it, delimiter). Empty lines, cBioPortal's lines of `#` and Excel's `sep=;` may stand above it."""
+    above, delimiter = 0, ""
     while True:
         start, line = file.tell(), file.readline()
-        if not line.startswith("#") or line.startswith("#N/A"):
-            return start, above, line
-        above += 1
+        separator = _SEPARATOR.fullmatch(line.rstrip("\r\n"))
+        comment = line.startswith("#") and not line.startswith("#N/A")
+        if line and (separator or comment or not line.strip(",; \t\r\n")):
+            above, delimiter = above + 1, separator[1] if separator else delimiter
+        else:
+            return start, above, delimiter or max(",\t;", key=line.count)
+
+
+def _text_lines(file: TextIO, path: Path) -> Iterator[str]:
+    for line in file:
+        if "\0" in line:
+            raise DataError(
+                f"{path}: holds NUL characters, so it is damaged, or UTF-16 without its mark; save it as 'CSV UTF-8'"
+            )
+        yield line
 
 
 def _read_text(path: Path, names: Sequence[str] | None) -> tuple[list[str], list[int], list[list[str]]]:
@@ -293,18 +334,15 @@ def _read_text(path: Path, names: Sequence[str] | None) -> tuple[list[str], list
     kept: list[list[str]] = [[] for _ in names or ()]
     try:
         with path.open(encoding=_encoding(path), newline="") as file:
-            start, above, first = _beginning(file)
-            separator = _SEPARATOR.fullmatch(first.strip())
-            if separator:  # Excel's own line
-                start, above, first = file.tell(), above + 1, file.readline()
-            delimiter = separator[1] if separator else max(",\t;", key=first.count)
+            start, above, delimiter = _beginning(file)
             file.seek(start)
-            reader = csv.reader(file, delimiter=delimiter)
-            header = [name.strip() for name in next(reader, [])]
+            # Strict: a quote that is left open would swallow the lines below it.
+            reader = csv.reader(_text_lines(file, path), delimiter=delimiter, strict=True)
+            header = [_trimmed(name) for name in next(reader, [])]
             if header and header[0].lower().endswith(FEATURE_SUFFIXES) and len(header) <= len(HEADLESS):
                 header = list(HEADLESS[: len(header)])  # PathGene: some tables begin with their first row
                 file.seek(start)
-                reader = csv.reader(file, delimiter=delimiter)
+                reader = csv.reader(_text_lines(file, path), delimiter=delimiter, strict=True)
             _require_header(header, path)
             if not any(header):
                 raise DataError(f"{path}: the file is empty; its first line must name the columns")
@@ -324,6 +362,11 @@ def _read_text(path: Path, names: Sequence[str] | None) -> tuple[list[str], list
                     column.append(row[place] if place < width else "")
     except UnicodeDecodeError as error:
         raise DataError(f"{path}: not UTF-8 text; save it as 'CSV UTF-8'") from error
-    except (csv.Error, OSError) as error:
+    except csv.Error as error:
+        where = f"below line {lines[-1]}" if lines else "at its beginning"
+        raise DataError(
+            f"{path}, {where}: cannot be read as a table ({error}); close its quotes, or save it again"
+        ) from error
+    except OSError as error:
         raise DataError(f"{path}: cannot be read as a table ({error}); save it again") from error
     return header, lines, kept

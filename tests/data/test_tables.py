@@ -98,6 +98,75 @@ def test_what_excel_writes_is_read(tmp_path, encoding):
     assert read_columns(path, ["slide_id"])["slide_id"].to_dict() == {3: "s\u00e9"}
 
 
+@pytest.mark.parametrize(
+    ("above", "delimiter", "line"),
+    [
+        ("\n\n", ",", 4),
+        (",,\n", ",", 3),
+        ("SEP=;\n", ";", 3),
+        ('"sep=;"\n', ";", 3),
+        ("sep=;;;\n", ";", 3),
+        ("sep=|\n", "|", 3),
+        ("sep=\t\n", "\t", 3),
+        ("sep=;\n# exported in May\n\n", ";", 5),
+        ("# exported in May\nsep=;\n", ";", 4),
+    ],
+)
+def test_what_may_stand_above_the_header(tmp_path, above, delimiter, line):
+    path = write(tmp_path / "t.csv", f"{above}slide_id{delimiter}label\ns{delimiter}A\n")
+    assert read_columns(path, ["slide_id", "label"]).loc[line].tolist() == ["s", "A"]
+
+
+def test_characters_that_nobody_sees_are_no_part_of_names_and_cells(tmp_path):
+    path = write(tmp_path / "t.csv", "\ufeff\ufeffslide_id,la\u00adbel\u200b\ns\u200b,\u2060A\n")
+    assert read_columns(path, ["slide_id", "label"]).loc[2].tolist() == ["s", "A"]
+
+
+@pytest.mark.parametrize(
+    ("content", "says"),
+    [
+        (b's,label\na,A\n"b,B\nc,C\n', "below line 2: cannot be read as a table .* close its quotes"),
+        (b's,label\na,A\n"b,B\nc,C\n"d,D\n', "below line 2: .* close its quotes"),
+        (b's,"label\na,A\n', "at its beginning: .* close its quotes"),
+        (b"s,label\na,A\0\n", "holds NUL characters"),
+        ("s,label\na,A\n".encode("utf-16-le"), "holds NUL characters, .* UTF-16 without its mark"),
+    ],
+)
+def test_what_would_lose_lines_or_letters_is_refused(tmp_path, content, says):
+    path = tmp_path / "t.csv"
+    path.write_bytes(content)
+    with pytest.raises(DataError, match=says):
+        read_columns(path, ["s"])
+
+
+def test_a_cell_of_several_lines_is_one(tmp_path):
+    path = write(tmp_path / "t.csv", 's,label\n"a\nb",A\nc,"the ""big"" one"\n')
+    assert read_columns(path, ["s", "label"]).to_numpy().tolist() == [["a\nb", "A"], ["c", 'the "big" one']]
+
+
+def test_a_column_in_another_sheet_is_told(tmp_path):
+    pytest.importorskip("openpyxl")
+    path = tmp_path / "t.xlsx"
+    with pd.ExcelWriter(path) as file:
+        pd.DataFrame({"about": ["x"], "whom": ["y"]}).to_excel(file, sheet_name="Read me", index=False)
+        pd.DataFrame({"slide_id": ["a"], "label": ["A"]}).to_excel(file, sheet_name="Labels", index=False)
+    with pytest.raises(
+        DataError, match="its columns are about, whom, in the first of its sheets; save Labels as a file"
+    ):
+        read_columns(path, ["label"])
+
+
+def test_bytes_of_a_parquet_file_are_text(tmp_path):
+    pytest.importorskip("pyarrow")
+    pd.DataFrame({"label": [b"A", b"\xff"]}).to_parquet(tmp_path / "t.parquet")
+    assert read_columns(tmp_path / "t.parquet", ["label"])["label"].tolist() == ["A", "\\xff"]
+
+
+def test_digits_of_other_scripts_make_no_number():
+    assert tables.is_number("3")
+    assert not tables.is_number("\u0663")
+
+
 @pytest.mark.parametrize("suffix", ["csv", "xlsx"])
 def test_a_title_above_the_table_is_refused(tmp_path, suffix):
     path = tmp_path / f"t.{suffix}"

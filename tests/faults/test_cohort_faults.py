@@ -103,7 +103,7 @@ def test_filter_that_leaves_nothing(tmp_path):
 def test_patient_silence(tmp_path):
     with pytest.raises(DataError) as error:
         build(tmp_path, "slide_id,label\ns1,A\n")
-    assert_says(error, "data.patient", "'tcga'", "'none'")
+    assert_says(error, "data.patient", "'tcga'", "'none'", "its columns are slide_id, label")
 
 
 def test_patient_rule_that_fails_names_the_slides(tmp_path):

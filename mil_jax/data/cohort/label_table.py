@@ -19,6 +19,7 @@ from mil_jax.data.cohort.numeric_columns import raw_column, require_numbers
 from mil_jax.data.cohort.settings import CohortSettings, is_rule
 from mil_jax.data.row_filter import kept_rows
 from mil_jax.data.tables import (
+    columns_seen,
     is_number,
     listed,
     mentioned_columns,
@@ -74,7 +75,7 @@ def read_label_rows(settings: CohortSettings) -> LabelRows:
     for name in settings.targets:
         if name not in header:
             near = suggestion(name, header)
-            raise DataError(f"{path}: no target column {name!r}{near}; its columns are {listed(header, 12)}")
+            raise DataError(f"{path}: no target column {name!r}{near}; {columns_seen(path, header)}")
     site = [settings.site] if settings.site and settings.site != "tcga" else []
     filtered_by = mentioned_columns(settings.filter, header) if settings.filter else []
     raw = list(dict.fromkeys([*settings.targets, *site, *settings.columns]))
@@ -162,7 +163,8 @@ def _patient_column(settings: CohortSettings, header: list[str], said: list[str]
     if not found:
         raise DataError(
             f"{path}: whose slide is whose is not known; set data.patient to a column of the table, to 'tcga', "
-            "to 'regex:...' on the slide id, or to 'none' if every slide is a patient of its own"
+            "to 'regex:...' on the slide id, or to 'none' if every slide is a patient of its own; "
+            f"{columns_seen(path, header)}, as the first line that is neither empty nor of # names them"
         )
     said.append(f"{path.name}: patients from column {found!r}")
     return found
