@@ -30,6 +30,18 @@ _MISSING = frozenset(
             "unk",
             "unspecified",
             "unavailable",
+            "n.a.",
+            "n.a",
+            "n.d.",
+            "#n/a n/a",
+            "#na",
+            "-nan",
+            "1.#ind",
+            "-1.#ind",
+            "1.#qnan",
+            "-1.#qnan",
+            "blank",
+            "tbd",
         ),
         *(
             "not available",
@@ -45,6 +57,13 @@ _MISSING = frozenset(
             "not collected",
             "not allowed to collect",
             "no data",
+            "no value",
+            "not done",
+            "not performed",
+            "not tested",
+            "not assessed",
+            "not determined",
+            "to be determined",
             "discrepancy",
             "pending",
             "redacted",
@@ -72,11 +91,12 @@ def says_missing(text: str) -> bool:
 def values_of(column: pd.Series, name: str, classes: Collection[str] = ()) -> tuple[pd.Series, list[str]]:
     """A column of values: text, NaN = missing; and sentences on what was read as missing, and on decimal commas.
 
-    classes: what the user calls a class is one, whatever it says.
+    classes: what the user calls a class is one, whatever it says, in any case: another case of it is then named as no class.
     """
     said: list[str] = []
     words = column.dropna()
-    words = words[[says_missing(text) and text not in classes for text in words]]
+    named = {name.casefold() for name in classes}
+    words = words[[says_missing(text) and text.casefold() not in named for text in words]]
     if len(words):
         counts = ", ".join(f"{text!r} {count}" for text, count in words.value_counts().head(6).items())
         said.append(
@@ -94,23 +114,41 @@ def values_of(column: pd.Series, name: str, classes: Collection[str] = ()) -> tu
 
 
 def flags_of(column: pd.Series, name: str, events: bool = True) -> tuple[pd.Series, list[str]]:
-    """A column of flags: cells such as `1:DECEASED`, `0:LIVING`, `yes` as 1 and 0, in one of `events` also `Dead` and `Alive`; what is none
-    of these stays. And a sentence.
+    """A column of flags: cells such as `1:DECEASED`, `0:LIVING`, `yes` as 1 and 0, in one of `events` also `Dead` and `Alive`. What is none
+    of these stays, and so does `1:LIVING`, or `1:DECEASED` where 1 means censored. And sentences.
     """
     words = _TRUTH | _FATES if events else _TRUTH
 
     def flag(text: str) -> str:
         head, colon, rest = text.partition(":")
         if colon and head.strip() in ("0", "1") and rest.strip():
-            return head.strip()
+            fate = _fate(rest)
+            return head.strip() if fate is None or (fate == head.strip()) == events else text
         return words.get(" ".join(text.casefold().split()), text)
 
     read = column.map(flag, na_action="ignore")
     pairs = pd.DataFrame({"text": column, "flag": read}).dropna().drop_duplicates()
     pairs = pairs[(pairs["text"] != pairs["flag"]) & pairs["flag"].isin(["0", "1"])]
-    if not len(pairs):
-        return column, []
-    return read, [f"column {name!r}: " + ", ".join(f"{a!r} is read as {b}" for a, b in pairs.itertuples(index=False))]
+    said = [f"column {name!r}: " + ", ".join(f"{a!r} is read as {b}" for a, b in pairs.itertuples(index=False))]
+    return read, [*(said if len(pairs) else []), *_doubtful(name, events)]
+
+
+def _fate(text: str) -> str | None:
+    """1 or 0 where words say that something happened, or not: `DECEASED`, `DEAD WITH TUMOR`."""
+    words = " ".join(text.casefold().split())
+    return _FATES.get(words) or _FATES.get(re.split(r"[^a-z]", words)[0])
+
+
+def _doubtful(name: str, events: bool) -> list[str]:
+    """A sentence where a column's name says the opposite of what it is taken for."""
+    says_censored = re.search(r"(?<!un)(?<!not )(?<!not_)censor", name.casefold()) is not None
+    if events and says_censored:
+        return [f"column {name!r} is taken for events (1 = it happened); if 1 means censored, name it in data.censored"]
+    if not events and not says_censored and re.search(r"event|vital|dead|death|deceased|status", name.casefold()):
+        return [
+            f"column {name!r} is taken for censoring (1 = censored); if 1 means that it happened, name it in data.event"
+        ]
+    return []
 
 
 def as_plain_numbers(column: pd.Series) -> pd.Series | None:

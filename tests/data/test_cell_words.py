@@ -38,7 +38,21 @@ from mil_jax.data.cell_words import as_plain_numbers, flags_of, says_missing, va
             "missing",
             "not_available",
         ),
-        *("<NA>", "(unknown)", "Not  reported", "n/a", "#N/A", "*", "[]", "[Not\u00a0Available]"),
+        *(
+            "<NA>",
+            "(unknown)",
+            "Not  reported",
+            "n/a",
+            "#N/A",
+            "*",
+            "[]",
+            "[Not\u00a0Available]",
+            "n.a.",
+            "(blank)",
+            "#N/A N/A",
+            "TBD",
+            "1.#QNAN",
+        ),
     ],
 )
 def test_words_of_the_portals_say_that_a_value_is_missing(text):
@@ -62,6 +76,8 @@ def test_missing_words_are_counted_and_a_class_of_that_name_stays():
     values, said = values_of(column, "subtype", ("A", "B", "Unknown"))
     assert values.tolist()[:3] == ["A", "Unknown", "B"]
     assert "1 cells say" in said[0]
+    values, said = values_of(column, "subtype", ("A", "B", "unknown"))
+    assert values.tolist()[1] == "Unknown"  # which is then refused, as any other class written in another case
 
 
 @pytest.mark.parametrize(
@@ -86,7 +102,45 @@ def test_words_for_an_event():
     assert values.tolist()[7] == "perhaps"
     assert "'1:DECEASED' is read as 1" in said[0]
     values, _ = flags_of(column, "censored", events=False)  # whoever is dead is not censored: not guessed
-    assert values.tolist()[:5] == ["1", "0", "Dead", "alive", "1"]
+    assert values.tolist()[:5] == ["1:DECEASED", "0:LIVING", "Dead", "alive", "1"]
+
+
+@pytest.mark.parametrize(
+    ("text", "event", "censored"),
+    [
+        ("1:LIVING", "1:LIVING", "1"),
+        ("0:DECEASED", "0:DECEASED", "0"),
+        ("1:DEAD WITH TUMOR", "1", "1:DEAD WITH TUMOR"),
+        ("0:ALIVE OR DEAD TUMOR FREE", "0", "0:ALIVE OR DEAD TUMOR FREE"),
+        ("1:Recurred/Progressed", "1", "1:Recurred/Progressed"),
+        ("0:CENSORED", "0", "0:CENSORED"),
+        ("1:censored", "1:censored", "1"),
+        ("1:positive", "1", "1"),
+    ],
+)
+def test_a_number_that_its_word_contradicts_is_not_read(text, event, censored):
+    column = pd.Series([text], dtype=object)
+    assert flags_of(column, "x")[0].tolist() == [event]
+    assert flags_of(column, "x", events=False)[0].tolist() == [censored]
+
+
+@pytest.mark.parametrize(
+    ("name", "events", "doubtful"),
+    [
+        ("censorship", True, True),
+        ("Censored", True, True),
+        ("uncensored", True, False),
+        ("not_censored", True, False),
+        ("OS_STATUS", True, False),
+        ("censorship", False, False),
+        ("censor_status", False, False),
+        ("vital_status", False, True),
+        ("c", False, False),
+    ],
+)
+def test_a_column_named_as_the_opposite_is_pointed_out(name, events, doubtful):
+    _, said = flags_of(pd.Series(["0", "1"], dtype=object), name, events)
+    assert [f"column {name!r} is taken for" in sentence for sentence in said] == [True] * doubtful
 
 
 def test_a_column_that_is_mostly_numbers_is_one_of_numbers():

@@ -224,7 +224,7 @@ def _patients(
         unknown = pairs["patient"].isna()
         if unknown.any():
             raise DataError(
-                f"{settings.labels}, line {pairs['row'][unknown].iloc[0]}: no patient in column "
+                f"{settings.labels}, line {pairs['row'][unknown].iloc[0]}: no patient, or a word such as 'Unknown', in column "
                 f"{rows.patient_column!r} ({int(unknown.sum())} such slides); fill it in"
             )
         patients = pairs["patient"]

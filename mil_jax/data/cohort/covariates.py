@@ -16,7 +16,7 @@ import numpy as np
 import pandas as pd
 
 from mil_jax.data.cell_words import as_plain_numbers
-from mil_jax.data.tables import listed
+from mil_jax.data.tables import brief, listed
 from mil_jax.errors import ConfigError, DataError
 from mil_jax.types import AnyArray
 
@@ -170,6 +170,6 @@ def _refuse(bags: pd.DataFrame, column: pd.Series, wrong: np.ndarray, where: str
     if wrong.any():
         place = int(np.flatnonzero(wrong)[0])
         raise DataError(
-            f"{where}, bag {bags['bag_id'].iloc[place]}: {column.iloc[place]!r} in column {column.name!r} is {what}, which the "
+            f"{where}, bag {bags['bag_id'].iloc[place]}: {brief(repr(column.iloc[place]))} in column {column.name!r} is {what}, which the "
             f"covariate holds ({int(wrong.sum())} such bags); fix it, empty it, or leave such rows out with data.filter"
         )

@@ -14,11 +14,12 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from mil_jax.data.cell_words import flags_of, values_of
+from mil_jax.data.cell_words import flags_of, says_missing, values_of
 from mil_jax.data.cohort.numeric_columns import raw_column, require_numbers
 from mil_jax.data.cohort.settings import CohortSettings, is_rule
 from mil_jax.data.row_filter import kept_rows
 from mil_jax.data.tables import (
+    MISSING,
     columns_seen,
     is_number,
     listed,
@@ -33,6 +34,7 @@ from mil_jax.errors import DataError
 SLIDE_COLUMNS = ("slide_id", "slide", "FILENAME", "path")
 PATIENT_COLUMNS = ("case_id", "PATIENT", "patient", "patient_id")
 KEPT, FILTERED, UNLABELLED = 0, 1, 2
+_MOST_SAID = 8  # sentences on the cells of single columns
 _WHOLE_NUMBER = re.compile(r"[+-]?\d+\.0+")
 
 
@@ -80,16 +82,21 @@ def read_label_rows(settings: CohortSettings) -> LabelRows:
     filtered_by = mentioned_columns(settings.filter, header) if settings.filter else []
     raw = list(dict.fromkeys([*settings.targets, *site, *settings.columns]))
     wanted = [id_column, *([patient_column] if patient_column else []), *raw, *filtered_by]
-    source = read_columns(path, wanted)
-    table = pd.DataFrame({"name": source[id_column]})
-    table["patient"] = source[patient_column] if patient_column else np.nan
+    cells = read_columns(path, wanted, missing=frozenset(("",)))
+    source = cells.mask(cells.isin(MISSING), np.nan)
+    columns = {"name": source[id_column], "patient": _people(source[patient_column]) if patient_column else np.nan}
+    of_columns: list[str] = []
     for name in raw:
-        column, found = values_of(source[name], name, settings.class_order)
+        column, found = values_of(cells[name], name, settings.class_order)
         if name in settings.events:
             column, more = flags_of(column, name, events=not settings.censored)
-            found = found + more
-        table[raw_column(name)] = _whole_numbers(column) if name in settings.targets else column
-        said += [f"{path.name}, {sentence}" for sentence in found]
+            said += [f"{path.name}, {sentence}" for sentence in more]
+        columns[raw_column(name)] = _whole_numbers(column) if name in settings.targets else column
+        of_columns += [f"{path.name}, {sentence}" for sentence in found]
+    table = pd.DataFrame(columns)
+    said += of_columns[:_MOST_SAID]
+    if len(of_columns) > _MOST_SAID:
+        said.append(f"{path.name}: and so in {len(of_columns) - _MOST_SAID} more columns")
     state = np.full(len(table), KEPT, np.int8)
     state[table[[raw_column(name) for name in settings.targets]].isna().all(axis=1)] = UNLABELLED
     if settings.filter:
@@ -132,7 +139,8 @@ def resolve_classes(labels: pd.DataFrame, settings: CohortSettings) -> tuple[str
     if len(order) < 2:
         raise DataError(
             f"{path}: column {column!r} has {len(order)} class among the matched bags"
-            f" ({listed(order)}); a classification needs two"
+            f" ({listed(order)}); a classification needs two, and words such as 'Unknown', 'none' and '-' are missing values unless "
+            "data.classes names them"
         )
     positive = settings.positive_class
     if not positive:
@@ -188,6 +196,11 @@ def _recognised(names: Sequence[str], header: Sequence[str]) -> str:
     return next((name for name in names if name in header), "")
 
 
+def _people(column: pd.Series) -> pd.Series:
+    """Slides of `Unknown` are not those of one person."""
+    return column.mask([isinstance(name, str) and says_missing(name) for name in column], np.nan)
+
+
 def _whole_numbers(column: pd.Series) -> pd.Series:
     """Labels 0.0, 1.0 (a column once saved with gaps) -> 0, 1, so that they equal those of another table."""
     present = column.dropna()
@@ -234,7 +247,10 @@ def _joined_with_slides(rows: LabelRows, settings: CohortSettings) -> LabelRows:
             f"{path}: which column names the slides is not known; set data.id_column to one of {listed(header)}"
         )
     slides = read_columns(path, [column, id_column]).dropna()
-    repeated = rows.table[rows.table["patient"].duplicated(keep=False)]
+    known = rows.table["patient"].notna().to_numpy()
+    table, state = rows.table[known], rows.state[known]
+    lost = [(name, "its row names no patient") for name in rows.table["name"][~known & (rows.state == KEPT)]]
+    repeated = table[table["patient"].duplicated(keep=False)]
     conflicting = repeated.drop(columns="name").drop_duplicates()
     if conflicting["patient"].duplicated().any():
         patient = conflicting["patient"][conflicting["patient"].duplicated()].iloc[0]
@@ -242,7 +258,7 @@ def _joined_with_slides(rows: LabelRows, settings: CohortSettings) -> LabelRows:
         raise DataError(
             f"{settings.labels}, lines {lines}: patient {patient} has rows that contradict each other; keep one"
         )
-    labels = rows.table.assign(state=rows.state, line=rows.table.index).drop_duplicates("patient").drop(columns="name")
+    labels = table.assign(state=state, line=table.index).drop_duplicates("patient").drop(columns="name")
     named = slides.rename(columns={column: "patient", id_column: "name"})
     # A table once saved with gaps says 7.0 for 7.
     named["patient"], labels["patient"] = (_whole_numbers(table["patient"]) for table in (named, labels))
@@ -253,7 +269,7 @@ def _joined_with_slides(rows: LabelRows, settings: CohortSettings) -> LabelRows:
         )
     joined = named.merge(labels, on="patient", how="left", sort=False)
     unknown = joined["state"].isna()
-    lost = [(name, f"its patient has no row in {Path(settings.labels).name}") for name in joined["name"][unknown]]
+    lost += [(name, f"its patient has no row in {Path(settings.labels).name}") for name in joined["name"][unknown]]
     bare = labels[~labels["patient"].isin(named["patient"]) & (labels["state"] == KEPT)]
     lost += [(name, f"labelled patient without a slide in {path.name}") for name in bare["patient"]]
     joined = joined[~unknown].set_index("line").rename_axis("row")

@@ -6,6 +6,7 @@ import numpy as np
 import pandas as pd
 
 from mil_jax.data.cohort.settings import CohortSettings
+from mil_jax.data.tables import brief
 from mil_jax.errors import DataError
 
 _TRUE, _FALSE = frozenset(("1", "true", "yes")), frozenset(("0", "false", "no"))
@@ -42,7 +43,12 @@ def require_numbers(table: pd.DataFrame, kept: np.ndarray, settings: CohortSetti
             _refuse(column, numbers < 0, name, settings, "is a negative time")
     for name in settings.events:
         column = used[raw_column(name)]
-        _refuse(column, column.notna() & as_flags(column).isna(), name, settings, "is neither 0 nor 1")
+        meaning = (
+            "0 nor 1 (1 = censored; a column that says what happened belongs in data.event)"
+            if settings.censored
+            else "0 nor 1"
+        )
+        _refuse(column, column.notna() & as_flags(column).isna(), name, settings, f"is neither {meaning}")
     for time, event in zip(settings.numbers, settings.events):
         pair = used[[raw_column(time), raw_column(event)]].isna()
         half = pair.any(axis=1) & ~pair.all(axis=1)
@@ -57,6 +63,6 @@ def require_numbers(table: pd.DataFrame, kept: np.ndarray, settings: CohortSetti
 def _refuse(column: pd.Series, wrong: pd.Series, name: str, settings: CohortSettings, what: str) -> None:
     if wrong.any():
         raise DataError(
-            f"{settings.labels}, line {column.index[wrong][0]}: {column[wrong].iloc[0]!r} in column {name!r} {what} "
+            f"{settings.labels}, line {column.index[wrong][0]}: {brief(repr(column[wrong].iloc[0]))} in column {name!r} {what} "
             f"({int(wrong.sum())} such rows); fix it, or leave such rows out with data.filter"
         )
