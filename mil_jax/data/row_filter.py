@@ -7,13 +7,14 @@ Comparisons of columns with numbers, texts, True and False, and with each other;
 walked here: it is never evaluated by anything that could call or reach into something else.
 
 A column whose cells are all numbers compares with numbers, one of True and False with these, any other with texts: a comparison across
-these kinds, which would match nothing, is refused. A missing cell (in a column of numbers also one that says so in words) equals nothing,
-and differs from everything.
+these kinds, which would match nothing, is refused. A missing cell (in columns of numbers and flags also one that says so in words) equals
+nothing, and differs from everything.
 """
 
 from __future__ import annotations
 
 import ast
+import keyword
 import operator
 import re
 from collections.abc import Callable, Sequence
@@ -23,10 +24,11 @@ import numpy as np
 import pandas as pd
 
 from mil_jax.data.cell_words import says_missing
-from mil_jax.data.tables import as_numbers, suggestion
+from mil_jax.data.tables import as_numbers, brief, listed, mentioned_columns, suggestion
 from mil_jax.errors import DataError
 
 _LONGEST = 5_000  # characters; no table needs more, and the parser's own depth is bounded by it
+_RESERVED = frozenset(keyword.kwlist) - {"and", "or", "not", "in", "True", "False"}
 _FLAGS = {"true": True, "false": False}
 _COMPARISONS: dict[type[ast.cmpop], Callable[[Any, Any], Any]] = {
     **{ast.Eq: operator.eq, ast.NotEq: operator.ne, ast.Lt: operator.lt},
@@ -131,11 +133,12 @@ class _Filter:
         if name not in self.table:
             raise self.refusal(f"name {name!r} is not defined{suggestion(name, self.header)}")
         cells = self.table[name]
-        present = cells.dropna().astype(str)
-        if len(present) and present.str.lower().isin(_FLAGS).all():
-            return _Column(name, "flag", cells.map(lambda cell: _FLAGS.get(str(cell).lower(), np.nan)))
         words = [isinstance(cell, str) and says_missing(cell) for cell in cells]
-        numbers = as_numbers(cells.mask(words, np.nan))  # `[Not Available]` makes no column of texts
+        said = cells.mask(words, np.nan)  # `[Not Available]` makes no column of texts
+        present = said.dropna().astype(str)
+        if len(present) and present.str.lower().isin(_FLAGS).all():
+            return _Column(name, "flag", said.map(lambda cell: _FLAGS.get(str(cell).lower(), np.nan)))
+        numbers = as_numbers(said)
         if not pd.api.types.is_numeric_dtype(numbers):
             numbers = cells
         return _Column(name, "number" if pd.api.types.is_numeric_dtype(numbers) else "text", numbers)
@@ -155,20 +158,25 @@ class _Filter:
     def like(self, column: _Column | None, value: Any, node: ast.expr) -> Any:
         """The value, as the column's cells are compared with it."""
         assert column is not None
+        if column.values.isna().all():
+            raise self.refusal(f"all cells of {column.name} are empty")
         kind = "flag" if isinstance(value, bool) else "text" if isinstance(value, str) else "number"
         if column.kind == "flag" and str(value).lower() in _FLAGS:
             return _FLAGS[str(value).lower()]
         if kind != column.kind:
-            example = next(iter(column.values.dropna().astype(str)), "")
+            example = next(iter(column.values.dropna().astype(str)))
             raise self.refusal(
-                f"{column.name} is a column of {column.kind}s (such as {example}), which {ast.unparse(node)} never equals: "
+                f"{column.name} is a column of {column.kind}s (such as {brief(example)}), which {ast.unparse(node)} never equals: "
                 f"write {_WRITTEN[column.kind]}"
             )
         return value
 
     def refusal(self, why: str) -> DataError:
         shown = self.expression if len(self.expression) <= 200 else f"{self.expression[:200]}..."
-        return DataError(f"data.filter={shown!r} cannot be applied to {self.path}: {why}")
+        words = [name for name in self.header if name in _RESERVED or not name.isidentifier()]
+        bare = [f"`{name}`" for name in mentioned_columns(re.sub(r"`[^`]*`", "", self.expression), words) if name]
+        hint = f" (write {listed(bare)} in backticks)" if bare else ""
+        return DataError(f"data.filter={shown!r} cannot be applied to {self.path}: {why}{hint}")
 
     def _stand_in(self, match: re.Match[str]) -> str:
         name = f"column_{len(self.quoted)}_in_backticks"

@@ -20,6 +20,10 @@ TABLE = pd.DataFrame(
         "code": ["07", "12", "07", "12"],
         "grade": ["3+4", "3", "4", "3"],
         "died at": ["5", "70", "61", "1"],
+        "class": ["A", "B", "A", "B"],
+        "seen": ["yes", "[Not Available]", "true", "--"],
+        "frozen": ["True", "[Not Available]", "false", "Unknown"],
+        "nothing": [np.nan] * 4,
     }
 )
 
@@ -58,6 +62,11 @@ def kept(expression: str) -> str:
         ("notnull(age) and age.notna()", "abd"),
         ("`died at` > age", "b"),
         ("  age > 60  ", "ad"),
+        ("`class` == 'A'", "ac"),
+        ("frozen", "a"),
+        ("frozen == False", "c"),
+        ("isnull(frozen)", "bd"),
+        ("isnull(nothing)", "abcd"),
     ],
 )
 def test_a_filter_keeps_the_rows_that_it_says(expression, slides):
@@ -80,6 +89,10 @@ def test_a_filter_keeps_the_rows_that_it_says(expression, slides):
         ("age is 60", "columns are compared by"),
         ("age > 60 and", "write a comparison"),
         ("", "write a comparison"),
+        ("class == 'A'", "write `class` in backticks"),
+        ("died at > 5", "write `died at` in backticks"),
+        ("nothing > 3", "all cells of nothing are empty"),
+        ("seen == True", "never equals"),
         ("age > 6_0 ** 9", "neither a column nor a number"),
     ],
 )

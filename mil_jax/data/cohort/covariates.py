@@ -16,6 +16,7 @@ import numpy as np
 import pandas as pd
 
 from mil_jax.data.cell_words import as_plain_numbers
+from mil_jax.data.cohort.variants import same_classes
 from mil_jax.data.tables import brief, listed
 from mil_jax.errors import ConfigError, DataError
 from mil_jax.types import AnyArray
@@ -91,6 +92,7 @@ def read_covariates(bags: pd.DataFrame, text: str, where: str) -> Covariates | N
         one = Covariate(name, () if numbers is not None else tuple(sorted(set(present))), without > 0)
         what = "numbers" if numbers is not None else f"{len(one.categories)} categories ({listed(one.categories, 6)})"
         lacking = f"; {without} bags are without it" if without else ""
+        said += same_classes(name, present.tolist(), "categories") if one.categories else []
         found.append(one)
         said.append(f"covariate {name!r}: {what}{lacking}")
     return Covariates(tuple(found), values(bags, found, where), tuple(said)) if found else None

@@ -14,23 +14,24 @@ from mil_jax.data.cohort.ids import base_name, tcga_patient
 from mil_jax.data.tables import is_number, listed
 
 _SAMPLE = re.compile(r"TCGA-\w{2}-\w{4}-(\d{2})[A-Z]?(?:-\d{2}[A-Z]?)?(?:-([A-Z]{2})[A-Z0-9]*)?", re.IGNORECASE)
+_SEPARATORS = re.compile(r"[-_\s\u2010-\u2015]+")
 _FROZEN = ("TS", "BS", "MS")
 _TRUTH = {"true": "1", "yes": "1", "false": "0", "no": "0"}
 
 
 def patient_key(name: str) -> str:
-    """The same text for ids of one person: `P01` and `p01`, `7`, `7.0` and `007`, a barcode and its longer forms."""
+    """The same text for ids of one person: `P01`, `p01`, `P-1` and `P_01`, `7`, `7.0` and `007`, a barcode and its longer forms."""
     barcode = tcga_patient(name)
     if barcode:
         return barcode
-    text = _plain(name)
-    return _number(re.sub(r"(?<!\d)0+(?=\d)", "", text))
+    text = _SEPARATORS.sub("-", _plain(name))
+    return _number(_without_zeros(re.sub(r"(?<=[^\W\d_])-(?=\d)", "", text)))
 
 
 def class_key(name: str) -> str:
     """The same text for names of one class: case, blanks, hyphens, `1` and `1.0`, `1` and `true`."""
-    text = " ".join(re.sub(r"[-_\u2010-\u2015]", " ", _plain(name)).split()) or _plain(name)
-    number = _plain(name)
+    text = _SEPARATORS.sub(" ", _plain(name)).strip() or _plain(name)
+    number = _without_zeros(_plain(name))
     return _TRUTH.get(text, _number(number) if is_number(number) else text)
 
 
@@ -46,15 +47,15 @@ def same_patients(patients: Iterable[str]) -> list[str]:
     ]
 
 
-def same_classes(column: str, labels: Sequence[str]) -> list[str]:
-    """A sentence where two classes may be one. labels: of all rows."""
+def same_classes(column: str, labels: Sequence[str], what: str = "classes") -> list[str]:
+    """A sentence where two classes (or `what` else) may be one. labels: of all rows."""
     counts = Counter(labels)
     groups = _groups(set(labels), class_key)
     if not groups:
         return []
     shown = listed((" and ".join(f"{name!r} ({counts[name]})" for name in names) for names in groups), 3)
     return [
-        f"Warning: classes of column {column!r} differ only in how they are written: {shown}; they are trained as classes of their own: "
+        f"Warning: {what} of column {column!r} differ only in how they are written: {shown}; they are trained as {what} of their own: "
         "write them alike"
     ]
 
@@ -89,6 +90,10 @@ def _groups(names: set[str], key: object) -> list[list[str]]:
 
 def _plain(name: str) -> str:
     return " ".join(unicodedata.normalize("NFKC", name).casefold().split())
+
+
+def _without_zeros(text: str) -> str:
+    return re.sub(r"(?<![\d.])0+(?=\d)", "", text)
 
 
 def _number(text: str) -> str:

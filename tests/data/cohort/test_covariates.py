@@ -50,6 +50,13 @@ def test_numbers_stay_numbers_and_text_becomes_categories_with_a_flag_where_some
     assert "1 bags are without it" in read.report[0]
 
 
+def test_categories_that_may_be_one_are_said():
+    read = read_covariates(BAGS.assign(sex=["F", "m", "f", "m"]), "sex", "labels.csv")
+    assert (
+        "Warning: categories of column 'sex' differ only in how they are written: 'F' (1) and 'f' (1)" in read.report[0]
+    )
+
+
 def test_no_covariates_are_none():
     assert read_covariates(BAGS, "", "labels.csv") is None
 

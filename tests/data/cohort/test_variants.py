@@ -19,6 +19,9 @@ from mil_jax.data.cohort.variants import class_key, patient_key, same_classes, s
         ("Mu\u0308ller", "M\u00fcller"),
         ("a  b", "A b"),
         ("a\u00a0b", "a b"),
+        ("P-01", "P_01"),
+        ("P 01", "p01"),
+        ("C3L\u201000123", "C3L-123"),
     ],
 )
 def test_one_person_has_one_key(one, other):
@@ -27,14 +30,26 @@ def test_one_person_has_one_key(one, other):
 
 @pytest.mark.parametrize(
     ("one", "other"),
-    [("P1", "P10"), ("7", "70"), ("10", "1"), ("100", "1"), ("TCGA-AA-0001", "TCGA-AA-0002"), ("1.5", "1")],
+    [
+        ("P1", "P10"),
+        ("7", "70"),
+        ("10", "1"),
+        ("100", "1"),
+        ("TCGA-AA-0001", "TCGA-AA-0002"),
+        ("1.5", "1"),
+        ("1-2", "12"),
+        ("1.05", "1.5"),
+        ("P1-2", "P12"),
+        ("A-B1", "AB1"),
+    ],
 )
 def test_two_people_have_two(one, other):
     assert patient_key(one) != patient_key(other)
 
 
 @pytest.mark.parametrize(
-    ("one", "other"), [("LUAD", "luad"), ("1", "1.0"), ("0", "False"), ("high grade", "high-grade"), ("wt", "wt ")]
+    ("one", "other"),
+    [("LUAD", "luad"), ("1", "1.0"), ("0", "False"), ("high grade", "high-grade"), ("wt", "wt "), ("1", "01")],
 )
 def test_one_class_has_one_key(one, other):
     assert class_key(one) == class_key(other)
