@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +31,7 @@ from mil_jax.tasks.predictions_table import probabilities_of
 MARKER = "evaluation.json"
 _CALIBRATION_ERROR = "expected_calibration_error"
 _MOST_CONSOLE_SUBGROUPS = 30
+_LONGEST_NAME = 50  # characters of up to 4 bytes, in a name of at most 255
 
 
 def write_evaluation(
@@ -48,9 +50,10 @@ def write_evaluation(
     by_model = [_named(scored, scored.by_model.drop(columns="part")) for scored, _, _ in results]
     inert_table(pd.concat(by_model, ignore_index=True)).to_csv(folder / "predictions_of_models.csv", index=False)
     inert_table(excluded).to_csv(folder / "excluded.csv", index=False)
-    for scored, averages, _ in results:
-        _write_layouts(folder, scored, averages)
-        content["figures"] += _draw(folder / "figures", scored, averages)
+    names = file_names("_".join(filter(None, (one.cohort, one.label_column, one.how))) for one, _, _ in results)
+    for name, (scored, averages, _) in zip(names, results, strict=True):
+        _write_layouts(folder, name, scored, averages)
+        content["figures"] += _draw(folder / "figures", name, scored, averages)
     (folder / "summary.md").write_text(markdown(content), encoding="utf-8")
     text = json.dumps(plain(content), indent=2, allow_nan=False) + "\n"
     (folder / MARKER).write_text(text, encoding="utf-8")
@@ -205,18 +208,18 @@ def _predictions(scored: Scored, averages: Averaged) -> pd.DataFrame:
     return _named(scored, table)
 
 
-def _write_layouts(folder: Path, scored: Scored, averages: Averaged) -> None:
+def _write_layouts(folder: Path, name: str, scored: Scored, averages: Averaged) -> None:
     """CLAM's and STAMP's files, which are of classes."""
     task = scored.task
     if not isinstance(task, Classification):
         return
-    name = _file_name(scored)
     seeds_averaged = average(task, scored.by_model, HELD_OUT)
     home = folder / "clam" / name
     home.mkdir(parents=True)
-    for fold, rows in seeds_averaged.groupby("fold_name"):
+    by_fold = [(str(fold), rows) for fold, rows in seeds_averaged.groupby("fold_name")]
+    for fold, (_, rows) in zip(file_names(fold for fold, _ in by_fold), by_fold, strict=True):
         table = clam_table(rows["bag_id"], class_numbers(task, rows), probabilities_of(rows, task))
-        inert_table(table).to_csv(home / f"fold_{_safe(str(fold))}.csv", index=False)
+        inert_table(table).to_csv(home / f"fold_{fold}.csv", index=False)
     patients = patient_probabilities(task, averages.table)
     table = stamp_table(
         patients["patient_id"],
@@ -230,11 +233,11 @@ def _write_layouts(folder: Path, scored: Scored, averages: Averaged) -> None:
     inert_table(table).to_csv(home / "patient-preds.csv", index=False)
 
 
-def _draw(folder: Path, scored: Scored, averages: Averaged) -> list[str]:
+def _draw(folder: Path, name: str, scored: Scored, averages: Averaged) -> list[str]:
     """Draws what there is data for; the names of the files."""
     if not scored.labelled:
         return []
-    names, task, name = [], scored.task, _file_name(scored)
+    names, task = [], scored.task
     if not isinstance(task, calibration.CALIBRATED):
         return []
     pictures = [("predicted", averages.table)]
@@ -251,10 +254,14 @@ def _draw(folder: Path, scored: Scored, averages: Averaged) -> list[str]:
     return names
 
 
-def _file_name(scored: Scored) -> str:
-    return _safe("_".join(filter(None, (scored.cohort, scored.label_column, scored.how))))
-
-
-def _safe(text: str) -> str:
-    """Letters, digits and `.-_` only."""
-    return re.sub(r"[^\w.-]+", "-", text)
+def file_names(texts: Iterable[str]) -> list[str]:
+    """The name of a file for each of different texts: letters, digits and `.-_`, not too long, no two alike, whatever their case."""
+    names: list[str] = []
+    taken: set[str] = set()
+    for text in texts:
+        stem = re.sub(r"[^\w.-]+", "-", text)[:_LONGEST_NAME]
+        numbered = (f"{stem}-{place}" if place > 1 else stem for place in itertools.count(1))
+        name = next(name for name in numbered if name.casefold() not in taken)
+        taken.add(name.casefold())
+        names.append(name)
+    return names
