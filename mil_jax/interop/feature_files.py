@@ -156,6 +156,7 @@ def read_file(path: Path) -> FileContent:
         raise DataError(_are_no_features(path, "two columns of whole numbers, as coordinates are"))
     if features.dtype.kind == "f" and features.dtype.itemsize > 8:
         features = features.astype(np.float64)
+    features = features.astype(features.dtype.newbyteorder("="), copy=False)
     part_mask, coords = arrays.get(PART_MASK), arrays.get(_beside(key, arrays))
     one_vector = features.ndim == 1
     features = features.reshape(_instances_shape(path, features.shape, part_mask is not None))

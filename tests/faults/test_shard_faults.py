@@ -255,7 +255,10 @@ def _altered(folder, column, value, **of_shard):
     """Alters a record and a shard in the index of a folder, and everything that could tell: checksums, fingerprint, sizes and times."""
     content = json.loads((folder / "index.json").read_text())
     records = pd.read_csv(folder / "records.csv", keep_default_na=False, dtype=str)
-    records.loc[1, column] = value
+    if value is None:
+        del records[column]
+    else:
+        records.loc[1, column] = value
     records.to_csv(folder / "records.csv", index=False)
     content["shards"][0].update(of_shard)
     listing = [content["feature_shape"], np.dtype(content["dtype"]).newbyteorder("<").str, records["slide_id"].tolist()]
@@ -279,6 +282,8 @@ def _altered(folder, column, value, **of_shard):
         ("features_offset", "0"),
         ("coords_offset", "9" * 18),
         ("slide_id", ""),
+        ("tile_size_level0", None),
+        ("source", None),
     ],
 )
 def test_an_index_whose_records_are_not_those_of_its_shards_is_refused(folder, column, value):

@@ -113,6 +113,14 @@ def test_features_in_groups_are_found_with_their_coordinates(tmp_path):
         read_file(write(tmp_path / "s.h5", {"20x/features": FEATURES, "5x/features": FEATURES}))
 
 
+def test_the_order_of_bytes_is_no_other_type(tmp_path):
+    for name in ("s.npy", "s.h5"):
+        content = FEATURES.astype(">f4")
+        features = read_file(write(tmp_path / name, content if name == "s.npy" else {"features": content})).features
+        assert features.dtype == np.float32
+        np.testing.assert_array_equal(features, FEATURES)
+
+
 def test_tensors_of_every_kind(tmp_path):
     torch = pytest.importorskip("torch")
 

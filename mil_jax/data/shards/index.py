@@ -146,9 +146,9 @@ def _parsed(content: dict[str, Any], records: Path) -> ShardIndex:
     table = original_table(pd.read_csv(records, dtype=types, keep_default_na=False, na_values=missing))
     # Absent from shards that were written before there were graphs and regions.
     num_neighbors, num_parts = content.get("num_neighbors", 0), content.get("num_parts", 0)
-    for column, count in ((_GRAPH, num_neighbors), (_PARTS, num_parts)):
-        if count and column not in table:
-            raise ValueError(f"no column {column}")
+    optional = [column for column, count in ((_GRAPH, num_neighbors), (_PARTS, num_parts)) if count]
+    if lacking := [column for column in (*_TEXT, *_WHOLE, *_REAL, *optional) if column not in table]:
+        raise ValueError(f"no column {', '.join(lacking)}")
     if len(table) != content["num_slides"]:
         raise ValueError(f"{len(table)} records instead of {content['num_slides']}")
     shape, dtype = tuple(content["feature_shape"]), content["dtype"]
