@@ -27,6 +27,7 @@ from mil_jax.files import atomic_write
 from mil_jax.interop.array_files import open_arrays
 
 COORDS = "coords"
+_MOST_TILE = 1 << 15  # pixels of an edge: 3 GiB of colours
 
 
 @dataclass(frozen=True)
@@ -134,7 +135,7 @@ def read_coordinates(path: str | os.PathLike[str]) -> Coordinates:
             float(attributes["read_downsample"]),
             float(attributes["mpp"]),
         )
-        return Coordinates(
+        made = Coordinates(
             str(attributes["name"]),
             tiling,
             file.read(COORDS),
@@ -152,7 +153,31 @@ def read_coordinates(path: str | os.PathLike[str]) -> Coordinates:
                 for group in ("quality", "labels")
             ),
         )
+        _require_sound(made)
     except (OSError, KeyError, ValueError, TypeError, OverflowError, DataError) as error:
         raise DataError(
             f"{path}: not a whole coordinate file of data_prep.tile ({error}); tile this slide again"
         ) from error
+    return made
+
+
+def _require_sound(made: Coordinates) -> None:
+    """Raises ValueError for values that no tiling has."""
+    tiling, coords = made.tiling, made.coords
+    if (
+        coords.dtype.kind not in "iu"
+        or coords.ndim != 2
+        or coords.shape[1] != 2
+        or ((coords < 0) | (coords >= 2**31)).any()
+    ):
+        raise ValueError(f"coords are {coords.dtype} {list(coords.shape)}, not whole numbers [tiles, 2] below 2^31")
+    columns = {"tissue": made.tissue, "parent": made.parent, **made.quality, **made.labels}
+    for name, column in columns.items():
+        if column is not None and column.shape != coords.shape[:1]:
+            raise ValueError(f"{name} has the shape {list(column.shape)}, and there are {len(coords)} tiles")
+    if not 0 < tiling.tile <= _MOST_TILE or min(tiling.edge, tiling.step) <= 0 or tiling.level < 0:
+        raise ValueError(
+            f"tiles of {tiling.tile} pixels, {tiling.edge} wide and {tiling.step} apart on level {tiling.level}"
+        )
+    if not 0 < tiling.downsample < math.inf or tiling.mpp <= 0 or math.isinf(tiling.mpp):  # NaN: not known
+        raise ValueError(f"a downsample of {tiling.downsample} and {tiling.mpp} micrometres per pixel")
