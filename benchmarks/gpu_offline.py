@@ -4,8 +4,8 @@
     python -m benchmarks.gpu_offline --machine offline                       every method, compared with the stored table
     python -m benchmarks.gpu_offline --machine offline --only=abmil --kernels=12     one, with the kernels that move most
 
-A row for each method, precision, number of runs and length: kernel launches and GB of one step of all runs (of a whole dispatch, divided by
-its steps), by matrix products and by all else; temporary memory; loops before whose rounds the host waits for the device; scatters, sorts,
+A row for each method, number of runs and length: kernel launches and GB of one step of all runs (of a dispatch of AT_ONCE, divided by as
+many), by matrix products and by all else; temporary memory; loops before whose rounds the host waits for the device; scatters, sorts,
 and products of full float32 precision. Fusions, loops and buffers are those of the device; matrix kernels are not tuned, and may differ
 there. Nothing is run, so there are no seconds.
 """
@@ -27,10 +27,11 @@ from jax.experimental import topologies
 from jax.sharding import Mesh
 
 from benchmarks import compiled_gpu
-from benchmarks.cases import drawn_experiment, with_runs
+from benchmarks.cases import FOLDS, drawn_experiment, with_runs
 from benchmarks.common import RESULTS, write_result
 from mil_jax.data.loading.resident import ResidentBags
 from mil_jax.engine import array_shapes, programs
+from mil_jax.engine.bag_order import FOLD
 from mil_jax.engine.compilation import Programs
 from mil_jax.engine.programs import AXIS, EvaluationInputs, StepInputs
 from mil_jax.experiment.experiment import engine_data
@@ -45,6 +46,7 @@ _KERNELS = flags.DEFINE_integer("kernels", 0, "Also prints so many kernels, thos
 _SECONDS = flags.DEFINE_integer("seconds", 900, "A method that takes longer is left out, and it is said.")
 
 RUNS, INSTANCES, DIM, NUM_BAGS, STEPS, HELD_OUT = 25, 4096, 1024, 400, 288, 60  # of an epoch of 400 bags in five folds
+AT_ONCE = 8  # steps of a dispatch
 METHODS = (
     *("abmil", "clam_sb", "clam_mb", "dsmil", "transmil", "rrt", "rrt_abmil", "dtfd", "patch_gcn", "hipt", "hipt_none"),
     *("mean_pooling", "max_pooling", "mhim_abmil", "ibmil_abmil"),
@@ -70,6 +72,8 @@ CASES = (
     *(Case(method) for method in METHODS),
     Case("abmil", 1),
     Case("abmil", RUNS, 10_112),
+    *(Case(method, settings=("train.order=fold",)) for method in ("abmil", "dsmil", "mean_pooling", "max_pooling")),
+    Case("abmil", RUNS, 10_112, ("train.order=fold",)),
     Case(
         "mhim_abmil",
         settings=(
@@ -131,14 +135,14 @@ def compiled(case: Case, kernels: int = 0) -> dict[str, Any]:
     figures = {}
     for program in PROGRAMS:
         begun = time.process_time()
-        built, length, steps = _compile(case, program)
+        built, length = _compile(case, program)
         bag_bytes = case.runs * length * DIM * 2
         found = compiled_gpu.read(built.as_text(), whole=0.9 * NUM_BAGS * case.instances * DIM * 2, part=bag_bytes)
         memory: Any = built.memory_analysis()
         figures[program] = {
-            "launches": found.launches / steps,
-            "product_gb": found.gigabytes(products=True) / steps,
-            "other_gb": found.gigabytes(products=False) / steps,
+            "launches": found.launches / AT_ONCE,
+            "product_gb": found.gigabytes(products=True) / AT_ONCE,
+            "other_gb": found.gigabytes(products=False) / AT_ONCE,
             "temporary_gib": memory.temp_size_in_bytes / 2**30,
             "unknown_trips": found.unknown_trips,
             "scatters": found.scatters,
@@ -148,13 +152,13 @@ def compiled(case: Case, kernels: int = 0) -> dict[str, Any]:
         }
         for one in sorted(found.kernels, key=lambda one: -one.moved)[:kernels]:
             print(
-                f"{one.moved / steps / 1e9:8.3f} GB  x{one.launches:<5d} {one.name[:44]:44s} {one.shape[:50]:50s} {one.kind[:60]}"
+                f"{one.moved / AT_ONCE / 1e9:8.3f} GB  x{one.launches:<5d} {one.name[:44]:44s} {one.shape[:50]:50s} {one.kind[:60]}"
             )
     return figures
 
 
-def _compile(case: Case, program: str) -> tuple[Any, int, int]:
-    """(the program of one dispatch, the length of its bags, its steps)."""
+def _compile(case: Case, program: str) -> tuple[Any, int]:
+    """(the program of one dispatch, the length of its bags)."""
     precision = "bfloat16" if case.config in MEASURED else "float32"  # what `auto` takes on a GPU
     experiment = drawn_experiment(
         case.config,
@@ -190,19 +194,22 @@ def _compile(case: Case, program: str) -> tuple[Any, int, int]:
     ids = programs.ReplicaIds(key=shape(keys.shape, keys.dtype), target=shape((case.runs,), np.int32))
     fitted = array_shapes.fitted_shapes(strategy, plan, engine_data(experiment), case.runs, tile[1:] if parts else tile)
     fitted = jax.tree.map(lambda x: shape(x.shape, x.dtype), fitted)
-    count, ends = shape((mesh.size,), np.int32), shape((case.runs,), np.int32)
+    count, ends = shape((mesh.size,), np.int32), shape((case.runs, 2), np.int32)
     state = jax.eval_shape(functools.partial(programs.initial, strategy, length), cohort, ids, fitted, None, count)
     carry = array_shapes.carry_shapes(strategy, plan, state, cohort, length, batch_size, split)
     epoch = array_shapes.epoch_shapes(strategy, plan, case.runs, STEPS, batch_size, split)
-    settings = Programs(strategy, mesh, (length,), True, 1 << 50, {length: case.runs}, False)
+    of_fold = case.runs // FOLDS if case.runs % FOLDS == 0 else 1
+    same = {"evaluate": of_fold, "train": of_fold if experiment.config.train.order == FOLD else 1}
+    steps = {name: [AT_ONCE] for name in PROGRAMS}
+    compiler = Programs(strategy, mesh, (length,), True, 1 << 50, steps, same, {length: case.runs})
     if program == "train":
-        arguments: tuple[Any, ...] = cohort, carry, StepInputs(ids, epoch, ends, ends), count
+        arguments: tuple[Any, ...] = cohort, carry, StepInputs(ids, epoch, ends), count
     else:
-        inputs = EvaluationInputs(carry.state, shape((case.runs, HELD_OUT), np.int32), ends, ends)
+        inputs = EvaluationInputs(carry.state, shape((case.runs, HELD_OUT), np.int32), ends)
         arguments = cohort, shape((case.runs, HELD_OUT, experiment.task.num_outputs), np.float32), inputs, count
-    built = settings._traced(program, 0, case.runs, *arguments)()
-    settings.close()
-    return built.program, length * max(parts, 1), 1
+    built = compiler._traced(program, 0, case.runs, *arguments)()
+    compiler.close()
+    return built.program, length * max(parts, 1)
 
 
 def _mesh() -> Mesh:

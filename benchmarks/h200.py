@@ -6,7 +6,7 @@
 Parts:
     resident, streamed   epochs of ABMIL, 25 runs (5 folds x 5 seeds), by where the features lie
     precision            the same in float32 and bfloat16
-    order                the same with the order of bags independent and shared
+    order                the same with the order of bags independent and of a fold
     runs                 the same with 1, 5 and 25 runs; and 1 and 25 runs on bags of 1,000 instances
     transmil             epochs of TransMIL, 25 runs
     steps-<aggregator>   one training step of one run at N = 1k, 10k, 60k, 400k, in float32 and bfloat16
@@ -223,7 +223,7 @@ def precision(context: Context) -> tuple[dict[str, Any], list[Row]]:
 
 def order(context: Context) -> tuple[dict[str, Any], list[Row]]:
     return _compared(
-        context, "ABMIL", "abmil", {f"{kind} order": [f"train.order={kind}"] for kind in ("independent", "shared")}
+        context, "ABMIL", "abmil", {f"{kind} order": [f"train.order={kind}"] for kind in ("independent", "fold")}
     )
 
 

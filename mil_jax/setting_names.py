@@ -1,4 +1,4 @@
-"""Names that settings had in earlier versions: on the command line, in config files and in run folders they still work."""
+"""Names that settings and their values had in earlier versions: on the command line, in config files and in run folders they still work."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import Any
 from ml_collections import ConfigDict
 
 from mil_jax.errors import ConfigError, RenamedSetting
-from mil_jax.settings import RENAMED
+from mil_jax.settings import RENAMED, RENAMED_VALUES
 
 _ASSIGNMENT = re.compile(r"(?P<before>-{0,2}config\.)(?P<name>[\w.]+)=(?P<value>.*)", re.DOTALL)
 
@@ -32,14 +32,25 @@ def present_name(name: str, given: Mapping[str, Any]) -> str:
     return present
 
 
+def present_value(name: str, value: Any) -> Any:
+    """The present word for the value of a setting, by its present name; an old one is said to the user."""
+    present = RENAMED_VALUES.get(name.removeprefix("demo."), {}).get(str(value), value)
+    if present != value:
+        warnings.warn(f"{name}={value} is now {name}={present}", RenamedSetting, stacklevel=2)
+    return present
+
+
 def present_arguments(arguments: Sequence[str]) -> list[str]:
-    """Arguments with each `--config.NAME=VALUE` under its present name; others as they are."""
+    """Arguments with each `--config.NAME=VALUE` under its present name and value; others as they are."""
     matched = [_ASSIGNMENT.fullmatch(argument) for argument in arguments]
     given = {match["name"]: match["value"] for match in matched if match}
-    return [
-        f"{match['before']}{present_name(match['name'], given)}={match['value']}" if match else argument
-        for argument, match in zip(arguments, matched)
-    ]
+    present = []
+    for argument, match in zip(arguments, matched):
+        if match:
+            name = present_name(match["name"], given)
+            argument = f"{match['before']}{name}={present_value(name, match['value'])}"
+        present.append(argument)
+    return present
 
 
 def rename_old(config: ConfigDict, before: Mapping[str, Any]) -> None:
@@ -59,3 +70,11 @@ def rename_old(config: ConfigDict, before: Mapping[str, Any]) -> None:
             with group.ignore_type():  # a wrong type is said later, as of any setting
                 group[last] = group[name]
             del group[name]
+    for name in RENAMED_VALUES:
+        for part in ("", "demo."):
+            *groups, last = f"{part}{name}".split(".")
+            group = config
+            for key in groups:
+                group = group.get(key, ConfigDict())
+            if last in group:
+                group[last] = present_value(f"{part}{name}", group[last])

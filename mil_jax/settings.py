@@ -290,8 +290,8 @@ SETTINGS: dict[str, Setting] = {
     ),
     "train.order": Setting(
         "independent",
-        "`independent`: each run shuffles its own bags; `shared`: all runs go through the same bags in the same order.",
-        choices=("independent", "shared"),
+        "`independent`: each run shuffles its own bags; `fold`: the runs of a fold share a shuffle, and a GPU reads their bags once.",
+        choices=("independent", "fold"),
     ),
     "train.steps_per_dispatch": Setting(
         64, "Most steps of one bucket length that are sent to the device at once; changes no result.", least=1
@@ -343,6 +343,8 @@ RENAMED = {  # what settings were called in earlier versions; the old names work
 }
 
 
+RENAMED_VALUES = {"train.order": {"shared": "fold"}}  # the same for values
+
 # Settings that run folders of earlier versions lack, with what those versions did.
 _ADDED = {("data", "recursive"): False}
 
@@ -359,6 +361,7 @@ def present_settings(stored: Mapping[str, Any]) -> dict[str, Any]:
             ]
         elif isinstance(value, dict):
             value = {RENAMED.get(f"{group}.{name}", f"{group}.{name}").split(".")[1]: of for name, of in value.items()}
+            value = {name: RENAMED_VALUES.get(f"{group}.{name}", {}).get(str(of), of) for name, of in value.items()}
             value |= {name: of for (part, name), of in _ADDED.items() if part == group and name not in value}
         present[group] = value
     return present

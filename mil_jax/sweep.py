@@ -101,7 +101,7 @@ def main(arguments: list[str]) -> int:
     with session.open_folder(fitter_of(base), how, name, settings) as folder:
         if folder.is_complete:
             return 0
-        folder.write_choices({"ladder": list(base.ladder.lengths)})
+        folder.write_choices({"ladder": list(base.ladder.lengths), "blocks": base.blocks})
         fits = []
         for number, (group, experiment) in enumerate(zip(groups, experiments)):
             try:

@@ -17,7 +17,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from mil_jax import aggregators
 from mil_jax.aggregators import reembedding
-from mil_jax.settings import RENAMED, SETTINGS
+from mil_jax.settings import RENAMED, RENAMED_VALUES, SETTINGS
 from mil_jax.strategies import registry
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -70,6 +70,9 @@ def page() -> str:
         rows = [[f"`strategy.{field}`", _shown(default)] for field, default in registry.default_fields(name).items()]
         parts.append(f"### {name}\n\n{_table(['setting', 'default'], rows)}\n")
     rows = [[f"`{old}`", f"`{new}`"] for old, new in RENAMED.items()]
+    rows += [
+        [f"`{name}={old}`", f"`{name}={new}`"] for name, values in RENAMED_VALUES.items() for old, new in values.items()
+    ]
     parts.append(f"## Earlier names\n\nThey work until version 1.0:\n\n{_table(['earlier', 'now'], rows)}\n")
     return "\n".join(parts)
 

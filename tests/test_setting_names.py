@@ -58,6 +58,15 @@ def test_an_old_name_on_the_command_line(old, recwarn):
     assert said(recwarn) == [f"{old} is now {RENAMED[old]}"]
 
 
+def test_an_old_value_is_said_and_read_as_the_present_one(tmp_path, recwarn):
+    sentence = "train.order=shared is now train.order=fold"
+    config, _, _ = parse(["--config=configs/abmil.py", "--config.train.order=shared"], lambda values: None)
+    assert config.train.order == "fold"
+    assert load_config(config_file(tmp_path, 'config.train.order = "shared"')).train.order == "fold"
+    assert said(recwarn) == [sentence, sentence]
+    assert present_settings({"train": {"order": "shared", "seed": 1}})["train"] == {"order": "fold", "seed": 1}
+
+
 @pytest.mark.parametrize("old", RENAMED)
 @pytest.mark.parametrize("how", ["config.{0}.{1} = {2!r}", "config.{0}.update({{{1!r}: {2!r}}})"])
 def test_an_old_name_in_a_config_file(old, how, tmp_path, recwarn):

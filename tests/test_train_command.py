@@ -16,6 +16,8 @@ import pytest
 from mil_jax import train
 from mil_jax.cli.progress import TrainingProgress
 from mil_jax.config import parse
+from mil_jax.errors import ConfigError
+from mil_jax.experiment.fitter import EngineFitter
 from mil_jax.experiment.prepare import prepare
 from mil_jax.run_folder.folder import RunFolder
 from tests.commands import SMALL, contents, run
@@ -169,6 +171,21 @@ def test_a_run_stopped_by_the_keyboard_is_saved_and_resumes_to_the_same_end(
 def test_the_ladder_chosen_when_a_run_began_is_used_when_it_is_resumed(own_data, cache):
     config, _, _ = parse([*SMALL, *own_data, cache], train.define_flags)
     assert prepare(config, choices={"ladder": [16, 64]}).ladder.lengths == (16, 64)
+
+
+def test_a_run_that_was_begun_before_orders_had_blocks_keeps_its_order(own_data, cache):
+    config, _, _ = parse([*SMALL, *own_data, cache], train.define_flags)
+    assert prepare(config).blocks
+    assert prepare(config, choices={"ladder": [16, 64], "blocks": True}).blocks
+    before = prepare(config, choices={"ladder": [16, 64]})
+    assert not before.blocks
+    engine = EngineFitter(before)._open()
+    assert set(engine.order.block_slots) == {1}
+    engine.exits.close()
+    config.train.order = "fold"
+    assert prepare(config).blocks
+    with pytest.raises(ConfigError, match=r"begun with train\.order=shared, .* cannot be resumed"):
+        prepare(config, choices={"ladder": [16, 64]})
 
 
 @pytest.mark.full

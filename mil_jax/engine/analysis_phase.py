@@ -63,7 +63,7 @@ def _look(
     shape = jax.eval_shape(one, state, cohorts[0]).shape
     buckets = np.unique(data.bucket[data.training.any(axis=0)]).tolist()
     logits = bags.shape[1], *shape
-    engine.programs.compile_evaluation(buckets, cohorts, state, engine.ids.target, logits, engine.placement.count)
+    engine.programs.compile_evaluation(buckets, cohorts, state, engine.ends_shape, logits, engine.placement.count)
     batch_size = engine.settings.batch_size
     predicted = engine.predict(state, bags, shape, lambda count: listener.steps(-(-count // batch_size)))
     seen = engine.strip_padding(engine.fetch(predicted))

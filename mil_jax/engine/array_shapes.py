@@ -27,13 +27,12 @@ def schedules(
     stacked: dict[str, np.ndarray] = {}
     for r, replica in enumerate(plan.replicas):
         steps = Steps(epoch=epoch, epochs=epochs, count=int(order.counts[r]))
-        at = np.flatnonzero((order.bags[r] >= 0).any(axis=1))[: steps.count]
-        numbers = order.bags[r, at]
+        numbers = order.bags[r, : steps.count]
         of_steps = np.where(numbers >= 0, sizes[np.maximum(numbers, 0)], 0)
         for name, values in strategy.schedule(plan.replica_hyper(replica), of_steps, steps).items():
             if name not in stacked:
                 stacked[name] = np.zeros((*order.bags.shape[:2], *values.shape[1:]), _narrow(values))
-            stacked[name][r, at] = values
+            stacked[name][r, : steps.count] = values
     return stacked
 
 

@@ -1,31 +1,35 @@
-"""The order in which bags are trained on: an epoch is a shuffled list of slots, each of one bucket.
+"""The order in which bags are trained on: an epoch is a shuffled list of blocks, each of some slots of one bucket.
 
-The number of slots per bucket and their order come from the split table alone, never from which replicas run, so that a replica
-sees the same order alone and together with others. Each replica fills the slots with its own shuffle (independent), or all see the
-same bag at the same time (shared); where a replica has no bag for a slot it idles. Consecutive slots of one bucket are dispatched
-together, which changes no order.
+A slot is a step of every replica. The blocks and their order come from the split table alone, never from which replicas run, so that a
+replica sees the same order alone and together with others. Each replica fills the slots with its own shuffle (independent), or all
+replicas of a fold with one (fold), whose bags are then read once for all of them; where a replica has no bag for a slot it idles. Blocks
+are there because a device is sent steps
+of one bucket at a time: slot by slot, nearly every step would be sent alone. Bags are assigned to the slots of their bucket over
+the whole epoch, so a block is a random draw of bags of similar size.
 """
 
 from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from functools import cached_property
 from operator import attrgetter
 
 import numpy as np
 
 from mil_jax.engine.plan import Replica
 
+# Of an epoch: enough blocks for its shuffle to mix sizes well, and few enough for a device to be busy with one while the next is sent.
+LEAST_BLOCKS, MOST_SLOTS = 24, 12
+INDEPENDENT, FOLD = ORDERS = "independent", "fold"
+
 
 @dataclass(frozen=True)
 class EpochOrder:
     """What every replica trains on in one epoch.
 
-    bags: int32 [R, T, B], numbers of bags in training order, -1 where a batch is not full; without idle slots, or, laid out by slot,
-        with them: then row t is the same for all replicas, but for what they hold out.
+    bags: int32 [R, T, B], numbers of bags in training order, without idle slots; -1 where a batch is not full.
     dispatches: (bucket, lo [R], hi [R]): replica r makes its steps lo[r]..hi[r] in that bucket.
     counts: int64 [R], the steps of each replica.
     """
@@ -34,26 +38,16 @@ class EpochOrder:
     dispatches: tuple[tuple[int, np.ndarray, np.ndarray], ...]
     counts: np.ndarray
 
-    @cached_property
-    def _done(self) -> np.ndarray:
-        """[R, T + 1], the steps of each replica before row t of `bags`."""
-        done = np.zeros((self.bags.shape[0], self.bags.shape[1] + 1), np.int64)
-        np.cumsum((self.bags >= 0).any(axis=2), axis=1, out=done[:, 1:])
-        return done
-
-    def steps(self, lo: np.ndarray, hi: np.ndarray) -> np.ndarray:
-        """int64 [R], how many of the rows lo..hi of each replica are steps."""
-        everyone = np.arange(len(lo))
-        return self._done[everyone, hi] - self._done[everyone, lo]
-
 
 class BagOrder:
     """Draws the order of every epoch.
 
     training: bool [rows, num_bags]. bucket: int [num_bags], the bucket each bag fits in, in ascending order of length.
     sampling: None (each bag once an epoch), or float [rows, num_bags]: weights to draw bags by, with replacement.
-    row: the row of a replica; its fold, where there is one target. shared: all replicas go through one shuffle of all training bags, and
-    those that hold a bag out idle; not with `sampling`. by_slot: how a shared order is laid out, see `EpochOrder`.
+    row: the row of a replica; its fold, where there is one target. order: INDEPENDENT, or FOLD for one shuffle (and one draw) for all
+    replicas of a row. blocks: False for blocks of one slot, as in runs that were begun before there were others.
+
+    block_slots: int64 [num_buckets], slots of a bucket's blocks; its last one may be shorter.
     """
 
     def __init__(
@@ -67,12 +61,10 @@ class BagOrder:
         steps_per_dispatch: int = 64,
         sampling: np.ndarray | None = None,
         row: Callable[[Replica], int] = attrgetter("fold"),
-        shared: bool = False,
-        by_slot: bool = False,
+        order: str = INDEPENDENT,
+        blocks: bool = True,
     ) -> None:
-        assert not (shared and sampling is not None), "what is drawn for one replica is not shared"
-        assert shared or not by_slot, "replicas with orders of their own have nothing in common in a slot"
-        self.shared, self.by_slot = shared, by_slot
+        self.order = order
         self.row = row
         self.training = training
         self.bucket = bucket
@@ -83,12 +75,11 @@ class BagOrder:
         self.sampling = sampling
         self.slot_counts = self._slot_counts()
         self.max_steps = int(self.slot_counts.sum())
+        most = min(self.max_steps // LEAST_BLOCKS, MOST_SLOTS) if blocks else 1
+        self.block_slots = np.array([_block_slots(count, most) for count in self.slot_counts.tolist()])
 
     def _slot_counts(self) -> np.ndarray:
-        """[num_buckets]: per bucket the largest number of batches of any row, or the batches of all training bags together."""
-        if self.shared:
-            in_bucket = np.bincount(self.bucket[self.training.any(axis=0)], minlength=self.num_buckets)
-            return np.ceil(in_bucket / self.batch_size).astype(np.int64)
+        """[num_buckets]: per bucket the largest number of batches of any row."""
         per_row = np.zeros((len(self.training), self.num_buckets))
         for row, part in enumerate(self.training):
             if self.sampling is None:
@@ -102,37 +93,45 @@ class BagOrder:
 
     def epoch(self, replicas: Sequence[Replica], active: np.ndarray, epoch: int) -> EpochOrder:
         """The order of epoch `epoch`; replicas that are not `active` [R] have no steps."""
-        slots = np.repeat(np.arange(self.num_buckets), self.slot_counts)
-        np.random.default_rng([self.data_seed, epoch]).shuffle(slots)
-        filled: dict[tuple[int, int], np.ndarray] = {}  # replicas that differ only in their overrides share theirs
+        slots = self._slots(epoch)
+        filled: dict[
+            tuple[int, int], np.ndarray
+        ] = {}  # some replicas share theirs, such as those that differ only in overrides
         bags = np.full((len(replicas), self.max_steps, self.batch_size), -1, np.int32)
         busy = np.zeros((len(replicas), len(slots)), bool)
         for r, replica in enumerate(replicas):
             if not active[r]:
                 continue
-            who = (replica.seed, self.row(replica))
+            who = (0 if self.order == FOLD else replica.seed, self.row(replica))
             if who not in filled:
                 filled[who] = self._fill(slots, replica, epoch)
             mine = filled[who]
             busy[r] = (mine >= 0).any(axis=1)
-            steps = mine if self.by_slot else mine[busy[r]]
+            steps = mine[busy[r]]
             bags[r, : len(steps)] = steps
-        row = np.ones_like(busy) if self.by_slot else busy
-        done = np.concatenate([np.zeros((len(replicas), 1), np.int64), np.cumsum(row, axis=1)], axis=1)
+        done = np.concatenate([np.zeros((len(replicas), 1), np.int64), np.cumsum(busy, axis=1)], axis=1)
         dispatches = []
         for start, stop in _stretches(slots, self.steps_per_dispatch):
             if busy[:, start:stop].any():
                 dispatches.append((int(slots[start]), done[:, start].astype(np.int32), done[:, stop].astype(np.int32)))
         return EpochOrder(bags, tuple(dispatches), busy.sum(axis=1))
 
+    def _slots(self, epoch: int) -> np.ndarray:
+        """int [T], the bucket of every slot."""
+        blocks = -(-self.slot_counts // self.block_slots)
+        of_block = np.repeat(np.arange(self.num_buckets), blocks)
+        slots = np.repeat(self.block_slots, blocks)
+        last = np.cumsum(blocks)[blocks > 0] - 1
+        slots[last] -= (blocks * self.block_slots - self.slot_counts)[blocks > 0]
+        order = np.arange(len(slots))
+        np.random.default_rng([self.data_seed, epoch]).shuffle(order)
+        return np.repeat(of_block[order], slots[order])
+
     def _fill(self, slots: np.ndarray, replica: Replica, epoch: int) -> np.ndarray:
         """[num_slots, B] bag numbers, -1 for none: one replica's bags, shuffled into the slots they fit."""
         row = self.row(replica)
-        if self.shared:
-            rng = np.random.default_rng([self.data_seed, epoch, 2])
-            everyone = self._shuffled(slots, rng.permutation(np.flatnonzero(self.training.any(axis=0))), rng)
-            return np.where((everyone >= 0) & self.training[row][everyone], everyone, -1)
-        rng = np.random.default_rng([self.data_seed, replica.seed, replica.fold, epoch, 1])
+        whose = [replica.fold, epoch, 2] if self.order == FOLD else [replica.seed, replica.fold, epoch, 1]
+        rng = np.random.default_rng([self.data_seed, *whose])
         part = np.flatnonzero(self.training[row])
         if self.sampling is None:
             drawn = rng.permutation(part)
@@ -158,6 +157,14 @@ class BagOrder:
         return filled
 
 
+def _block_slots(count: int, most: int) -> int:
+    """Slots of each block of a bucket of `count` slots: at most `most`, and such that its last block lacks the fewest."""
+    if count <= most:
+        return max(1, count)
+    sizes = range(max(1, most // 2), max(1, most) + 1)
+    return min(sizes, key=lambda slots: (-count % slots, -slots))
+
+
 def order_by_bucket(bags: np.ndarray, bucket: np.ndarray, num_buckets: int, longest: int) -> EpochOrder:
     """The order in which bags [R, V], -1 for none, are predicted that are sorted by bucket: a bag a step, `longest` in a dispatch."""
     buckets = np.where(bags >= 0, bucket[np.maximum(bags, 0)], num_buckets)
@@ -168,6 +175,13 @@ def order_by_bucket(bags: np.ndarray, bucket: np.ndarray, num_buckets: int, long
         for start in range(0, int((hi - lo).max()), longest)
     ]
     return EpochOrder(bags[..., None], tuple(dispatches), edges[-1])
+
+
+def portions(lo: np.ndarray, hi: np.ndarray, most: int) -> Iterator[np.ndarray]:
+    """int32 [R, 2]: the steps lo[r]..hi[r] of each replica, at most `most` at a time, in sequence; one portion where there are none."""
+    for start in range(0, max(int((hi - lo).max()), 1), most):
+        begun = lo + np.minimum(start, hi - lo)
+        yield np.stack([begun, begun + np.minimum(most, hi - begun)], axis=1).astype(np.int32)
 
 
 def _stretches(slots: np.ndarray, longest: int) -> list[tuple[int, int]]:

@@ -7,17 +7,19 @@ the compiler says of the memory that a program needs. Compilations are counted, 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from functools import partial
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax.sharding import Mesh
 from jax.sharding import PartitionSpec as P
 
 from mil_jax.engine import programs
+from mil_jax.engine.bag_order import portions
 from mil_jax.engine.device_memory import DoesNotFit, even, largest_that_fits, require_room
 from mil_jax.engine.programs import (
     AXIS,
@@ -33,7 +35,7 @@ from mil_jax.engine.programs import (
 from mil_jax.errors import ConfigError
 from mil_jax.machine import usable_cores
 from mil_jax.strategies.base import Analysis, Strategy, TrainState
-from mil_jax.types import Array, PyTree
+from mil_jax.types import AnyArray, Array, PyTree
 
 
 class Built(NamedTuple):
@@ -47,8 +49,9 @@ class Built(NamedTuple):
 class Programs:
     """The programs of one strategy by name and bucket; a shape that was not planned raises instead of recompiling.
 
-    limit: bytes of a device's memory that a program may use. vectorised: whether replicas go side by side; then `chunks` says how many
-    of a device at once by bucket length: what was chosen before, to which is added what is chosen. shared: whether their order is.
+    limit: bytes of a device's memory that a program may use. vectorised: whether replicas go side by side; then `steps` says by name and
+    bucket how many steps a program makes, `same` by name how many neighbouring replicas have the same bags, and `chunks` how many
+    replicas of a device go at once by bucket length: what was chosen before, to which is added what is chosen.
     """
 
     def __init__(
@@ -58,12 +61,13 @@ class Programs:
         lengths: tuple[int, ...],
         vectorised: bool,
         limit: int,
+        steps: Mapping[str, Sequence[int]],
+        same: Mapping[str, int],
         chunks: dict[int, int] | None = None,
-        shared: bool = False,
     ) -> None:
         self.strategy: Any = strategy  # of an analysis predictions alone are compiled
         self.mesh, self.lengths, self.vectorised, self.limit = mesh, lengths, vectorised, limit
-        self.shared = shared
+        self.steps, self.same = steps, same
         self.chunks = {} if chunks is None else chunks
         self.axis = DATA_AXIS if DATA_AXIS in mesh.axis_names else None
         self._compiled: dict[tuple[str, int], Future[Built]] = {}
@@ -84,10 +88,10 @@ class Programs:
         built = [future for (name, _), future in self._compiled.items() if name != "init"]
         return sum(future.result().seconds for future in built) / max(min(usable_cores(), len(built)), 1)
 
-    def for_fewer(self, most: int) -> Programs:
+    def for_fewer(self, most: int, same: Mapping[str, int]) -> Programs:
         """The same for at most so many replicas on each device; no more of them at a time than here. To be compiled yet."""
         chunks = {length: even(most, min(chunk, most)) for length, chunk in self.chunks.items()}
-        return Programs(self.strategy, self.mesh, self.lengths, self.vectorised, self.limit, chunks, self.shared)
+        return Programs(self.strategy, self.mesh, self.lengths, self.vectorised, self.limit, self.steps, same, chunks)
 
     def compile_ahead(
         self,
@@ -111,23 +115,23 @@ class Programs:
             self._unchecked.append((*longest, sum(x.size * x.dtype.itemsize for x in bags)))
         for bucket in train:
             self._start("train", bucket, cohorts[bucket], carry, inputs, count)
-        self.compile_evaluation(evaluate, cohorts, carry.state, inputs.lo, logits, count)
+        self.compile_evaluation(evaluate, cohorts, carry.state, inputs.ends, logits, count)
 
     def compile_evaluation(
         self,
         buckets: Sequence[int],
         cohorts: Sequence[DeviceCohort],
         state: TrainState,
-        ends: Array,
+        ends: AnyArray,
         logits: tuple[int, ...],
         count: Array,
     ) -> None:
-        """As `compile_ahead`, of evaluation alone. ends: of the shape of lo and hi."""
+        """As `compile_ahead`, of evaluation alone. ends: of the shape that the programs are given."""
 
         def of_replicas(shape: tuple[int, ...], dtype: Any) -> jax.ShapeDtypeStruct:
             return jax.ShapeDtypeStruct((ends.shape[0], *shape), dtype, sharding=ends.sharding)
 
-        inputs = EvaluationInputs(state, of_replicas(logits[:1], jnp.int32), ends, ends)
+        inputs = EvaluationInputs(state, of_replicas(logits[:1], jnp.int32), ends)
         for bucket in buckets:
             self._start("evaluate", bucket, cohorts[bucket], of_replicas(logits, jnp.float32), inputs, count)
 
@@ -143,6 +147,10 @@ class Programs:
     def built(self, name: str, bucket: int) -> Built:
         """The program "init", "train" or "evaluate" of a bucket, which was called or compiled ahead."""
         return self._compiled[name, bucket].result()
+
+    def portions(self, name: str, bucket: int, lo: np.ndarray, hi: np.ndarray) -> Iterator[np.ndarray]:
+        """The steps lo[r]..hi[r] of a dispatch in what one call of a program makes, see `bag_order.portions`."""
+        return portions(lo, hi, self.steps[name][bucket] if self.vectorised else np.iinfo(np.int32).max)
 
     def close(self) -> None:
         """Compilations that have not begun are given up."""
@@ -194,12 +202,14 @@ class Programs:
         if name == "init":
             function = partial(programs.initial, self.strategy, length)
         elif name == "evaluate":
-            function = partial(programs.evaluate, self.strategy, length, chunk)
+            function = partial(
+                programs.evaluate, self.strategy, length, chunk, self.steps[name][bucket], self.same[name]
+            )
         elif chunk is None:
             function = partial(programs.train_sequential, self.strategy, length, self.axis)
         else:
-            train = programs.train_vmapped_shared_order if self.shared else programs.train_vmapped
-            function = partial(train, self.strategy, length, self.axis, chunk)
+            steps, same = self.steps[name][bucket], self.same[name]
+            function = partial(programs.train_vmapped, self.strategy, length, self.axis, chunk, steps, same)
         donate = () if name == "init" else (1,)  # what the program changes
         specs = (P(), *(P(AXIS) for _ in arguments[1:]))
         # XLA itself divides the work among the devices that share a bag: that axis is left to it.
@@ -235,7 +245,7 @@ class Programs:
             return built[self.chunks[length]]
         *_, inputs, count = arguments
         try:
-            chunk, _, trials = largest_that_fits(inputs.hi.shape[0] // count.shape[0], self.limit, compile_for)
+            chunk, _, trials = largest_that_fits(inputs.ends.shape[0] // count.shape[0], self.limit, compile_for)
         except DoesNotFit as error:
             raise _too_large(length, error) from error
         self.chunks[length] = chunk

@@ -46,14 +46,15 @@ class Engine(Predictor):
             steps_per_dispatch=settings.steps_per_dispatch,
             sampling=data.sampling,
             row=data.row,
-            shared=settings.order == "shared",
-            by_slot=settings.by_slot,
+            order=settings.order,
+            blocks=settings.blocks,
         )
         parts = {"val": data.selection, "test": data.test}
         if task.reads_training:
             parts["train"] = data.training
         first = functools.partial(self.order.epoch, plan.replicas, np.ones(len(plan.replicas), bool), 0)
         super().__init__(data, task.num_outputs, plan, settings, parts, first)
+        self.steps["train"] = self._within_windows(self.order.block_slots.tolist())
         self.targets = self.placement.replicate(data.targets)
         self.vote = Vote()
         self._kept = settings.side_by_side
@@ -105,7 +106,7 @@ class Engine(Predictor):
         between = self.data.selection.any(axis=0) & (whole or phase.selection.monitor != "last")
         seen = between | (np.any([part.any(axis=0) for part in self.parts.values()], axis=0) & whole)
         evaluate = np.unique(self.data.bucket[seen]).tolist()
-        inputs = StepInputs(self.ids, epoch, self.ids.target, self.ids.target)  # of the shape of lo and hi
+        inputs = StepInputs(self.ids, epoch, self.ends_shape)
         logits = self.longest_part, self.num_outputs
         self.programs.compile_ahead(train, evaluate, self.cohort_shapes(), carry, inputs, logits, self.placement.count)
 
@@ -143,7 +144,8 @@ class Engine(Predictor):
 
     def dispatch(self, carry: StepCarry, epoch: EpochInputs, window: Window) -> StepCarry:
         """Sends the steps of a window of the loader to the devices. `carry` is donated."""
-        inputs = StepInputs(self.ids, epoch, *self.shard((window.lo, window.hi)))
         cohort = self.cohort(window.bags)
-        carry, window.done = self.programs.train(window.bucket, cohort, carry, inputs, self.placement.count)
+        for ends in self.programs.portions("train", window.bucket, window.lo, window.hi):
+            inputs = StepInputs(self.ids, epoch, self.shard(ends))
+            carry, window.done = self.programs.train(window.bucket, cohort, carry, inputs, self.placement.count)
         return carry

@@ -99,7 +99,9 @@ class EpochLoop:
         if not (engine.vectorised and self.inactive.half_have_stopped(active)):
             return
         if engine.vote.blocking(self.inactive.idle_seconds >= engine.programs.seconds):
-            self._keep_on_device(np.flatnonzero(active), engine.programs.for_fewer(self.inactive.rows(active)))
+            members = np.flatnonzero(active)
+            fewer = engine.programs.for_fewer(self.inactive.rows(active), engine.same_bags(members))
+            self._keep_on_device(members, fewer)
 
     def _keep_on_device(self, members: np.ndarray, programs: Programs) -> None:
         self.carry, self.best = self.inactive.keep_on_device(members, (self.carry, self.best))
@@ -111,7 +113,7 @@ class EpochLoop:
         for window in engine.loader.windows(order.bags, dispatches):
             self.carry = engine.dispatch(self.carry, inputs, window)
             self.dispatch += window.ends_dispatch
-            self.listener.steps(int(order.steps(window.lo, window.hi).sum()))
+            self.listener.steps(int((window.hi - window.lo).sum()))
             if window.ends_dispatch and self.checkpoints and engine.vote.delayed(self.listener.stop_requested()):
                 self._save(self.checkpoints, wait=True)
                 raise TrainingInterrupted

@@ -64,18 +64,45 @@ def require_devices(module: Aggregator, data_parallel: int, instance_parallel: i
         )
 
 
+def laid_out(groups: np.ndarray, devices: int) -> tuple[int, np.ndarray]:
+    """(S, int [R]): the place of each replica on the leading axis, so that every S places from the first on are of one group.
+
+    groups: [R], the group of each replica. S: the most that need no place more on any of the devices; each has as many.
+    """
+    per_device = -(-len(groups) // devices)
+    kinds, counts = np.unique(groups, return_counts=True)
+    same = max(
+        size
+        for size in range(1, per_device + 1)
+        if per_device % size == 0 and (-(-counts // size) * size).sum() <= per_device * devices
+    )
+    place, used = np.zeros(len(groups), np.int64), 0
+    for kind, count in zip(kinds, counts):
+        place[groups == kind] = used + np.arange(count)
+        used += -(-int(count) // same) * same
+    return same, place
+
+
 class Placement:
     """Where the arrays of R replicas lie: the leading axis in equal parts over the devices, filled up where R does not divide.
 
-    Arrays on the host are always those of all R replicas; devices have those of the `members`, all of them at first.
-    data_parallel, instance_parallel: as many devices hold the same replicas, and share their batches and each bag. count: int32 [devices],
-    how many replicas each device (or each such group) really has.
+    Arrays on the host are always those of all R replicas, in their order; devices have those of the `members`, all of them at first.
+    data_parallel, instance_parallel: as many devices hold the same replicas, and share their batches and each bag. groups: [R], of
+    replicas that should be neighbours; None: as they come. count: int32 [devices], how many places of each device (or each such group of
+    devices) are used. same: how many neighbours are of one group, all along the devices.
     """
 
-    def __init__(self, num_replicas: int, data_parallel: int = 1, instance_parallel: int = 1) -> None:
+    def __init__(
+        self,
+        num_replicas: int,
+        data_parallel: int = 1,
+        instance_parallel: int = 1,
+        groups: np.ndarray | None = None,
+    ) -> None:
         self.num_replicas = num_replicas
         self.mesh = replica_mesh(data_parallel, instance_parallel)
         self.places = self.mesh.shape[AXIS]
+        self.groups = np.arange(num_replicas) if groups is None else groups
         self.keep_on_device(np.arange(num_replicas))
         self.split: Callable[[PyTree], PyTree] | None = self._split if INSTANCE_AXIS in self.mesh.axis_names else None
         self.fetches = 0
@@ -85,17 +112,16 @@ class Placement:
         """From here on the devices have these replicas, ascending; what they held before is not moved."""
         self.members = members
         self.per_device = -(-len(members) // self.places)
-        before = self.per_device * np.arange(self.places)
-        self.count = put(
-            np.clip(len(members) - before, 0, self.per_device).astype(np.int32), replica_sharding(self.mesh)
-        )
+        self.same, self._place = laid_out(self.groups[members], self.places)
+        used, before = int(self._place.max()) + 1, self.per_device * np.arange(self.places)
+        self.count = put(np.clip(used - before, 0, self.per_device).astype(np.int32), replica_sharding(self.mesh))
 
     def shard(self, tree: PyTree) -> PyTree:
         """Host arrays [R, ...] over the devices."""
 
         def place(array: np.ndarray) -> Array:
             full = np.zeros((self.per_device * self.places, *array.shape[1:]), array.dtype)
-            full[: len(self.members)] = array[self.members]
+            full[self._place] = array[self.members]
             return put(full, replica_sharding(self.mesh))
 
         return jax.tree.map(lambda x: place(np.asarray(x)), tree)
@@ -125,11 +151,11 @@ class Placement:
         if isinstance(jax.tree.leaves(tree)[0], jax.ShapeDtypeStruct):
             return jax.tree.map(lambda x: jax.ShapeDtypeStruct((self.num_replicas, *x.shape[1:]), x.dtype), tree)
         if len(self.members) == self.num_replicas:
-            return jax.tree.map(lambda x: x[: self.num_replicas], tree)
+            return jax.tree.map(lambda x: x[self._place], tree)
 
         def whole(x: np.ndarray, other: np.ndarray) -> np.ndarray:
             result = other.copy()
-            result[self.members] = x[: len(self.members)]
+            result[self.members] = x[self._place]
             return result
 
         if others is None:

@@ -69,8 +69,7 @@ def find(
         for r in np.flatnonzero(suspects):
             if hi[r] > lo[r] and not (np.isfinite(losses[r]) and finite[r]):
                 numbers = bags[r, lo[r]]
-                step = int((bags[r, : lo[r]] >= 0).any(axis=1).sum())  # rows in which it idles are no steps
-                return NotFinite(int(r), epoch, step, numbers[numbers >= 0], not np.isfinite(losses[r]))
+                return NotFinite(int(r), epoch, int(lo[r]), numbers[numbers >= 0], not np.isfinite(losses[r]))
     return NotFinite(int(np.flatnonzero(suspects)[0]), epoch, None, bags[0, 0][:0], True)
 
 

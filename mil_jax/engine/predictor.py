@@ -4,17 +4,17 @@ from __future__ import annotations
 
 import contextlib
 import copy
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 
 import jax
 import numpy as np
 
 from mil_jax.data.loading.residency import make_loader
 from mil_jax.data.loading.resident import ResidentBags
-from mil_jax.engine.bag_order import EpochOrder, order_by_bucket
+from mil_jax.engine.bag_order import FOLD, MOST_SLOTS, EpochOrder, order_by_bucket
 from mil_jax.engine.compilation import Programs
-from mil_jax.engine.device_memory import device_limit
-from mil_jax.engine.mesh import Placement, sharing
+from mil_jax.engine.device_memory import device_limit, even
+from mil_jax.engine.mesh import Placement, laid_out, sharing
 from mil_jax.engine.plan import Plan
 from mil_jax.engine.programs import DeviceCohort, EvaluationInputs, ReplicaIds
 from mil_jax.engine.types import EngineSettings, PredictionData
@@ -49,9 +49,11 @@ class Predictor:
         self.longest_part = int(max(1, *(part.sum(axis=1).max() for part in parts.values())))
         instance_parallel = sharing(settings.instance_parallel, jax.device_count(), *data.lengths)
         data_parallel = sharing(settings.data_parallel, jax.device_count() // instance_parallel, settings.batch_size)
-        self.placement = placement = Placement(self.num_replicas, data_parallel, instance_parallel)
+        groups = np.array(self.rows) if self.vectorised else None  # runs of a fold have bags in common
+        self.placement = placement = Placement(self.num_replicas, data_parallel, instance_parallel, groups)
         self.shard, self.fetch, self.strip_padding = placement.shard, placement.fetch, placement.strip_padding
         self.loader = make_loader(data.bags, data.lengths, placement, first or self._scoring_order)
+        self.steps = {"evaluate": self._within_windows(self._bags_at_once())}
         self.exits = contextlib.ExitStack()
         self.exits.callback(self.loader.close)
         self.covariates = None if data.covariates is None else placement.replicate(data.covariates)
@@ -60,6 +62,17 @@ class Predictor:
         part = np.any(list(self.parts.values()), axis=0)
         bags, _ = self.data.listed(part, self.rows, int(max(1, part.sum(axis=1).max())))
         return order_by_bucket(bags, self.data.bucket, len(self.data.lengths), self.settings.steps_per_dispatch)
+
+    def _within_windows(self, steps: Sequence[int]) -> list[int]:
+        """How many steps a program makes, by bucket, where replicas go side by side: `steps`, or what a window of the loader has."""
+        return [min(pair) for pair in zip(steps, self.loader.steps or steps)]
+
+    def _bags_at_once(self) -> list[int]:
+        """The bags of the first part in the fewest portions, as equal as can be, by bucket."""
+        first = next(iter(self.parts.values()))
+        buckets = range(len(self.data.lengths))
+        most = [int((first & (self.data.bucket == bucket)).sum(axis=1).max()) for bucket in buckets]
+        return [even(max(count, 1), MOST_SLOTS) for count in most]
 
     def cohort(self, bags: ResidentBags) -> DeviceCohort:
         """What the programs read, of these bags or their shapes."""
@@ -74,8 +87,20 @@ class Predictor:
         if self.all_programs and self.all_programs[-1].strategy is strategy:
             return
         limit, chosen = device_limit(self.settings.memory_gib), self.side_by_side.setdefault(strategy.name, {})
-        mesh, by_slot = self.placement.mesh, self.settings.by_slot
-        self.use(Programs(strategy, mesh, self.data.lengths, self.vectorised, limit, chosen, by_slot))
+        mesh, lengths = self.placement.mesh, self.data.lengths
+        same = self.same_bags(np.arange(self.num_replicas))
+        self.use(Programs(strategy, mesh, lengths, self.vectorised, limit, self.steps, same, chosen))
+
+    def same_bags(self, members: np.ndarray) -> dict[str, int]:
+        """By the name of a program, how many neighbouring replicas have the same bags where the devices hold these replicas."""
+        same, _ = laid_out(self.placement.groups[members], self.placement.places)
+        return {"evaluate": same, "train": same if self.settings.order == FOLD else 1}
+
+    @property
+    def ends_shape(self) -> jax.ShapeDtypeStruct:
+        """Of what tells a program the steps of each replica that it is to make."""
+        target = self.ids.target
+        return jax.ShapeDtypeStruct((*target.shape, 2), target.dtype, sharding=target.sharding)
 
     def use(self, programs: Programs) -> None:
         """From here on these, for the replicas that the devices hold; they are closed at the end."""
@@ -91,7 +116,8 @@ class Predictor:
         return self.per_replica(part, self.fetch(self.evaluate(self.shard(state), part)))
 
     def per_replica(self, part: np.ndarray, logits: np.ndarray) -> list[tuple[np.ndarray, np.ndarray]]:
-        """As `score`, from what `evaluate` gave for the part, on the host."""
+        """As `score`, from what `evaluate` gave for the part, fetched."""
+        logits = self.strip_padding(logits)
         bags, counts = self.listed(part)
         return [(bags[r, :count], logits[r, :count]) for r, count in enumerate(counts)]
 
@@ -111,10 +137,12 @@ class Predictor:
         logits = self.shard(np.zeros((*bags.shape, *shape), np.float32))
         sharded_bags = self.shard(bags)
         for window in self.loader.windows(order.bags, order.dispatches):
-            inputs = EvaluationInputs(state, sharded_bags, *self.shard((window.lo, window.hi)))
-            logits, window.done = self.programs.evaluate(
-                window.bucket, self.cohort(window.bags), logits, inputs, self.placement.count
-            )
+            cohort = self.cohort(window.bags)
+            for ends in self.programs.portions("evaluate", window.bucket, window.lo, window.hi):
+                inputs = EvaluationInputs(state, sharded_bags, self.shard(ends))
+                logits, window.done = self.programs.evaluate(
+                    window.bucket, cohort, logits, inputs, self.placement.count
+                )
             if tell:
                 tell(int((window.hi - window.lo).sum()))
         return logits

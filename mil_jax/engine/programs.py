@@ -11,6 +11,7 @@ A program of training or evaluation is given the cohort, what it changes and ret
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from typing import TypeVar
 
@@ -65,25 +66,23 @@ class StepCarry(flax.struct.PyTreeNode):
 
 
 class StepInputs(flax.struct.PyTreeNode):
-    """What the steps of a dispatch read: replica r makes its steps lo[r]..hi[r] of the epoch, all in one bucket. Every leaf has the
+    """What the steps of a dispatch read: replica r makes its steps lo..hi = ends[r] of the epoch, all in one bucket. Every leaf has the
     leading axis [R].
     """
 
     ids: ReplicaIds
     epoch: EpochInputs
-    lo: AnyArray
-    hi: AnyArray
+    ends: AnyArray
 
 
 class EvaluationInputs(flax.struct.PyTreeNode):
-    """What an evaluation reads: replica r predicts bags[r, lo[r]:hi[r]] of bags [R, V], all in one bucket. Every leaf has the leading
-    axis [R].
+    """What an evaluation reads: replica r predicts bags[r, lo:hi] of bags [R, V], lo..hi = ends[r], all in one bucket. Every leaf has
+    the leading axis [R].
     """
 
     state: TrainState
     bags: AnyArray
-    lo: AnyArray
-    hi: AnyArray
+    ends: AnyArray
 
 
 Inputs = TypeVar("Inputs", StepInputs, EvaluationInputs)
@@ -112,8 +111,7 @@ def read_batch(cohort: DeviceCohort, numbers: Array, target: Array, length: int,
 
     axis: of the devices that share the batch; each reads its own part of the bags.
     """
-    bags = _read_bags(cohort, numbers, length, axis)
-    return _batch(cohort, bags, numbers, numbers >= 0, target, axis)
+    return _batch(cohort, _read_bags(cohort, numbers, length, axis), numbers, target, axis)
 
 
 def _read_bags(cohort: DeviceCohort, numbers: Array, length: int, axis: str | None) -> Bag:
@@ -127,10 +125,10 @@ def _read_bags(cohort: DeviceCohort, numbers: Array, length: int, axis: str | No
     return jax.vmap(lambda number: read_bag(cohort, number, length))(mine)
 
 
-def _batch(cohort: DeviceCohort, bags: Bag, numbers: Array, present: Array, target: Array, axis: str | None) -> Batch:
-    """The bags `numbers` [B] that were read, of which those count that are `present` [B]."""
+def _batch(cohort: DeviceCohort, bags: Bag, numbers: Array, target: Array, axis: str | None) -> Batch:
+    """The bags `numbers` [B] that were read."""
     targets = cohort.targets[target, jnp.maximum(numbers, 0)]
-    return Batch(bags=bags, targets=targets, weights=present.astype(jnp.float32), axis=axis)
+    return Batch(bags=bags, targets=targets, weights=(numbers >= 0).astype(jnp.float32), axis=axis)
 
 
 def _take(tree: PyTree, r: Array) -> PyTree:
@@ -175,18 +173,19 @@ def train_sequential(
             batch = read_batch(cohort, mine.epoch.bags[at], mine.ids.target, length, axis)
             return _one_step(strategy, mine.ids, one, mine.epoch, at, batch)
 
-        return _put(carry, jax.lax.fori_loop(mine.lo, mine.hi, step, _take(carry, r)), r)
+        lo, hi = mine.ends
+        return _put(carry, jax.lax.fori_loop(lo, hi, step, _take(carry, r)), r)
 
     return _over_replicas(count, replica, carry), _done(inputs)
 
 
 def _done(inputs: StepInputs | EvaluationInputs) -> Array:
-    return jnp.sum(inputs.hi - inputs.lo)[None]
+    return jnp.sum(inputs.ends[:, 1] - inputs.ends[:, 0])[None]
 
 
 def _in_chunks(chunk: int, body: Callable[[PyTree, Inputs], PyTree], carry: PyTree, inputs: Inputs) -> PyTree:
     """`body(carry, inputs) -> carry` on `chunk` replicas after the other."""
-    rows = inputs.lo.shape[0]
+    rows = inputs.ends.shape[0]
     if chunk >= rows:
         return body(carry, inputs)
 
@@ -194,7 +193,8 @@ def _in_chunks(chunk: int, body: Callable[[PyTree, Inputs], PyTree], carry: PyTr
         # The last chunk begins earlier, so that it is whole; what another chunk has done is not done again.
         start = jnp.minimum(number * chunk, rows - chunk)
         mine, part = jax.tree.map(lambda x: jax.lax.dynamic_slice_in_dim(x, start, chunk), (carry, inputs))
-        part = part.replace(hi=jnp.where(start + jnp.arange(chunk) >= number * chunk, part.hi, part.lo))
+        due = start + jnp.arange(chunk) >= number * chunk
+        part = part.replace(ends=jnp.where(due[:, None], part.ends, part.ends[:, :1]))
         moved = body(mine, part)
         return jax.tree.map(lambda x, y: jax.lax.dynamic_update_slice_in_dim(x, y, start, 0), carry, moved)
 
@@ -206,99 +206,109 @@ def train_vmapped(
     length: int,
     axis: str | None,
     chunk: int,
+    steps: int,
+    same: int,
     cohort: DeviceCohort,
     carry: StepCarry,
     inputs: StepInputs,
     count: Array,
 ) -> tuple[StepCarry, Array]:
-    """As `train_sequential`, with `chunk` replicas at a time."""
+    """As `train_sequential`, with `chunk` replicas at a time and at most `steps` steps: a loop of known length, before whose rounds the
+    host need not wait for the device. same: so many neighbouring replicas go through the same bags, which are read once for them, so that
+    the first layer of all of them is one product with their kernels side by side.
+    """
     del count  # replicas that only fill the mesh have no steps: lo = hi
 
-    def replica(mine: StepCarry, ids: ReplicaIds, epoch: EpochInputs, at: Array, busy: Array) -> StepCarry:
-        batch = read_batch(cohort, epoch.bags[at], ids.target, length, axis)
-        moved = _one_step(strategy, ids, mine, epoch, at, batch)
-        return jax.tree.map(lambda new, old: jnp.where(busy, new, old), moved, mine)
+    def group(carry: StepCarry, ids: ReplicaIds, epoch: EpochInputs, at: Array, busy: Array) -> StepCarry:
+        numbers = _common(epoch.bags, at, busy)
+        bags = _read_bags(cohort, numbers, length, axis)
 
-    def steps(carry: StepCarry, part: StepInputs) -> StepCarry:
-        def step(t: Array, carry: StepCarry) -> StepCarry:
-            at = jnp.clip(part.lo + t, 0, part.epoch.bags.shape[1] - 1)
-            return jax.vmap(replica)(carry, part.ids, part.epoch, at, part.lo + t < part.hi)
+        def replica(mine: StepCarry, ids: ReplicaIds, epoch: EpochInputs, at: Array, busy: Array) -> StepCarry:
+            moved = _one_step(strategy, ids, mine, epoch, at, _batch(cohort, bags, numbers, ids.target, axis))
+            return jax.tree.map(lambda new, old: jnp.where(busy, new, old), moved, mine)
 
-        return jax.lax.fori_loop(0, jnp.max(part.hi - part.lo), step, carry)
+        return _each(replica, carry, ids, epoch, at, busy)
 
-    return _in_chunks(chunk, steps, carry, inputs), _done(inputs)
+    def of_chunk(carry: StepCarry, part: StepInputs) -> StepCarry:
+        def step(t: Array | int, carry: StepCarry) -> StepCarry:
+            return _by_group(same, group, carry, part.ids, part.epoch, *_place(part.ends, t, part.epoch.bags.shape[1]))
+
+        return _repeat(steps, step, carry)
+
+    return _in_chunks(chunk, of_chunk, carry, inputs), _done(inputs)
 
 
-def train_vmapped_shared_order(
-    strategy: Strategy,
-    length: int,
-    axis: str | None,
-    chunk: int,
-    cohort: DeviceCohort,
-    carry: StepCarry,
-    inputs: StepInputs,
-    count: Array,
-) -> tuple[StepCarry, Array]:
-    """As `train_vmapped`, for an order that all replicas share, laid out by slot: a slot's bags are read once, without a replica
-    axis, so that the first layer of all replicas is one product with their kernels side by side.
-    """
-    del count
+def _by_group(same: int, group: Callable[..., PyTree], *trees: PyTree) -> PyTree:
+    """`group` over `same` neighbours of the leading axis at a time, or as many as divide both `same` and that axis."""
+    together = math.gcd(same, jax.tree.leaves(trees)[0].shape[0])
+    split = jax.tree.map(lambda x: x.reshape(-1, together, *x.shape[1:]), trees)
+    return jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), jax.vmap(group)(*split))
 
-    def steps(carry: StepCarry, part: StepInputs) -> StepCarry:
-        order, lo, hi = part.epoch.bags, part.lo, part.hi
 
-        def step(at: Array, carry: StepCarry) -> StepCarry:
-            numbers = jnp.max(order[:, at], axis=0)  # [B]: replicas differ in what they hold out only, which is -1
-            bags = _read_bags(cohort, numbers, length, axis)
+def _each(replica: Callable[..., PyTree], *trees: PyTree) -> PyTree:
+    """`replica` over the leading axis. An axis of one is left out: XLA would copy arrays for it."""
+    if jax.tree.leaves(trees)[0].shape[0] > 1:
+        return jax.vmap(replica)(*trees)
+    return jax.tree.map(lambda x: x[None], replica(*jax.tree.map(lambda x: x[0], trees)))
 
-            def replica(mine: StepCarry, ids: ReplicaIds, epoch: EpochInputs, busy: Array) -> StepCarry:
-                present = epoch.bags[at] >= 0
-                batch = _batch(cohort, bags, numbers, present, ids.target, axis)
-                moved = _one_step(strategy, ids, mine, epoch, at, batch)
-                return jax.tree.map(lambda new, old: jnp.where(busy & present.any(), new, old), moved, mine)
 
-            return jax.vmap(replica)(carry, part.ids, part.epoch, (lo <= at) & (at < hi))
+def _common(bags: Array, at: Array, busy: Array) -> Array:
+    """bags[r, at[r]], which are the same for all that are `busy`; -1 where none is. bags: [S, T, ...]."""
+    mine = jax.vmap(lambda bags, at: bags[at])(bags, at)
+    return jnp.where(busy.reshape(-1, *(1,) * (mine.ndim - 1)), mine, -1).max(axis=0)
 
-        begin = jnp.min(jnp.where(lo < hi, lo, order.shape[1]))
-        return jax.lax.fori_loop(begin, jnp.max(jnp.where(lo < hi, hi, 0)), step, carry)
 
-    return _in_chunks(chunk, steps, carry, inputs), _done(inputs)
+def _place(ends: Array, t: Array | int, most: int) -> tuple[Array, Array]:
+    """(where each replica's step `t` of its steps lo..hi = ends[r] lies among `most`, whether there is one): both [R]."""
+    at = ends[:, 0] + t
+    return jnp.clip(at, 0, most - 1), at < ends[:, 1]
+
+
+def _repeat(times: int, body: Callable[[Array | int, PyTree], PyTree], carry: PyTree) -> PyTree:
+    return body(0, carry) if times == 1 else jax.lax.fori_loop(0, times, body, carry)
 
 
 def evaluate(
     strategy: Strategy | Analysis,
     length: int,
     chunk: int | None,
+    steps: int,
+    same: int,
     cohort: DeviceCohort,
     logits: Array,
     inputs: EvaluationInputs,
     count: Array,
 ) -> tuple[Array, Array]:
-    """Logits [R, V, C] with those of the inputs filled in, and how many. chunk: replicas at a time; None: one after another."""
-
-    def one(state: TrainState, numbers: Array, logits: Array, at: Array) -> Array:
-        bag = read_bag(cohort, jnp.maximum(numbers[at], 0), length)
-        return logits.at[at].set(strategy.predict(state, bag).logits)
-
+    """Logits [R, V, C] with those of the inputs filled in, and how many. chunk: replicas at a time, each with at most `steps` bags, of
+    which so many neighbours as `same` says have the same; None: one after another.
+    """
     if chunk is not None:
 
-        def steps(logits: Array, part: EvaluationInputs) -> Array:
-            def step(t: Array, logits: Array) -> Array:
-                at = part.lo + t
-                moved = jax.vmap(one)(part.state, part.bags, logits, jnp.clip(at, 0, part.bags.shape[1] - 1))
-                return jnp.where((at < part.hi).reshape(-1, *(1,) * (logits.ndim - 1)), moved, logits)
+        def group(logits: Array, state: TrainState, bags: Array, at: Array, busy: Array) -> Array:
+            bag = read_bag(cohort, jnp.maximum(_common(bags, at, busy), 0), length)
 
-            return jax.lax.fori_loop(0, jnp.max(part.hi - part.lo), step, logits)
+            def replica(logits: Array, state: TrainState, at: Array, busy: Array) -> Array:
+                return logits.at[at].set(jnp.where(busy, strategy.predict(state, bag).logits, logits[at]))
 
-        return _in_chunks(chunk, steps, logits, inputs), _done(inputs)
+            return _each(replica, logits, state, at, busy)
+
+        def of_chunk(logits: Array, part: EvaluationInputs) -> Array:
+            def step(t: Array | int, logits: Array) -> Array:
+                return _by_group(same, group, logits, part.state, part.bags, *_place(part.ends, t, part.bags.shape[1]))
+
+            return _repeat(steps, step, logits)
+
+        return _in_chunks(chunk, of_chunk, logits, inputs), _done(inputs)
 
     def replica(r: Array, logits: Array) -> Array:
         mine = _take(inputs, r)
 
         def step(at: Array, out: Array) -> Array:
-            return one(mine.state, mine.bags, out, at)
+            bag = read_bag(cohort, jnp.maximum(mine.bags[at], 0), length)
+            return out.at[at].set(strategy.predict(mine.state, bag).logits)
 
-        return _put(logits, jax.lax.fori_loop(mine.lo, mine.hi, step, _take(logits, r)), r)
+        lo, hi = mine.ends
+        return _put(logits, jax.lax.fori_loop(lo, hi, step, _take(logits, r)), r)
 
     return _over_replicas(count, replica, logits), _done(inputs)
 

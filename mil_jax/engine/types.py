@@ -96,12 +96,12 @@ AnyPhase = Phase | AnalysisPhase
 
 @dataclass(frozen=True)
 class EngineSettings:
-    """order: "independent" (each replica shuffles its bags) or "shared" (all see the same bag at a time).
+    """order: "independent" (each replica shuffles its bags) or "fold" (those of a fold share their shuffle).
     replica_axis: "auto" (map on a CPU, vmap elsewhere), "map" or "vmap". batch_size: bags a step and replica.
     data_parallel, instance_parallel: at most so many devices share a batch, or a bag. steps_per_dispatch: at most so many steps are sent at
     once. debug_nans: raises NotFinite with the step where a run stops being finite; keeps a copy of the state and fetches more. memory_gib:
     what may be used of a device; 0: what it has. side_by_side: by phase and bucket length, how many replicas of
-    a device go side by side: what was chosen earlier. Others are decided on before training.
+    a device go side by side: what was chosen earlier. Others are decided on before training. blocks: of the order, see `BagOrder`.
     """
 
     order: str = "independent"
@@ -114,16 +114,12 @@ class EngineSettings:
     debug_nans: bool = False
     memory_gib: float = 0.0
     side_by_side: dict[str, dict[int, int]] = field(default_factory=dict)
+    blocks: bool = True
 
     @property
     def vectorised(self) -> bool:
         """Whether the replicas of a device go side by side."""
         return self.replica_axis == "vmap" or (self.replica_axis == "auto" and jax.default_backend() != "cpu")
-
-    @property
-    def by_slot(self) -> bool:
-        """Whether a bag is read once for all replicas of a device: where they share their order and go side by side."""
-        return self.order == "shared" and self.vectorised
 
 
 @dataclass

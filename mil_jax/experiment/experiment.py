@@ -46,6 +46,7 @@ class Experiment:
     selection_part: the part that chooses epochs: VALIDATION, or TEST where protocol "reference" has no validation part.
     fallback: the monitor used instead of the one asked for, "" where it is the one.
     side_by_side: of a run that is resumed, how many runs go side by side in each phase and bucket length.
+    blocks: whether the order of bags has blocks (`engine/bag_order.py`), as all have but those of runs begun before there were any.
     covariates: what models read of the label table. initial_weights: what the first phase begins with, where it comes from elsewhere.
     """
 
@@ -63,6 +64,7 @@ class Experiment:
     selection_part: int = VALIDATION
     fallback: str = ""
     side_by_side: dict[str, dict[int, int]] = field(default_factory=dict)
+    blocks: bool = True
     covariates: Covariates | None = None
     initial_weights: InitialWeights | None = None
 

@@ -137,7 +137,8 @@ class EngineFitter:
 
     def _open(self) -> Engine:
         experiment = self.experiment
-        settings = dataclasses.replace(engine_settings(experiment.config), side_by_side=experiment.side_by_side)
+        settings = engine_settings(experiment.config)
+        settings = dataclasses.replace(settings, side_by_side=experiment.side_by_side, blocks=experiment.blocks)
         return Engine(engine_data(experiment), experiment.task, experiment.plan, settings)
 
 

@@ -16,6 +16,7 @@ from mil_jax.data.loading.residency import AUTO, choose_residency, open_bags
 from mil_jax.data.loading.resident import row_bytes
 from mil_jax.data.shards.convert import Progress
 from mil_jax.data.splits.splits import TEST, VALIDATION
+from mil_jax.engine.bag_order import FOLD
 from mil_jax.engine.device_memory import available_memory, side_by_side
 from mil_jax.engine.early_stopping import Selection
 from mil_jax.engine.mesh import require_devices
@@ -85,6 +86,7 @@ def prepare(
             residency, shards, cohort.slides, ladder.lengths[-1], config.data.prefetch_gib, config.data.neighbors
         ),
         side_by_side=side_by_side(choices or {}),
+        blocks=not choices or choices.get("blocks", False),
         covariates=covariates,
         **_planned(config, targets, overrides),
     )
@@ -116,9 +118,10 @@ def _checked(experiment: Experiment) -> Experiment:
         ibmil_dictionary.require_bags(experiment)
     train = experiment.config.train
     require_devices(strategy(experiment).module, train.data_parallel, train.instance_parallel)
-    if train.order == "shared" and train.balanced_sampling:
+    if train.order == FOLD and not experiment.blocks:
         raise ConfigError(
-            "train.order=shared shows all runs the same bags, and train.balanced_sampling draws them for each run: leave one of them out"
+            "this run was begun with train.order=shared, one order for all folds, which is no more: it cannot be resumed, so train anew "
+            "with train.order=fold"
         )
     for target in experiment.targets:
         if train.class_weights:

@@ -32,7 +32,13 @@ def train_in(fitter: Fitter, folder: RunFolder, listener: Callback) -> FitResult
     """Fits the experiment. Choices made before are reused when resuming. Raises TrainingInterrupted when the listener asks to stop."""
     experiment = fitter.experiment
     keep = folder.write_choices if is_first() else lambda choices: None
-    precision = experiment.config.train.precision
-    keep({"residency": experiment.residency.kind, "ladder": list(experiment.ladder.lengths), "precision": precision})
+    keep(
+        {
+            "residency": experiment.residency.kind,
+            "ladder": list(experiment.ladder.lengths),
+            "precision": experiment.config.train.precision,
+            "blocks": experiment.blocks,
+        }
+    )
     seconds = experiment.config.train.checkpoint_seconds
     return fitter.fit(listener, lambda name: Checkpoints(folder.checkpoints / name, seconds), keep)

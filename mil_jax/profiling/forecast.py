@@ -13,6 +13,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from mil_jax.data.loading.residency import STREAMED
+from mil_jax.data.loading.windows import Dispatch
 from mil_jax.data.splits.splits import TEST, TRAIN
 from mil_jax.engine.bag_order import BagOrder, EpochOrder
 from mil_jax.experiment.experiment import Experiment, engine_settings, sampling_weights, strategy
@@ -37,7 +38,7 @@ class BucketFigures:
 class EpochPlan:
     """One epoch's work. steps, evaluated, tested: int [R, buckets], bags of each run. slots: int [buckets], see `count_steps`.
 
-    order_seconds: of drawing the order on the host.
+    order_seconds: of drawing the order on the host. at_once: by bucket, steps that a program makes, though some of them be idle.
     """
 
     steps: np.ndarray
@@ -46,6 +47,7 @@ class EpochPlan:
     tested: np.ndarray
     order_seconds: float
     order: EpochOrder
+    at_once: list[int]
 
 
 def plan_epoch(experiment: Experiment) -> EpochPlan:
@@ -62,13 +64,13 @@ def plan_epoch(experiment: Experiment) -> EpochPlan:
         steps_per_dispatch=settings.steps_per_dispatch,
         sampling=sampling_weights(experiment),
         row=experiment.row,
-        shared=settings.order == "shared",
-        by_slot=settings.by_slot,
+        order=settings.order,
     )
     begun = time.perf_counter()
     epoch = order.epoch(replicas, np.ones(len(replicas), bool), 0)
     seconds = time.perf_counter() - begun
-    steps, slots = count_steps(epoch, epoch.dispatches, buckets)
+    at_once = order.block_slots.tolist() if settings.vectorised else [1] * buckets
+    steps, slots = count_steps(epoch.dispatches, at_once)
 
     def counts(part: int) -> np.ndarray:
         return np.stack([np.bincount(bucket[parts[experiment.row(r)] == part], minlength=buckets) for r in replicas])
@@ -76,7 +78,7 @@ def plan_epoch(experiment: Experiment) -> EpochPlan:
     evaluated = counts(experiment.selection_part)
     if experiment.selection.monitor == "last":
         evaluated = np.zeros_like(evaluated)
-    return EpochPlan(steps, slots, evaluated, counts(TEST), seconds, epoch)
+    return EpochPlan(steps, slots, evaluated, counts(TEST), seconds, epoch, at_once)
 
 
 def open_bench(experiment: Experiment, plan: EpochPlan) -> Bench:
@@ -91,6 +93,7 @@ def open_bench(experiment: Experiment, plan: EpochPlan) -> Bench:
         experiment.shards.dtype,
         np.stack([target.values for target in experiment.targets]),
         plan.order,
+        plan.at_once,
         experiment.first_row,
         experiment.config.data.neighbors,
         experiment.shards.num_parts,
@@ -98,14 +101,15 @@ def open_bench(experiment: Experiment, plan: EpochPlan) -> Bench:
     )
 
 
-def count_steps(
-    order: EpochOrder, dispatches: Sequence[tuple[int, np.ndarray, np.ndarray]], buckets: int
-) -> tuple[np.ndarray, np.ndarray]:
-    """(steps of each run by bucket [R, buckets]; slots by bucket [buckets], as many as the run with most steps has in each dispatch)."""
-    steps, slots = np.zeros((len(order.bags), buckets), np.int64), np.zeros(buckets, np.int64)
+def count_steps(dispatches: Sequence[Dispatch], at_once: Sequence[int]) -> tuple[np.ndarray, np.ndarray]:
+    """(steps of each run by bucket [R, buckets]; slots by bucket [buckets], as many as the run with most steps has in each dispatch).
+
+    at_once: by bucket, of how many slots a dispatch has a multiple.
+    """
+    steps, slots = np.zeros((len(dispatches[0][1]), len(at_once)), np.int64), np.zeros(len(at_once), np.int64)
     for number, lo, hi in dispatches:
-        steps[:, number] += order.steps(lo, hi)
-        slots[number] += (hi - lo).max()
+        steps[:, number] += hi - lo
+        slots[number] += -(-(hi - lo).max() // at_once[number]) * at_once[number]
     return steps, slots
 
 
@@ -161,15 +165,16 @@ def busiest(work: np.ndarray, slots: np.ndarray, seconds: np.ndarray, bench: Ben
 def time_dispatch(bench: Bench, figures: list[BucketFigures], seconds: float) -> float:
     """Seconds that a dispatch takes beside its steps, from the beginning of an epoch as training sends it.
 
-    At most what a dispatch without steps takes that is waited for; where one step is longer than `seconds`, that.
+    At most what a dispatch without steps takes that is waited for; where one step is longer than `seconds`, that. Where runs go side by
+    side there is no dispatch without steps: no limit, or 0.
     """
     step_seconds = np.array([bucket.step.seconds for bucket in figures])
-    most = float(np.median([bucket.step.idle_seconds for bucket in figures]))
+    idle = np.median([bucket.step.idle_seconds for bucket in figures])
     if step_seconds.min() > seconds:
-        return most
+        return float(idle)
     taken, runs = bench.time_order(seconds)
-    work, slots = count_steps(bench.order, runs, len(figures))
-    return min(max(taken - busiest(work, slots, step_seconds, bench), 0.0) / len(runs), most)
+    beside = max(taken - busiest(*count_steps(runs, bench.at_once), step_seconds, bench), 0.0) / len(runs)
+    return beside if bench.engine.vectorised else min(beside, float(idle))
 
 
 def forecast(

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -54,7 +54,9 @@ class ProgramCost:
 
 @dataclass(frozen=True)
 class Measured:
-    """seconds: of one step of every run (`runs` of them). idle_seconds: of a dispatch without steps, waited for."""
+    """seconds: of one step of every run (`runs` of them). idle_seconds: of a dispatch without steps, waited for; 0 where runs go side by
+    side, as a program then makes all its steps.
+    """
 
     seconds: float
     idle_seconds: float
@@ -65,7 +67,8 @@ class Bench:
     """The programs of a plan, to be analysed and timed bucket by bucket.
 
     lengths: the bucket ladder. feature_shape, dtype: of an instance. targets: [num_targets, M, ...], whose first rows are used.
-    order: an epoch of the experiment; the programs have its shapes. first_row: of each target's folds in the split table.
+    order: an epoch of the experiment; the programs have its shapes. at_once: by bucket, steps that a program makes where runs go side
+    by side. first_row: of each target's folds in the split table.
     num_neighbors: of an instance, for methods on graphs. num_parts: tiles of a region, where instances are such.
     covariates: [M, V] of the cohort, whose first rows are used, or None.
     """
@@ -81,6 +84,7 @@ class Bench:
         dtype: np.dtype,
         targets: np.ndarray,
         order: EpochOrder,
+        at_once: Sequence[int],
         first_row: tuple[int, ...] = (0,),
         num_neighbors: int = 0,
         num_parts: int = 0,
@@ -104,8 +108,9 @@ class Bench:
             first_row=first_row,
             covariates=None if covariates is None else covariates[np.arange(len(bucket)) % len(covariates)],
         )
-        self.bucket = bucket
+        self.bucket, self.at_once = bucket, at_once
         self.engine = Engine(data, task, plan, settings)
+        self.engine.steps["train"] = [*at_once]
         self.phase = Phase(strategy, 1, Selection("last"))
         self.carry = self.engine.begin(strategy, None)
         self.order = self._within_bench(order)
@@ -130,12 +135,14 @@ class Bench:
         return self._cost("train", bucket), self._cost("evaluate", bucket)
 
     def time_steps(self, bucket: int, seconds: float) -> Measured:
-        """Times training steps of a bucket for about `seconds`: at the least a dispatch of one step, after one to warm up."""
-        epoch = self._epoch(bucket)
-        self._dispatch(bucket, 1, epoch)
-        one = self._timed(lambda: self._dispatch(bucket, 1, epoch))
-        idle = _median(self._timed(lambda: self._dispatch(bucket, 0, epoch)) for _ in range(5))
-        steps = int(np.clip(seconds / 3 / one, 1, self.most_steps))
+        """Times training steps of a bucket for about `seconds`: at the least a dispatch of the fewest steps, after one to warm up."""
+        epoch, least = self._epoch(bucket), self.at_once[bucket]
+        self._dispatch(bucket, least, epoch)
+        one = self._timed(lambda: self._dispatch(bucket, least, epoch)) / least
+        idle = 0.0
+        if not self.engine.vectorised:
+            idle = _median(self._timed(lambda: self._dispatch(bucket, 0, epoch)) for _ in range(5))
+        steps = math.ceil(np.clip(seconds / 3 / one, 1, self.most_steps) / least) * least
         rounds = int(np.clip(seconds / (one * steps), 1, 3))
         times = [self._timed(lambda: self._dispatch(bucket, steps, epoch)) for _ in range(rounds)]
         return Measured(max(_median(times) - idle, 0.0) / steps, idle, len(self.plan.replicas))
@@ -205,9 +212,10 @@ class Bench:
         built = self.engine.programs.built(name, bucket)
         memory: Any = built.program.memory_analysis()
         counted: Any = built.program.cost_analysis()
+        programs, vectorised = self.engine.programs, self.engine.vectorised
         return ProgramCost(
-            operations=operations(built.jaxpr),
-            side_by_side=self.engine.programs.chunks[self.lengths[bucket]] if self.engine.vectorised else 1,
+            operations=operations(built.jaxpr) / (programs.steps[name][bucket] if vectorised else 1),
+            side_by_side=programs.chunks[self.lengths[bucket]] if vectorised else 1,
             temporary_bytes=int(memory.temp_size_in_bytes),
             argument_bytes=int(memory.argument_size_in_bytes),
             traffic_bytes=float(counted.get("bytes accessed", math.nan)),

@@ -7,7 +7,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from mil_jax.engine.bag_order import BagOrder
+from mil_jax.data.buckets import fit_ladder
+from mil_jax.engine.bag_order import MOST_SLOTS, BagOrder, portions
 from mil_jax.engine.plan import Replica
 
 
@@ -106,27 +107,64 @@ def test_balanced_sampling_draws_by_weight_and_finds_slots(batch_size):
     assert abs(rare / drawn - weights[0, :20].sum() / weights[0].sum()) < 0.05
 
 
-@pytest.mark.parametrize("batch_size", [1, 3])
-def test_a_shared_order_shows_all_replicas_the_same_bags_at_the_same_time(batch_size):
-    order, training = _order(batch_size=batch_size, shared=True)
-    replicas = [Replica(fold=k, seed=s) for s in range(2) for k in range(len(training))]
-    epoch = order.epoch(replicas, np.ones(len(replicas), bool), epoch=3)
-    for r, replica in enumerate(replicas):
-        seen = epoch.bags[r][epoch.bags[r] >= 0]
-        assert sorted(seen) == np.flatnonzero(training[replica.fold]).tolist()
-    assert len(epoch.dispatches) >= 3
-    for _, lo, hi in epoch.dispatches:
-        together = [set(epoch.bags[r, lo[r] : hi[r]].ravel()) - {-1} for r in range(len(replicas))]
-        everyone = set().union(*together)
-        for r, replica in enumerate(replicas):
-            assert together[r] == {bag for bag in everyone if training[replica.fold][bag]}
-
-
-def test_a_shared_order_is_the_same_alone_and_another_in_the_next_epoch():
-    order, _ = _order(shared=True)
+def test_the_runs_of_a_fold_share_its_order_and_folds_and_epochs_do_not():
+    order, training = _order(order="fold")
     company = [Replica(k, s) for s in range(2) for k in range(4)]
-    together = order.epoch(company, np.ones(len(company), bool), epoch=7)
+    epoch = order.epoch(company, np.ones(len(company), bool), epoch=7)
+    np.testing.assert_array_equal(epoch.bags[:4], epoch.bags[4:])
+    for fold in range(4):
+        assert sorted(epoch.bags[fold][epoch.bags[fold] >= 0]) == np.flatnonzero(training[fold]).tolist()
     alone = order.epoch([company[6]], np.ones(1, bool), epoch=7)
-    np.testing.assert_array_equal(together.bags[6], alone.bags[0])
-    later = order.epoch([company[6]], np.ones(1, bool), epoch=8)
-    assert not np.array_equal(alone.bags, later.bags)
+    np.testing.assert_array_equal(epoch.bags[6], alone.bags[0])
+    assert not np.array_equal(alone.bags, order.epoch([company[6]], np.ones(1, bool), epoch=8).bags)
+    both = np.flatnonzero(training[0] & training[1])
+    assert not np.array_equal(*(one[np.isin(one, both)] for one in epoch.bags[:2, :, 0]))
+
+
+@settings(max_examples=50, deadline=None)
+@given(seed=st.integers(0, 1000), num_bags=st.integers(5, 400), buckets=st.integers(1, 8), epoch=st.integers(0, 3))
+def test_slots_come_in_blocks_of_their_bucket_and_few_are_short(seed, num_bags, buckets, epoch):
+    order, _ = _order(num_bags, buckets=buckets, seed=seed)
+    slots = order._slots(epoch)
+    np.testing.assert_array_equal(np.bincount(slots, minlength=buckets), order.slot_counts)
+    assert (order.block_slots >= 1).all()
+    assert order.block_slots.max() <= max(MOST_SLOTS, 1)
+    edges = np.flatnonzero(np.diff(slots, prepend=-1, append=-1))
+    for bucket in range(buckets):
+        own = np.diff(edges)[slots[edges[:-1]] == bucket]
+        assert (own % order.block_slots[bucket] != 0).sum() <= 1, "all blocks but the last are whole"
+
+
+def test_a_device_is_sent_an_epoch_of_400_bags_in_at_most_45_dispatches():
+    """25 runs over bags of lognormal sizes, as slides have: what a program makes at once, where each slot was sent nearly alone."""
+    sent: dict[bool, list[int]] = {True: [], False: []}
+    idle: list[float] = []
+    for seed in range(4):
+        rng = np.random.default_rng(seed)
+        sizes = np.maximum(1, np.exp(rng.normal(np.log(10_000), 0.56, 400))).astype(int)
+        ladder = fit_ladder(sizes)
+        fold, selection = rng.permutation(400) % 5, rng.permutation(400) % 6 == 0
+        training = (fold != np.arange(5)[:, None]) & ~selection
+        replicas = [Replica(k, s) for s in range(5) for k in range(5)]
+        for blocks in sent:
+            order = BagOrder(training, ladder.bucket(sizes), len(ladder.lengths), blocks=blocks)
+            epoch = order.epoch(replicas, np.ones(25, bool), 0)
+            calls = [
+                (order.block_slots[bucket], ends)
+                for bucket, lo, hi in epoch.dispatches
+                for ends in portions(lo, hi, order.block_slots[bucket])
+            ]
+            np.testing.assert_array_equal(sum(ends[:, 1] - ends[:, 0] for _, ends in calls), epoch.counts)
+            sent[blocks].append(len(calls))
+            idle += [sum(steps for steps, _ in calls) / order.max_steps - 1] * blocks
+    assert max(sent[True]) <= 45
+    assert min(sent[False]) > 200, "the cohort does not show the case"
+    assert np.mean(idle) < 0.03, "steps that no run makes"
+
+
+def test_the_order_of_runs_begun_before_there_were_blocks_is_the_one_they_had():
+    order, _ = _order(num_bags=400, blocks=False)
+    slots = np.repeat(np.arange(3), order.slot_counts)
+    np.random.default_rng([0, 5]).shuffle(slots)
+    np.testing.assert_array_equal(order._slots(5), slots)
+    assert not np.array_equal(_order(num_bags=400)[0]._slots(5), slots)

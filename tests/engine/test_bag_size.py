@@ -1,4 +1,4 @@
-"""Where the size of a bag tells its class, neither buckets nor a shared order change what training reaches."""
+"""Where the size of a bag tells its class, neither buckets, nor their blocks, nor the order of a fold change what training reaches."""
 
 from __future__ import annotations
 
@@ -57,7 +57,7 @@ def _test_aucs(lengths: tuple[int, ...], order: str) -> np.ndarray:
 
 
 @pytest.mark.full
-@pytest.mark.parametrize(("lengths", "order"), [((8, 16), "independent"), ((8, 16), "shared"), ((16,), "shared")])
+@pytest.mark.parametrize(("lengths", "order"), [((8, 16), "independent"), ((8, 16), "fold"), ((16,), "fold")])
 def test_the_mean_and_the_spread_over_seeds_are_those_of_one_uniform_shuffle(lengths, order):
     uniform, other = _test_aucs((16,), "independent"), _test_aucs(lengths, order)
     error = np.hypot(uniform.std(ddof=1), other.std(ddof=1)) / np.sqrt(SEEDS)

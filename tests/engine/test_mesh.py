@@ -59,7 +59,7 @@ def test_eight_devices_equal_those_of_this_process(tmp_path):
         (5, {"batch_size": 4, "data_parallel": 2, "replica_axis": "vmap"}, RESIDENT),
         (3, {"batch_size": 6, "data_parallel": 4}, RESIDENT),  # 4 does not divide 6: two devices share
         (11, {}, SPREAD),
-        (5, {"order": "shared", "replica_axis": "vmap"}, SPREAD),
+        (5, {"order": "fold", "replica_axis": "vmap"}, SPREAD),
         (2, {"instance_parallel": 8}, STREAMED),
         (5, {"instance_parallel": 4, "replica_axis": "vmap"}, RESIDENT),
         (3, {"batch_size": 4, "data_parallel": 2, "instance_parallel": 2}, STREAMED),

@@ -125,10 +125,10 @@ def test_no_threshold_comes_from_a_part_that_was_the_test_part(binary):
     [
         (RunProtocol(select="last"), "last epoch"),
         (RunProtocol(select="val_loss"), "best validation loss was taken"),
-        (RunProtocol(order="shared"), "same order"),
+        (RunProtocol(order="fold"), "same order"),
         (RunProtocol(notes=("The monitor is the loss.",)), "The monitor is the loss."),
     ],
-    ids=["last", "val_loss", "shared order", "notes"],
+    ids=["last", "val_loss", "order of a fold", "notes"],
 )
 def test_what_was_done_is_said(binary, binary_predictions, protocol, words):
     assert said(make_summary(binary, binary_predictions, protocol), words)

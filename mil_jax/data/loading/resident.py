@@ -151,6 +151,8 @@ class LazyBags:
 class ResidentLoader:
     """The data loader of a cohort that is whole on the devices: a dispatch is one window. Bags are read when they are first needed."""
 
+    steps: list[int] | None = None  # of its windows by bucket, where not every dispatch is one
+
     def __init__(self, bags: ResidentBags | LazyBags, put: Put) -> None:
         """put: brings host arrays to every device."""
         self._bags, self._put = bags, put

@@ -19,7 +19,7 @@ from jax.sharding import PartitionSpec as P
 
 from mil_jax.data.loading.resident import Put, ResidentBags, Window, in_step, load_bags, real_features
 from mil_jax.data.loading.streamed import Order, StreamedBags, window_rows, window_shapes
-from mil_jax.data.loading.windows import Dispatch, WindowPlan, split_dispatches
+from mil_jax.data.loading.windows import Dispatch, WindowPlan, split_dispatches, steps_of_windows
 from mil_jax.types import Array
 
 
@@ -54,6 +54,8 @@ class ShardedLoader:
         self.bags, self.lengths, self.put = bags, lengths, put
         self.rows = window_rows(bags, lengths, first.bags, first.dispatches)
         self.sizes = bags.sizes
+        plans = split_dispatches(first.bags, first.dispatches, self.sizes, lengths, self.rows)
+        self.steps = steps_of_windows(plans, len(lengths))
         self._device_sizes = put(self.sizes)
         self._owner = deal(self.sizes, mesh.size)
         self._most_rows = fullest(self.sizes, mesh.size)

@@ -33,7 +33,7 @@ from mil_jax.data.loading.resident import (
     row_bytes,
     slide_rows,
 )
-from mil_jax.data.loading.windows import Dispatch, WindowPlan, bags_wanted, split_dispatches
+from mil_jax.data.loading.windows import Dispatch, WindowPlan, bags_wanted, split_dispatches, steps_of_windows
 from mil_jax.data.shards.reader import Shards
 from mil_jax.errors import DataError
 from mil_jax.machine import usable_cores
@@ -109,6 +109,7 @@ class StreamingLoader:
         self.bags, self.shards, self.lengths, self.put, self.split = bags, bags.shards, lengths, put, split
         self.rows = window_rows(bags, lengths, first.bags, first.dispatches)
         self.sizes = bags.sizes
+        self.steps = steps_of_windows(self._plans(first.bags, first.dispatches), len(lengths))
         self._device_sizes = put(self.sizes)
         self._placed = (split or put)(np.zeros((1, lengths[0]), np.int32)).sharding  # of the arrays of a window
         self._windows = collections.deque(_Window(bags, max(self.rows)) for _ in range(WINDOWS))
@@ -142,13 +143,16 @@ class StreamingLoader:
                 self._place, window, plan, self._reading.submit(self._read, window, plan.offsets)
             )
 
-        plans = split_dispatches(bags, dispatches, self.sizes, self.lengths, self.rows, padded=self.split is not None)
-        for plan, window, placed in self._in_turn(map(job, plans)):
+        for plan, window, placed in self._in_turn(map(job, self._plans(bags, dispatches))):
             piece = Window(plan.bucket, plan.lo, plan.hi, placed, plan.ends_dispatch)
             try:
                 yield piece
             finally:
                 window.done = piece.done
+
+    def _plans(self, bags: np.ndarray, dispatches: Sequence[Dispatch]) -> Iterator[WindowPlan]:
+        padded = self.split is not None
+        return split_dispatches(bags, dispatches, self.sizes, self.lengths, self.rows, padded=padded)
 
     def instances(self, numbers: np.ndarray) -> Iterator[tuple[int, np.ndarray]]:
         """(number, features [n, *F]) of each bag, on the host, in a window: use them before the next. Of regions as in memory."""

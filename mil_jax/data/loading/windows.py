@@ -15,7 +15,7 @@ a to e of 4, 3, 2, 4 and 3 instances in a bucket of length 4, windows of 12 rows
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -68,6 +68,14 @@ def bags_wanted(bags: np.ndarray, dispatches: Sequence[Dispatch], num_buckets: i
         in_dispatches[bucket].append(len(np.unique(np.concatenate(slots))))
     wanted = np.maximum(in_slot, [int(np.median(counts)) if counts else 0 for counts in in_dispatches])
     return np.where(wanted > 0, wanted, max(1, int(in_slot.max())))
+
+
+def steps_of_windows(plans: Iterable[WindowPlan], num_buckets: int) -> list[int]:
+    """By bucket, the steps of the replica that has most in the median window; 1 where there is none."""
+    found: list[list[int]] = [[] for _ in range(num_buckets)]
+    for plan in plans:
+        found[plan.bucket].append(int((plan.hi - plan.lo).max()))
+    return [max(1, int(np.median(steps))) if steps else 1 for steps in found]
 
 
 class _Packing:

@@ -137,10 +137,10 @@ def _interval(summary: Mapping[str, Any]) -> list[str]:
 
 
 def _seeds(protocol: RunProtocol, summary: Mapping[str, Any]) -> list[str]:
-    if protocol.order != "shared" or len({run["seed"] for run in summary["runs"]}) == 1:
+    if protocol.order != "fold" or len({run["seed"] for run in summary["runs"]}) == 1:
         return []
     return [
-        "All seeds saw the bags in the same order (train.order=shared): sd over seeds shows only initialisation and dropout."
+        "The seeds of a fold saw its bags in the same order (train.order=fold): sd over seeds shows only initialisation and dropout."
     ]
 
 
