@@ -173,12 +173,13 @@ def _statements(run: TrainedRun, results: Any) -> list[str]:
     whose = f"{run.config.train.epochs_of}, which the final model was made from," if is_final(run.config) else "the run"
     if any(one["calibrated"] or "accuracy_at_threshold" in one["metrics"] for one in labelled):
         said.append(
-            f"Thresholds (largest tpr - fpr) and temperatures (smallest log loss) were chosen on the validation predictions of {whose} "
-            "alone, averaged over models in the same way."
+            f"Thresholds (largest tpr - fpr) and calibration (a temperature, and a shift of each class) come from the validation "
+            f"predictions of {whose} alone, each by the models of one fold; they apply to the mean of the models' scores, and an average "
+            "over folds is sharpened for the noise that it has lost."
         )
     elif any(isinstance(group.task, CALIBRATED) for group, _, _ in results):
         said.append(
-            "There are no thresholds and no temperature: the run has no validation predictions of its own, or fewer than 10 cases of a "
+            "There are no thresholds and no calibration: the run has no validation predictions of its own, or fewer than 10 cases of a "
             "class; decisions are by the largest probability."
         )
     if run.folder.read_json("summary.json").get("selected_on_test"):

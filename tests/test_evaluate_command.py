@@ -14,7 +14,7 @@ from sklearn.metrics import roc_auc_score
 
 from mil_jax import evaluate, train
 from mil_jax.inference import score_cohort
-from mil_jax.reports.evaluation.calibration import choose_temperature
+from mil_jax.reports.evaluation.calibration import fitted, mean_of_scores
 from mil_jax.run_folder.folder import RunFolder
 from mil_jax.tasks.classification import Classification
 from mil_jax.tasks.metrics.instances import LabelledSlide, instance_result
@@ -283,8 +283,8 @@ def test_the_final_model_has_the_thresholds_and_temperature_of_the_cross_validat
     content = evaluated(home, tmp_path / "out", *other, run_folder=str(tmp_path / "final"))
     (result,) = content["results"]
     task = Classification(("LUAD", "LUSC"))
-    pooled = enough.groupby("bag_id").agg({"target": "first", "prob_LUAD": "mean", "prob_LUSC": "mean"}).reset_index()
-    assert result["temperature"] == {"0": pytest.approx(choose_temperature(task, pooled), rel=1e-3)}
+    found = fitted(task, mean_of_scores(task, enough, ["bag_id", "fold"]))
+    assert result["temperature"] == {"0": pytest.approx(found.temperature, rel=1e-3)}
     assert result["calibrated"]
     assert "accuracy_at_threshold" in result["metrics"]
     assert any("which the final model was made from" in line for line in content["statements"])

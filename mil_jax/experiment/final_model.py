@@ -1,7 +1,7 @@
 """The final model: trained on everything, for as many epochs as cross-validation chose (`splits.folds=0`, `train.epochs_of=RUN`).
 
 It has no validation and no test part. How good it is, is what the cross-validation said; and each epoch is of more bags than there.
-Thresholds and temperature come from the validation predictions of that run: `validation.csv`, copied into the final model's folder.
+Thresholds and calibration come from the validation predictions of that run: `validation.csv`, copied into the final model's folder.
 """
 
 from __future__ import annotations
@@ -100,11 +100,11 @@ def validation_rows(folder: RunFolder) -> pd.DataFrame:
 
 
 def _calibration(source: str, rows: int) -> str:
-    """Where thresholds and temperature come from."""
+    """Where thresholds and calibration come from."""
     if not rows:
-        return f"There will be no thresholds and no temperature: {source} has no validation predictions of its own."
+        return f"There will be no thresholds and no calibration: {source} has no validation predictions of its own."
     return (
-        f"Thresholds and temperature of its evaluations are chosen on the validation predictions of {source} ({rows} rows, {VALIDATION}), "
+        f"Thresholds and calibration of its evaluations are chosen on the validation predictions of {source} ({rows} rows, {VALIDATION}), "
         "pooled over its folds and averaged over its seeds: of models like this one, trained on less."
     )
 

@@ -1,7 +1,6 @@
-"""Calibration: a temperature fitted on validation predictions, and the reliability curve of what was predicted.
+"""Calibration: fitted on validation predictions of a run, and the reliability curve of what was predicted.
 
-Temperature scaling (Guo et al. 2017) divides the logits by one number T, which changes no ranking of two classes and no decision by the
-largest probability; T is that of the smallest log loss of the validation cases. Logits are taken back from the probabilities.
+What is calibrated is the mean of the models' scores (`tasks/metrics/recalibration.py`), which are taken back from the probabilities.
 """
 
 from __future__ import annotations
@@ -12,47 +11,55 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
-from scipy.optimize import minimize_scalar
-from scipy.special import expit, log_softmax, logit, softmax
 
 from mil_jax.reports.figures.style import COLOURS, GREY, save, tidy
 from mil_jax.tasks.classification import Classification
-from mil_jax.tasks.metrics.classification import EPSILON, distribution
+from mil_jax.tasks.metrics.classification import distribution
+from mil_jax.tasks.metrics.recalibration import Recalibration, fit, probabilities_of_scores, scores_of
 from mil_jax.tasks.multilabel import MultiLabel
 from mil_jax.tasks.predictions_table import probabilities_of, targets_of
 
 CALIBRATED = (Classification, MultiLabel)  # the tasks whose outputs are probabilities of classes
-LEAST_CASES = 10  # of each class among the validation cases
-_WIDEST = np.log(20.0)  # of the search for log T
 _CURVE_BINS = 10
 
 
-def choose_temperature(task: Classification | MultiLabel, validation: pd.DataFrame) -> float:
-    """T from validation predictions; NaN where a class has fewer than 10 cases, or a probability is not finite."""
+def exclusive(task: Classification | MultiLabel) -> bool:
+    """Whether the classes exclude each other."""
+    return not isinstance(task, MultiLabel)
+
+
+def fitted(task: Classification | MultiLabel, validation: pd.DataFrame) -> Recalibration | None:
+    """From validation predictions; None where a class has fewer than 10 cases, or a probability is not finite."""
     p, targets = probabilities_of(validation, task), targets_of(validation, task)
-    if not np.isfinite(p).all():
-        return np.nan
-    if isinstance(task, MultiLabel):
-        known = ~np.isnan(targets)
-        positive = targets[known] > 0
-        scores = logit(np.clip(p[known], EPSILON, 1 - EPSILON))
-        if min(positive.sum(), (~positive).sum()) < LEAST_CASES:
-            return np.nan
-        signed = np.where(positive, -scores, scores)
-        return _smallest(lambda inverse: float(np.mean(np.logaddexp(0.0, signed * inverse))))
-    index = task.class_index(targets)
-    p, index = distribution(p[index >= 0]), index[index >= 0]
-    if np.bincount(index, minlength=task.num_classes).min() < LEAST_CASES:
-        return np.nan
-    logits, rows = np.log(np.maximum(p, EPSILON)), np.arange(len(index))
-    return _smallest(lambda inverse: float(-np.mean(log_softmax(logits * inverse, axis=1)[rows, index])))
+    if not len(p) or not np.isfinite(p).all():
+        return None
+    if not isinstance(task, MultiLabel):
+        index = task.class_index(targets)
+        targets = np.eye(task.num_classes)[index]
+        targets[index < 0] = np.nan
+    return fit(scores_of(p, exclusive=exclusive(task)), targets, exclusive=exclusive(task))
 
 
-def calibrated(task: Classification | MultiLabel, probabilities: np.ndarray, temperature: float) -> np.ndarray:
-    """Probabilities [M, C] of the logits divided by T."""
-    if isinstance(task, MultiLabel):
-        return expit(logit(np.clip(probabilities, EPSILON, 1 - EPSILON)) / temperature)
-    return softmax(np.log(np.maximum(distribution(probabilities), EPSILON)) / temperature, axis=1)
+def mean_of_scores(task: Classification | MultiLabel, by_model: pd.DataFrame, by: Sequence[str]) -> pd.DataFrame:
+    """Rows of `by_model` with one for each value of `by`: the probabilities of the mean score, whose classes stay where they are
+    however many models there are. Models without finite predictions are left out.
+    """
+    names = list(task.output_names)
+    scores = scores_of(probabilities_of(by_model, task), exclusive=exclusive(task))
+    grouped = by_model.assign(**dict(zip(names, scores.T, strict=True))).groupby(list(by), sort=False)
+    table = grouped.first()
+    table[names] = probabilities_of_scores(grouped[names].mean().to_numpy(), exclusive=exclusive(task))
+    return table.reset_index()[by_model.columns.tolist()].assign(seed=0)
+
+
+def spread_of_folds(task: Classification | MultiLabel, by_model: pd.DataFrame) -> tuple[float, int]:
+    """(variance of the scores of one bag between the models of different folds, seeds averaged; number of folds)."""
+    seeds = mean_of_scores(task, by_model, ["bag_id", "fold"])
+    folds = int(seeds["fold"].nunique())
+    if folds < 2:
+        return 0.0, 1
+    scores = pd.DataFrame(scores_of(probabilities_of(seeds, task), exclusive=exclusive(task)))
+    return float(scores.groupby(seeds["bag_id"].to_numpy()).var(ddof=1).mean().mean()), folds
 
 
 def draw_reliability(
@@ -109,13 +116,3 @@ def reliability(
     sums = (np.bincount(bins, weights=values, minlength=_CURVE_BINS)[there] for values in (said, so))
     mean_said, mean_so = (values / cases[there] for values in sums)
     return mean_said, mean_so, cases[there]
-
-
-def _smallest(loss_of_inverse: object) -> float:
-    """The temperature whose inverse has the smallest loss."""
-    found = minimize_scalar(
-        lambda log_t: loss_of_inverse(np.exp(-log_t)),  # type: ignore[operator]
-        bounds=(-_WIDEST, _WIDEST),
-        method="bounded",
-    )
-    return float(np.exp(found.x))

@@ -1,13 +1,14 @@
 """What is known of a trained run's predictions for other bags: averages over models, metrics with intervals, calibration, subgroups.
 
 Two ways of scoring, never mixed in one number. "held out": patients whom the run knows, each scored by the models of the fold that tested
-on them, seeds averaged, folds not. "ensemble": patients whom no model has met, all models averaged. Thresholds and temperatures come
-from the run's validation predictions.
+on them, seeds averaged, folds not. "ensemble": patients whom no model has met, all models averaged. Thresholds and calibration come
+from the run's validation predictions, each by the models of one fold, and apply to means of scores: there an average over folds has its
+classes where the models of one fold have them.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -20,6 +21,7 @@ from mil_jax.reports.evaluation import calibration
 from mil_jax.run_folder.tasks_json import described
 from mil_jax.tasks.base import Task
 from mil_jax.tasks.classification import Classification
+from mil_jax.tasks.metrics.recalibration import scores_of
 from mil_jax.tasks.predictions_table import probabilities_of, targets_of
 
 LEAST_OF_SUBGROUP = 5  # bags, for metrics of their own
@@ -29,45 +31,72 @@ LEAST_OF_SUBGROUP = 5  # bags, for metrics of their own
 class Averaged:
     """Predictions averaged over models, a row per bag (and fold, of bags held out), with the columns of predictions.csv.
 
-    calibrated: the same with probabilities after temperature scaling, None where no temperature could be fitted.
-    temperatures: {fold: T}. thresholded: metrics of decisions by validation thresholds, a row per fold; empty where there are none.
+    calibrated: the same with calibrated probabilities, None where none could be fitted. temperatures: {fold: T}.
+    thresholded: metrics of decisions by validation thresholds, a row per fold; empty where there are none. decided: bool [rows], the
+    decision for the second of two classes by those thresholds; None without any.
     """
 
     table: pd.DataFrame
     calibrated: pd.DataFrame | None
     temperatures: dict[int, float]
     thresholded: pd.DataFrame
+    decided: np.ndarray | None
 
 
 def averaged(scored: Scored) -> Averaged:
-    """Averages over models; thresholds and temperatures of the same average of the run's validation predictions."""
+    """Averages over models, and what validation says of them."""
     task = scored.task
     table = average(task, scored.by_model, scored.how)
-    validation = average(task, scored.validation, scored.how) if len(scored.validation) else scored.validation
+    folds = sorted(map(int, table["fold"].unique()))
+    if not isinstance(task, calibration.CALIBRATED):
+        return Averaged(table, None, {}, pd.DataFrame(), None)
+    if not len(scored.validation):
+        return Averaged(table, None, dict.fromkeys(folds, np.nan), pd.DataFrame(), None)
+    means = calibration.mean_of_scores(task, scored.by_model, _cases(scored.how))
+    validation = calibration.mean_of_scores(task, scored.validation, _cases(HELD_OUT))
+    between, models = 0.0, 1
+    if scored.how == ENSEMBLE:
+        means, validation = means.assign(fold=0), validation.assign(fold=0)
+        between, models = calibration.spread_of_folds(task, scored.by_model)
     of_fold = dict(list(validation.groupby("fold")))
-    temperatures = {}
-    if isinstance(task, calibration.CALIBRATED):
-        temperatures = {
-            int(fold): calibration.choose_temperature(task, of_fold[fold]) if fold in of_fold else np.nan
-            for fold in sorted(table["fold"].unique())
-        }
-    scaled = None
-    if temperatures and np.isfinite(list(temperatures.values())).all():
-        assert isinstance(task, calibration.CALIBRATED)
-        values = probabilities_of(table, task)
-        for fold, temperature in temperatures.items():
-            rows = (table["fold"] == fold).to_numpy()
-            values[rows] = calibration.calibrated(task, values[rows], temperature)
-        scaled = table.assign(**dict(zip(task.output_names, values.T, strict=True)))
-    thresholded = pd.DataFrame()
-    if scored.labelled and len(validation):
-        thresholded = statistics.threshold_metrics(task, table, validation)
-    return Averaged(table, scaled, temperatures, thresholded)
+    fits = {fold: calibration.fitted(task, of_fold[fold]) if fold in of_fold else None for fold in folds}
+    scaled = probabilities_of(means, task)
+    scores = scores_of(scaled, exclusive=calibration.exclusive(task))
+    for fold, one in fits.items():
+        if one is not None:
+            rows = (means["fold"] == fold).to_numpy()
+            scaled[rows] = one(scores[rows], one.sharpness(between, models))
+    calibrated = table.assign(**dict(zip(task.output_names, scaled.T, strict=True)))
+    return Averaged(
+        table,
+        calibrated if all(one is not None for one in fits.values()) else None,
+        {fold: np.nan if one is None else one.temperature for fold, one in fits.items()},
+        statistics.threshold_metrics(task, means, validation) if scored.labelled else pd.DataFrame(),
+        _decided(task, means, of_fold),
+    )
+
+
+def _decided(task: Task, means: pd.DataFrame, validation: Mapping[int, pd.DataFrame]) -> np.ndarray | None:
+    """Of each row whether the second of two classes is called; by the largest probability where its fold has no threshold."""
+    if not isinstance(task, Classification) or task.num_classes != 2:
+        return None
+    p = probabilities_of(means, task)[:, 1]
+    called = p > 0.5
+    for fold, rows in validation.items():
+        threshold = task.choose_thresholds(probabilities_of(rows, task), targets_of(rows, task))[1]
+        if np.isfinite(threshold):
+            called = np.where(means["fold"] == fold, p >= threshold, called)
+    return called
+
+
+def _cases(how: str) -> list[str]:
+    """What has a row of its own in an average."""
+    return ["bag_id", "fold"] if how == HELD_OUT else ["bag_id"]
 
 
 def average(task: Task, by_model: pd.DataFrame, how: str) -> pd.DataFrame:
     """The mean of the models' probabilities: over seeds, of an ensemble over folds, too. The seed of every row is 0."""
-    by = ["bag_id", "fold"] if how == HELD_OUT else ["bag_id"]
+    by = _cases(how)
     probabilities = list(task.output_names)
     grouped = by_model.groupby(by, sort=False)
     table = grouped.first()
@@ -162,17 +191,9 @@ def class_numbers(task: Classification, table: pd.DataFrame) -> np.ndarray:
     return task.class_index(targets_of(table, task))
 
 
-def decisions(task: Classification, scored: Scored, averages: Averaged) -> np.ndarray:
+def decisions(task: Classification, averages: Averaged) -> np.ndarray:
     """The class that is called for each row of the averages: by the validation threshold of two classes, else the most probable."""
-    p = probabilities_of(averages.table, task)
     names = np.array(task.classes, dtype=object)
-    called = names[p.argmax(axis=1)]
-    if task.num_classes != 2 or not len(scored.validation):
-        return called
-    validation = average(task, scored.validation, scored.how)
-    for fold, rows in validation.groupby("fold"):
-        thresholds = task.choose_thresholds(probabilities_of(rows, task), targets_of(rows, task))
-        mine = (averages.table["fold"] == fold).to_numpy()
-        if thresholds is not None and np.isfinite(thresholds[1]):
-            called[mine] = names[(p[mine, 1] >= thresholds[1]).astype(int)]
-    return called
+    if averages.decided is not None:
+        return names[averages.decided.astype(int)]
+    return names[probabilities_of(averages.table, task).argmax(axis=1)]

@@ -204,7 +204,7 @@ def _predictions(scored: Scored, averages: Averaged) -> pd.DataFrame:
         for name in scored.task.output_names:
             table[f"calibrated_{name.removeprefix('prob_')}"] = averages.calibrated[name]
     if isinstance(scored.task, Classification):
-        table["decision"] = decisions(scored.task, scored, averages)
+        table["decision"] = decisions(scored.task, averages)
     return _named(scored, table)
 
 
@@ -242,7 +242,7 @@ def _draw(folder: Path, name: str, scored: Scored, averages: Averaged) -> list[s
         return []
     pictures = [("predicted", averages.table)]
     if averages.calibrated is not None:
-        pictures.append(("after temperature scaling", averages.calibrated))
+        pictures.append(("calibrated", averages.calibrated))
     file = f"reliability_{name}.png"
     if calibration.draw_reliability(task, pictures, folder / file, title=scored.name):
         names.append(file)

@@ -53,14 +53,13 @@ def test_the_labels_of_the_scored_slides_decide_about_no_threshold_and_no_temper
     first, second = averaged(one), averaged(other)
     assert first.temperatures == second.temperatures
     assert np.isfinite(list(first.temperatures.values())).all()
-    np.testing.assert_array_equal(decisions(TASK, one, first), decisions(TASK, other, second))
+    np.testing.assert_array_equal(decisions(TASK, first), decisions(TASK, second))
 
 
 def test_each_fold_of_slides_held_out_has_the_temperature_of_its_own_validation_part():
     validation = pd.concat([rows("val", folds=1, sharpness=3.0), rows("val", folds=1, sharpness=0.5).assign(fold=1)])
     temperatures = averaged(scored(HELD_OUT, rows("test"), validation)).temperatures
-    assert temperatures[0] > 1.5
-    assert temperatures[1] < 1.0
+    assert temperatures[0] > 1.5 * temperatures[1]
 
 
 def test_without_validation_predictions_there_is_no_temperature_and_the_largest_probability_decides():
@@ -69,7 +68,7 @@ def test_without_validation_predictions_there_is_no_temperature_and_the_largest_
     assert averages.calibrated is None
     assert averages.thresholded.empty
     expected = np.where(averages.table["prob_yes"] > 0.5, "yes", "no")
-    np.testing.assert_array_equal(decisions(TASK, one, averages), expected)
+    np.testing.assert_array_equal(decisions(TASK, averages), expected)
 
 
 def test_a_small_subgroup_has_no_metrics_of_its_own():
