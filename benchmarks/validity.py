@@ -4,6 +4,8 @@
 
 "calibration": ensembles of 5 folds x 1 or 3 models, whose scores are Gaussian or heavy-tailed evidence plus noise of fold and seed;
 single models over- or underconfident and shifted; log loss on 2,000 new cases, and accuracy at thresholds chosen out of fold.
+"intervals": coverage of the 95 % interval of the AUC in 5 stratified folds; 30 to 200 patients of 1 slide or of 1 to 5, half of a score's
+variance being the patient's; scores of the positives as spread as those of the negatives, or twice as spread.
 """
 
 from __future__ import annotations
@@ -17,10 +19,12 @@ from typing import Any
 
 import numpy as np
 from scipy.special import expit, logit
+from scipy.stats import norm
 
 from benchmarks.common import DEFAULT_MACHINE, RESULTS, write_result
 from mil_jax.tasks.metrics import recalibration
-from mil_jax.tasks.metrics.classification import youden_threshold
+from mil_jax.tasks.metrics.classification import binary_auc, youden_threshold
+from mil_jax.tasks.metrics.within_folds import mean_interval, ranking
 
 FOLDS = 5
 NOISE = (
@@ -39,8 +43,11 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--results", type=Path, default=RESULTS, help="folder of the result")
     options = parser.parse_args(arguments)
     few = options.small
-    figures: dict[str, Any] = {"calibration": calibration_of_ensembles(repeats=2 if few else 50)}
-    rows = _calibration_rows(figures["calibration"])
+    figures: dict[str, Any] = {
+        "calibration": calibration_of_ensembles(repeats=2 if few else 50),
+        "intervals": coverage_of_intervals(repeats=10 if few else 1_000),
+    }
+    rows = [*_calibration_rows(figures["calibration"]), *_interval_rows(figures["intervals"])]
     given = list(sys.argv[1:] if arguments is None else arguments)
     write_result("validity", options.machine, figures, rows, arguments=given, folder=options.results)
 
@@ -117,6 +124,79 @@ def _ensemble(
         "log_loss": {name: float(np.mean(np.logaddexp(0, z) - new * z)) for name, z in log_odds.items()},
         "accuracy": {name: float(c[new > 0].mean() + (~c[new == 0]).mean()) / 2 for name, c in called.items()},
     }
+
+
+def coverage_of_intervals(
+    repeats: int,
+    patients: Sequence[int] = (30, 60, 200),
+    shares: Sequence[float] = (0.5, 0.12, 0.05),
+    spreads: Sequence[float] = (1.0, 2.0),
+) -> list[dict[str, Any]]:
+    """A row for each setting: how often the interval holds the true AUC, its mean and least width, and the bias of two estimates."""
+    rng = np.random.default_rng(1)
+    rows = []
+    for spread, number, share, slides, auc in itertools.product(spreads, patients, shares, (1, 5), (0.5, 0.8, 0.97)):
+        found = []
+        for _ in range(repeats):
+            score, positive, fold, patient = _cross_validated(rng, number, share, slides, auc, spread)
+            ranked = ranking(score, positive, fold, patient, number)
+            assert ranked is not None
+            found.append((*mean_interval([ranked]), ranked.value, binary_auc(score, positive)))
+        low, high, value, pooled = np.array(found).T
+        setting = {"patients": number, "positive": share, "slides": slides, "auc": auc, "spread": spread}
+        covered = float(np.mean((low <= auc) & (auc <= high)))
+        widths = {"width": float(np.mean(high - low)), "least_width": float(np.min(high - low))}
+        bias = {"bias": float(np.mean(value) - auc), "bias_across_folds": float(np.mean(pooled) - auc)}
+        rows.append({**setting, "coverage": covered, **widths, **bias})
+    return rows
+
+
+def _cross_validated(
+    rng: np.random.Generator, number: int, share: float, slides: int, auc: float, spread: float
+) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+    """Scores, labels, folds and patients of slides; each fold's scores are shifted as a model's are whose training part has fewer
+    positives the more are tested.
+    """
+    labels = np.zeros(number, bool)
+    while not 0 < labels.sum() < number:
+        labels = rng.random(number) < share
+    fold = np.empty(number, int)
+    fold[np.concatenate([rng.permutation(np.flatnonzero(labels == side)) for side in (True, False)])] = (
+        np.arange(number) % FOLDS
+    )
+    patient = np.repeat(np.arange(number), rng.integers(1, slides + 1, number))
+    of_patient, of_slide = rng.standard_normal(number)[patient], rng.standard_normal(len(patient))
+    noise = (of_patient + of_slide) / np.sqrt(2)
+    positive = labels[patient]
+    score = np.where(positive, norm.ppf(auc) * np.sqrt(1 + spread**2) + spread * noise, noise)
+    tested = np.bincount(fold, labels, FOLDS)
+    trained = (labels.sum() - tested + 0.5) / (number - np.bincount(fold, minlength=FOLDS) + 1)
+    return score + logit(trained)[fold[patient]], positive, fold[patient], patient
+
+
+def _interval_rows(rows: Sequence[dict[str, Any]]) -> list[tuple[str, str, str]]:
+    said = []
+    for spread, name in ((1.0, "equally spread"), (2.0, "twice as spread")):
+        mine = [row for row in rows if row["spread"] == spread]
+        coverage = np.array([row["coverage"] for row in mine])
+        said.append(
+            (
+                f"coverage of the AUC's 95 % interval, {len(mine)} settings, positives {name}",
+                "at least 93 % everywhere" if spread == 1 else "stated",
+                f"{coverage.min():.1%} to {coverage.max():.1%}, mean {coverage.mean():.1%}, under 93 % in {(coverage < 0.93).sum()}; least "
+                f"width {min(row['least_width'] for row in mine):.3f}",
+            )
+        )
+    worst = max(rows, key=lambda row: abs(row["bias_across_folds"]))
+    said.append(
+        (
+            "bias of the AUC, folds ranked together against pairs within folds, the worst setting",
+            "0 within folds",
+            f"{worst['bias_across_folds']:+.3f} against {worst['bias']:+.3f} ({worst['patients']} patients, {worst['positive']:.0%} "
+            f"positive, AUC {worst['auc']:g})",
+        )
+    )
+    return said
 
 
 def _log_odds(p: np.ndarray) -> np.ndarray:

@@ -30,6 +30,7 @@ from mil_jax.reports.evaluation.calibration import CALIBRATED
 from mil_jax.reports.evaluation.instances import instance_statements
 from mil_jax.reports.evaluation.metrics import averaged, result
 from mil_jax.reports.evaluation.write import MARKER, console_report, write_evaluation
+from mil_jax.reports.run.statements import AUC_INTERVAL
 from mil_jax.reports.statistics import RESAMPLES
 from mil_jax.run_folder.features_json import DIFFERENCES
 from mil_jax.run_folder.folder import RunFolder, understood
@@ -155,8 +156,8 @@ def _statements(run: TrainedRun, results: Any) -> list[str]:
     ]
     if any(group.how == HELD_OUT for group, _, _ in results):
         said.append(
-            "'Models that held it out': each patient by the models of the folds that tested on it, seeds averaged; all folds' predictions "
-            "are then pooled."
+            "'Models that held it out': each patient by the models of the folds that tested on it, seeds averaged; AUC and average "
+            "precision rank patients of one fold only."
         )
     failed = list(dict.fromkeys(name for _, _, one in results for name in one["not_finite"]))
     if failed:
@@ -166,8 +167,8 @@ def _statements(run: TrainedRun, results: Any) -> list[str]:
     if not any(group.labelled for group, _, _ in results):
         return said
     said.append(
-        f"95 % interval: percentiles over {RESAMPLES} resamples of the patients of the cohort (a patient's bags together); the models stay "
-        "as trained."
+        f"95 % interval: {AUC_INTERVAL}percentiles over {RESAMPLES} resamples of the patients of the cohort (a patient's bags together); "
+        "the models stay as trained."
     )
     labelled = [one for _, _, one in results if one["labelled"]]
     whose = f"{run.config.train.epochs_of}, which the final model was made from," if is_final(run.config) else "the run"

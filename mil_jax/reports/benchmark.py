@@ -20,7 +20,7 @@ from mil_jax.run_folder import tasks_json
 from mil_jax.run_folder.folder import RunFolder
 from mil_jax.tasks.base import METRIC_LABELS
 
-_STATISTICS = ("mean", "sd_folds", "worst", "pooled", "low", "high", "sd_seeds", "undefined_folds")
+_STATISTICS = ("mean", "sd_folds", "worst", "estimate", "low", "high", "sd_seeds", "undefined_folds")
 _CONSOLE_METHODS = 4
 
 

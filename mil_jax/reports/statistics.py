@@ -14,6 +14,8 @@ import numpy as np
 import pandas as pd
 
 from mil_jax.tasks.base import LOWER_IS_BETTER, Task
+from mil_jax.tasks.metrics.classification import RANKING
+from mil_jax.tasks.metrics.within_folds import mean_interval
 from mil_jax.tasks.predictions_table import per_patient, probabilities_of, targets_of
 
 RESAMPLES = 1000
@@ -58,11 +60,12 @@ def spread(task: Task, test: pd.DataFrame, runs: pd.DataFrame) -> dict[str, dict
     """{metric: its statistics} of the test rows of all runs and their `run_metrics`.
 
     mean: of the folds, each averaged over seeds; undefined folds are left out. sd_folds: between those folds. worst,
-    worst_fold: the worst of them. undefined_folds: how many are NaN. pooled: the metric of all out-of-fold
-    predictions of a seed together, averaged over seeds. sd_seeds: between the pooled metrics. Deviations have n - 1
-    below; NaN for one.
+    worst_fold: the worst of them. undefined_folds: how many are NaN. estimate: the metric of all out-of-fold
+    predictions of a seed together, averaged over seeds; what ranks cases (AUC, C-index) compares those of one fold only. sd_seeds:
+    between these of the seeds. across_folds: of AUC and average precision, with cases of different folds ranked together, which
+    misleads. Deviations have n - 1 below; NaN for one.
     """
-    pooled = pooled_metrics(task, test)
+    pooled, across = pooled_metrics(task, test), pooled_metrics(task, test, within=False)
     statistics: dict[str, dict[str, float]] = {}
     for name in [column for column in runs.columns if column not in ("fold", "seed")]:
         folds = runs.groupby("fold")[name].mean()
@@ -76,16 +79,20 @@ def spread(task: Task, test: pd.DataFrame, runs: pd.DataFrame) -> dict[str, dict
             "worst": float(defined[worst]) if worst is not None else np.nan,
             "worst_fold": worst if worst is not None else np.nan,
             "undefined_folds": float(folds.isna().sum()),
-            "pooled": float(of_seeds.mean()),
+            "estimate": float(of_seeds.mean()),
             "sd_seeds": _deviation(of_seeds),
         }
+        if name in RANKING and test["fold"].nunique() > 1:
+            statistics[name]["across_folds"] = float(across[name].mean())
     return statistics
 
 
-def pooled_metrics(task: Task, test: pd.DataFrame) -> pd.DataFrame:
-    """One row per seed (the index): metrics of all folds' test rows together."""
+def pooled_metrics(task: Task, test: pd.DataFrame, *, within: bool = True) -> pd.DataFrame:
+    """One row per seed (the index): metrics of all folds' test rows together. within: cases of one fold only are ranked."""
     rows = {
-        seed: task.metrics(probabilities_of(rows, task), targets_of(rows, task), rows["fold"].to_numpy())
+        seed: task.metrics(
+            probabilities_of(rows, task), targets_of(rows, task), rows["fold"].to_numpy() if within else None
+        )
         for seed, rows in test.groupby("seed")
     }
     return pd.DataFrame.from_dict(rows, orient="index")
@@ -94,10 +101,10 @@ def pooled_metrics(task: Task, test: pd.DataFrame) -> pd.DataFrame:
 def bootstrap_intervals(
     task: Task, test: pd.DataFrame, *, resamples: int = RESAMPLES, level: float = 0.95, seed: int = 0
 ) -> dict[str, Interval]:
-    """{metric: interval} of the pooled out-of-fold metric, the mean over seeds, under resampling of patients.
+    """{metric: interval} of the estimates of `spread`, under resampling of patients; of the AUC as `metrics/within_folds.py` has it.
 
     Every seed of a resample sees the same patients. Resamples that leave a metric undefined (they lack a class) are left out
-    and their share reported.
+    and their share reported; where all are equal there is no interval.
     """
     patients, patient = np.unique(test["patient_id"].to_numpy(str), return_inverse=True)
     per_seed = []
@@ -114,7 +121,13 @@ def bootstrap_intervals(
         values = np.concatenate([chunk[name] for chunk in chunks])
         defined = values[~np.isnan(values)]
         low, high = np.quantile(defined, [(1 - level) / 2, (1 + level) / 2]) if len(defined) else (np.nan, np.nan)
+        if low == high:
+            low = high = np.nan
         intervals[name] = Interval(float(low), float(high), 1 - len(defined) / resamples)
+    groups = test.groupby(["fold", "seed"]).ngroup().to_numpy()
+    rankings = task.rankings(probabilities_of(test, task), targets_of(test, task), groups, patient)
+    if rankings:
+        intervals["auc"] = Interval(*mean_interval(rankings, level), 0.0)
     return intervals
 
 

@@ -106,7 +106,7 @@ def run_grid(summary: Mapping[str, Any], *, few: bool = False) -> Grid:
 
 
 def statistics_grid(summary: Mapping[str, Any], metrics: Sequence[str]) -> Grid:
-    """Header and rows: mean, spread, pooled metric and interval, per patient, leak-free part, control rows."""
+    """Header and rows: mean, spread, estimate and interval, per patient, leak-free part, control rows."""
     statistics = summary["metrics"]
 
     def row(label: str, cell: Any, source: Mapping[str, Any] = statistics) -> list[str]:
@@ -116,15 +116,16 @@ def statistics_grid(summary: Mapping[str, Any], metrics: Sequence[str]) -> Grid:
         row("mean of folds", lambda s: number(s["mean"])),
         row("sd over folds", lambda s: number(s["sd_folds"])),
         row("worst fold", lambda s: number(s["worst"])),
-        row("folds pooled", lambda s: number(s["pooled"])),
+        row("estimate", lambda s: number(s["estimate"])),
         row("95 % interval", lambda s: interval(s.get("low"), s.get("high"))),
+        row("ranked across folds", lambda s: number(s.get("across_folds"))),
         row("sd over seeds", lambda s: number(s["sd_seeds"])),
     ]
     rows = [cells for cells in rows if set(cells[1:]) != {DASH}]
     for key, label in (("per_patient", "per patient"), ("leak_free", "leak-free")):
         if summary[key]:
             rows.append(row(f"{label}, mean", lambda s: number(s["mean"]), summary[key]))
-            rows.append(row(f"{label}, pooled", lambda s: number(s["pooled"]), summary[key]))
+            rows.append(row(f"{label}, estimate", lambda s: number(s["estimate"]), summary[key]))
     for name, values in summary["controls"].items():
         rows.append(row(f"control: {name}", number, values))
     return ["", *(label_of(name) for name in metrics)], rows

@@ -21,6 +21,7 @@ import pandas as pd
 from mil_jax.bags import Prediction
 from mil_jax.data.cohort.settings import CohortSettings
 from mil_jax.errors import ConfigError
+from mil_jax.tasks.metrics.within_folds import Ranking
 from mil_jax.types import Array
 
 METRIC_LABELS = {
@@ -188,6 +189,13 @@ class Task(abc.ABC):
         self, probabilities: np.ndarray, targets: np.ndarray, weights: np.ndarray, groups: np.ndarray | None = None
     ) -> dict[str, np.ndarray]:
         """{one of `metric_names`: [resamples]}; weights [resamples, M]: how often each bag was drawn. NaN where undefined."""
+
+    def rankings(
+        self, probabilities: np.ndarray, targets: np.ndarray, groups: np.ndarray, patients: np.ndarray
+    ) -> list[Ranking]:
+        """Of `auc`, whose mean it is, within groups [M]; patients: int [M]. Empty where it is undefined, and for tasks without it."""
+        del probabilities, targets, groups, patients
+        return []
 
     @abc.abstractmethod
     def constant(self, targets: np.ndarray) -> np.ndarray:

@@ -26,6 +26,7 @@ from mil_jax.tasks.base import Task
 from mil_jax.tasks.losses import binary_cross_entropy, mean_over_present
 from mil_jax.tasks.metrics import classification as measures
 from mil_jax.tasks.metrics.resampled import of_one_label
+from mil_jax.tasks.metrics.within_folds import Ranking, complete, ranking
 from mil_jax.types import Array
 
 MIN_CASES_PER_CLASS = 10
@@ -180,17 +181,25 @@ class Classification(Task):
     def metrics(
         self, probabilities: np.ndarray, targets: np.ndarray, groups: np.ndarray | None = None
     ) -> dict[str, float]:
-        """`tasks/metrics/classification.py` defines each; `groups` does not matter: probabilities of different models are compared."""
-        del groups
-        return measures.single_label(probabilities, self.class_index(targets))
+        """`tasks/metrics/classification.py` defines each."""
+        return measures.single_label(probabilities, self.class_index(targets), groups)
 
     def weighted_metrics(
         self, probabilities: np.ndarray, targets: np.ndarray, weights: np.ndarray, groups: np.ndarray | None = None
     ) -> dict[str, np.ndarray]:
-        del groups
         index = self.class_index(targets)
         known = index >= 0
-        return of_one_label(probabilities[known], index[known], weights[:, known], positive_only=False)
+        groups = None if groups is None else groups[known]
+        return of_one_label(probabilities[known], index[known], weights[:, known], positive_only=False, groups=groups)
+
+    def rankings(
+        self, probabilities: np.ndarray, targets: np.ndarray, groups: np.ndarray, patients: np.ndarray
+    ) -> list[Ranking]:
+        index = self.class_index(targets)
+        known = index >= 0
+        scored = [1] if self.num_classes == 2 else range(self.num_classes)
+        groups, number, patients = groups[known], int(patients.max(initial=-1)) + 1, patients[known]
+        return complete([ranking(probabilities[known, c], index[known] == c, groups, patients, number) for c in scored])
 
     def monitor(self, name: str, logits: np.ndarray, targets: np.ndarray) -> float:
         """`val_loss`: without class weights and smoothing; `val_auc`: macro one-vs-rest."""

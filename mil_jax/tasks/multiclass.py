@@ -23,6 +23,7 @@ from mil_jax.tasks.base import Task
 from mil_jax.tasks.classification import Classification
 from mil_jax.tasks.losses import mean_over_present
 from mil_jax.tasks.metrics import classification as measures
+from mil_jax.tasks.metrics.within_folds import Ranking
 from mil_jax.types import Array
 
 
@@ -148,8 +149,9 @@ class MultiClass(Task):
         self, probabilities: np.ndarray, targets: np.ndarray, groups: np.ndarray | None = None
     ) -> dict[str, float]:
         """Means over columns, and those of each (`auc_GENE`); `subset_accuracy` counts the bags with every column known and right."""
-        del groups
-        by_column = {name: part.metrics(probabilities[:, at], targets[:, at]) for name, part, at in self.parts()}
+        by_column = {
+            name: part.metrics(probabilities[:, at], targets[:, at], groups) for name, part, at in self.parts()
+        }
         values = {name: float(np.mean([one[name] for one in by_column.values()])) for name in self.metric_names}
         complete = ~np.isnan(targets).any(axis=1)
         right = np.all(
@@ -170,6 +172,12 @@ class MultiClass(Task):
             part.weighted_metrics(probabilities[:, at], targets[:, at], weights, groups) for _, part, at in self.parts()
         ]
         return {name: np.mean([one[name] for one in each], axis=0) for name in self.metric_names}
+
+    def rankings(
+        self, probabilities: np.ndarray, targets: np.ndarray, groups: np.ndarray, patients: np.ndarray
+    ) -> list[Ranking]:
+        parts = [part.rankings(probabilities[:, at], targets[:, at], groups, patients) for _, part, at in self.parts()]
+        return [one for part in parts for one in part] if all(parts) else []
 
     def constant(self, targets: np.ndarray) -> np.ndarray:
         """The shares of the classes of each column, of the bags where it is known."""

@@ -24,6 +24,7 @@ from mil_jax.tasks.classification import MIN_CASES_PER_CLASS, label_text
 from mil_jax.tasks.losses import binary_asymmetric, binary_cross_entropy, binary_focal, mean_over_present
 from mil_jax.tasks.metrics import classification as measures
 from mil_jax.tasks.metrics.resampled import of_one_label
+from mil_jax.tasks.metrics.within_folds import Ranking, complete, ranking
 from mil_jax.types import Array
 
 _TRUE, _FALSE = {"1", "true", "yes"}, {"0", "false", "no"}
@@ -151,21 +152,29 @@ class MultiLabel(Task):
     def metrics(
         self, probabilities: np.ndarray, targets: np.ndarray, groups: np.ndarray | None = None
     ) -> dict[str, float]:
-        del groups
-        return measures.multi_label(probabilities, targets, self.classes)
+        return measures.multi_label(probabilities, targets, self.classes, groups)
 
     def weighted_metrics(
         self, probabilities: np.ndarray, targets: np.ndarray, weights: np.ndarray, groups: np.ndarray | None = None
     ) -> dict[str, np.ndarray]:
         """The mean over labels of each metric."""
-        del groups
         per_class = []
         for p, y in zip(probabilities.T, targets.T):
             known = ~np.isnan(y)
             pair = np.stack([1 - p[known], p[known]], axis=1)
             index = (y[known] > 0).astype(np.int64)
-            per_class.append(of_one_label(pair, index, weights[:, known], positive_only=True))
+            own = None if groups is None else groups[known]
+            per_class.append(of_one_label(pair, index, weights[:, known], positive_only=True, groups=own))
         return {name: np.mean([values[name] for values in per_class], axis=0) for name in self.metric_names}
+
+    def rankings(
+        self, probabilities: np.ndarray, targets: np.ndarray, groups: np.ndarray, patients: np.ndarray
+    ) -> list[Ranking]:
+        found = []
+        for p, y in zip(probabilities.T, targets.T):
+            known = ~np.isnan(y)
+            found.append(ranking(p[known], y[known] > 0, groups[known], patients[known], patients.max(initial=-1) + 1))
+        return complete(found)
 
     def constant(self, targets: np.ndarray) -> np.ndarray:
         """Share [C] of the bags with each label, of those where it is known."""

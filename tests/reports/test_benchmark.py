@@ -17,7 +17,7 @@ from mil_jax.run_folder.folder import RunFolder
 
 def summary(auc: float, *, undefined: int = 0, on_test: bool = False, leaks: bool = False) -> dict[str, Any]:
     """What is read of the summary of one label column."""
-    metric = {"mean": auc, "sd_folds": 0.05, "worst": 0.5, "pooled": auc, "low": 0.4, "high": 0.9, "sd_seeds": None}
+    metric = {"mean": auc, "sd_folds": 0.05, "worst": 0.5, "estimate": auc, "low": 0.4, "high": 0.9, "sd_seeds": None}
     return {
         "main_metric": "auc",
         "headline": ["accuracy", "auc"],

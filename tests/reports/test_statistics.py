@@ -10,7 +10,7 @@ from sklearn import metrics as sk
 from mil_jax.reports import statistics
 from mil_jax.tasks import Classification, MultiLabel
 from mil_jax.tasks.metrics.classification import NAMES
-from mil_jax.tasks.predictions_table import per_patient, probabilities_of, targets_of
+from mil_jax.tasks.predictions_table import per_patient, predictions_table, probabilities_of, targets_of
 from tests.reports.conftest import invented_predictions
 
 TASKS = {
@@ -56,7 +56,7 @@ def test_a_resample_without_a_class_is_nan_only_where_that_matters():
 
 def test_the_interval_is_that_of_a_plain_patient_bootstrap(binary):
     predictions = invented_predictions(binary, folds=3, seeds=2, bags=90, bags_per_patient=3)
-    interval = statistics.bootstrap_intervals(binary, predictions, resamples=200)["auc"]
+    interval = statistics.bootstrap_intervals(binary, predictions, resamples=200)["log_loss"]
     rng = np.random.default_rng(9)
     patients = predictions["patient_id"].unique()
     values = []
@@ -64,7 +64,7 @@ def test_the_interval_is_that_of_a_plain_patient_bootstrap(binary):
         count = pd.Series(rng.choice(patients, len(patients))).value_counts()
         rows = predictions.loc[predictions.index.repeat(predictions["patient_id"].map(count).fillna(0).astype(int))]
         values.append(
-            np.mean([sk.roc_auc_score(one["target"] == "tumor", one["prob_tumor"]) for _, one in rows.groupby("seed")])
+            np.mean([sk.log_loss(one["target"] == "tumor", one["prob_tumor"]) for _, one in rows.groupby("seed")])
         )
     np.testing.assert_allclose(interval[:2], np.quantile(values, [0.025, 0.975]), atol=0.025)
 
@@ -88,14 +88,19 @@ def test_spread_separates_folds_from_seeds(binary, binary_predictions):
     by_fold = np.zeros((5, 2))
     for (fold, seed), rows in binary_predictions.groupby(["fold", "seed"]):
         by_fold[fold, seed] = sk.roc_auc_score(rows["target"] == "tumor", rows["prob_tumor"])
-    pooled = [
+    seeds = []
+    for _, rows in binary_predictions.groupby("seed"):
+        pairs = rows.groupby("fold")["target"].apply(lambda y: (y == "tumor").sum() * (y != "tumor").sum())
+        seeds.append(np.average(by_fold[:, len(seeds)], weights=pairs))
+    across = [
         sk.roc_auc_score(rows["target"] == "tumor", rows["prob_tumor"])
         for _, rows in binary_predictions.groupby("seed")
     ]
     assert auc["mean"] == pytest.approx(by_fold.mean())
     assert auc["sd_folds"] == pytest.approx(by_fold.mean(1).std(ddof=1))
-    assert auc["pooled"] == pytest.approx(np.mean(pooled))
-    assert auc["sd_seeds"] == pytest.approx(np.std(pooled, ddof=1))
+    assert auc["estimate"] == pytest.approx(np.mean(seeds))
+    assert auc["across_folds"] == pytest.approx(np.mean(across))
+    assert auc["sd_seeds"] == pytest.approx(np.std(seeds, ddof=1))
     assert (auc["worst"], auc["worst_fold"]) == (pytest.approx(by_fold.mean(1).min()), by_fold.mean(1).argmin())
 
 
@@ -105,13 +110,13 @@ def test_the_worst_fold_of_a_loss_is_its_largest(binary, binary_predictions):
     assert worst == pytest.approx(runs.groupby("fold")["log_loss"].mean().max())
 
 
-def test_a_fold_lacking_a_class_is_nan_and_the_pooled_metric_stands(binary, binary_predictions):
+def test_a_fold_lacking_a_class_is_nan_and_the_estimate_stands(binary, binary_predictions):
     table = binary_predictions[(binary_predictions["fold"] != 2) | (binary_predictions["target"] == "normal")]
     runs = statistics.run_metrics(binary, table)
     auc = statistics.spread(binary, table, runs)["auc"]
     assert runs.loc[runs["fold"] == 2, "auc"].isna().all()
     assert auc["undefined_folds"] == 1
-    assert np.isfinite([auc["mean"], auc["pooled"]]).all()
+    assert np.isfinite([auc["mean"], auc["estimate"]]).all()
 
 
 def test_a_patients_probability_is_the_mean_of_its_bags(binary):
@@ -165,3 +170,36 @@ def test_thresholds_come_from_the_runs_own_validation_part(binary):
     assert list(values.columns[2:]) == ["accuracy_at_threshold", "balanced_accuracy_at_threshold", "f1_at_threshold"]
     assert len(values) == 10
     assert statistics.threshold_metrics(binary, test, validation.groupby(["fold", "seed"]).head(8)).empty
+
+
+def test_seeds_and_weights_rank_within_folds_as_pairs_do(binary, binary_predictions):
+    """Weighted AUC and average precision within folds are those of the drawn cases, fold by fold."""
+    table = binary_predictions[binary_predictions["seed"] == 0].reset_index(drop=True)
+    p, y, folds = probabilities_of(table, binary), targets_of(table, binary), table["fold"].to_numpy()
+    drawn = np.random.default_rng(3).integers(0, len(table), (10, len(table)))
+    weights = np.stack([np.bincount(row, minlength=len(table)) for row in drawn]).astype(float)
+    values = binary.weighted_metrics(p, y, weights, folds)
+    for b, row in enumerate(drawn):
+        expected = binary.metrics(p[row], y[row], folds[row])
+        for name in ("auc", "average_precision"):
+            assert values[name][b] == pytest.approx(expected[name], abs=1e-9)
+
+
+@pytest.mark.parametrize("size", [20, 200])
+def test_a_perfect_ranking_has_an_interval_with_a_width(size, binary):
+    label = np.arange(size) % 2
+    table = predictions_table(
+        binary,
+        bag_ids=[f"s{bag}" for bag in range(size)],
+        patient_ids=[f"p{bag}" for bag in range(size)],
+        num_instances=np.ones(size),
+        fold=0,
+        seed=0,
+        part="test",
+        targets=label,
+        probabilities=np.stack([1 - label, label], axis=1) * 0.8 + 0.1,
+    )
+    interval = statistics.bootstrap_intervals(binary, table)
+    assert interval["auc"].high == 1.0
+    assert 0.3 / size < 1 - interval["auc"].low < 5 / size
+    assert np.isnan(interval["accuracy"][:2]).all()  # every resample is the same: no interval rather than a point

@@ -48,7 +48,7 @@ def test_the_table_shows_the_numbers_of_the_summary(binary, binary_predictions):
     assert cells(text, "worst fold")[0] == f"{auc['worst']:.3f}"
     assert cells(text, "95 % interval")[0] == f"{auc['low']:.3f} to {auc['high']:.3f}"
     assert cells(text, "sd over seeds")[0] == f"{auc['sd_seeds']:.3f}"
-    assert auc["low"] < auc["pooled"] < auc["high"]
+    assert auc["low"] < auc["estimate"] < auc["high"]
     assert cells(text, "control: majority")[0] == "0.500"
     assert cells(text, "control: bag size")[0] == f"{summary['controls']['bag size']['auc']:.3f}"
 
@@ -85,7 +85,7 @@ def test_a_fold_without_a_class_is_a_dash_and_is_said(binary, binary_predictions
     summary = make_summary(binary, table)
     assert cells(markdown(summary), "fold 2")[0] == "-"
     assert said(summary, "Fold 2: the AUC is undefined")
-    assert np.isfinite(summary["metrics"]["auc"]["pooled"])
+    assert np.isfinite(summary["metrics"]["auc"]["estimate"])
 
 
 def test_a_run_that_diverged_is_named(binary, binary_predictions):
@@ -145,7 +145,7 @@ def test_a_leak_adds_leak_free_rows_and_a_sentence(binary, binary_predictions):
     leaked = binary_predictions.assign(leaked=binary_predictions["bag_id"].isin(["slide_0", "slide_1"]))
     summary = make_summary(binary, leaked)
     assert said(summary, "The splits leak")
-    assert cells(markdown(summary), "leak-free, pooled")[0] == f"{summary['leak_free']['auc']['pooled']:.3f}"
+    assert cells(markdown(summary), "leak-free, estimate")[0] == f"{summary['leak_free']['auc']['estimate']:.3f}"
 
 
 def test_bag_sizes_that_tell_the_class_are_said(binary, binary_predictions):

@@ -97,16 +97,16 @@ def result_grid(results: Sequence[Mapping[str, Any]], *, few: bool = False) -> G
     labelled = [one for one in results if one["labelled"]]
     columns: dict[str, Callable[[Mapping[str, Any]], str]] = {}
     for name in dict.fromkeys(one["main_metric"] for one in labelled):
-        columns[label_of(name)] = _pooled(name)
+        columns[label_of(name)] = _estimate(name)
         columns[f"{label_of(name)}, 95 % interval"] = _interval(name)
     shown = list(dict.fromkeys(name for one in labelled for name in one["headline"] if name != one["main_metric"]))
-    columns |= {label_of(name): _pooled(name) for name in (shown[:1] if few else shown)}
+    columns |= {label_of(name): _estimate(name) for name in (shown[:1] if few else shown)}
     if not few and any("balanced_accuracy_at_threshold" in one["metrics"] for one in labelled):
         columns["balanced accuracy, own threshold"] = _mean("balanced_accuracy_at_threshold")
     if any(_CALIBRATION_ERROR in one["metrics"] for one in labelled):
-        columns["ECE"] = _pooled(_CALIBRATION_ERROR)
+        columns["ECE"] = _estimate(_CALIBRATION_ERROR)
     if any(one["calibrated"] for one in labelled):
-        columns["ECE, calibrated"] = _pooled(_CALIBRATION_ERROR, "calibrated")
+        columns["ECE, calibrated"] = _estimate(_CALIBRATION_ERROR, "calibrated")
     rows = [
         [
             *(one["cohort"], *([one["label_column"]] if several else []), _models(one)),
@@ -117,8 +117,8 @@ def result_grid(results: Sequence[Mapping[str, Any]], *, few: bool = False) -> G
     return [*header, *columns], rows
 
 
-def _pooled(name: str, source: str = "metrics") -> Callable[[Mapping[str, Any]], str]:
-    return lambda one: number((one.get(source) or {}).get(name, {}).get("pooled"))
+def _estimate(name: str, source: str = "metrics") -> Callable[[Mapping[str, Any]], str]:
+    return lambda one: number((one.get(source) or {}).get(name, {}).get("estimate"))
 
 
 def _mean(name: str) -> Callable[[Mapping[str, Any]], str]:
@@ -142,7 +142,7 @@ def _further_grids(results: Sequence[Mapping[str, Any]]) -> dict[str, Grid]:
         rows = [
             [
                 *(group["column"], group["value"], str(group["num_bags"]), str(group["num_patients"])),
-                *(_pooled(main)(group), _interval(main)(group), *(_pooled(name)(group) for name in others)),
+                *(_estimate(main)(group), _interval(main)(group), *(_estimate(name)(group) for name in others)),
             ]
             for group in one.get("subgroups", ())
         ]
@@ -155,18 +155,22 @@ def _metric_grid(one: Mapping[str, Any]) -> Grid:
     """Header and rows: every metric, with its interval, after calibration, per patient, and of single models."""
     metrics, after, models = one["metrics"], one["calibrated"] or {}, one["models"]
     columns = {
-        "value": lambda name: number(metrics[name].get("pooled")),
+        "estimate": lambda name: number(metrics[name].get("estimate")),
         "mean of folds": lambda name: number(metrics[name]["mean"]),
+        "ranked across folds": lambda name: number(metrics[name].get("across_folds")),
         "95 % interval": lambda name: interval(metrics[name].get("low"), metrics[name].get("high")),
-        "calibrated": lambda name: number(after.get(name, {}).get("pooled")),
-        "per patient": lambda name: number((one["per_patient"] or {}).get(name, {}).get("pooled")),
+        "calibrated": lambda name: number(after.get(name, {}).get("estimate")),
+        "per patient": lambda name: number((one["per_patient"] or {}).get(name, {}).get("estimate")),
         "single models, mean": lambda name: number(models.get(name, {}).get("mean")),
         "lowest": lambda name: number(models.get(name, {}).get("lowest")),
         "highest": lambda name: number(models.get(name, {}).get("highest")),
     }
     names = metric_names(one)
     if one["scored"] != HELD_OUT:  # there is one average, no folds
-        columns = {"value": columns.pop("mean of folds")} | {name: columns[name] for name in columns if name != "value"}
+        del columns["ranked across folds"]
+        columns = {"value": columns.pop("mean of folds")} | {
+            name: columns[name] for name in columns if name != "estimate"
+        }
     rows = [[label_of(name), *(cell(name) for cell in columns.values())] for name in names]
     return ["", *columns], rows
 
@@ -248,8 +252,8 @@ def _draw(folder: Path, name: str, scored: Scored, averages: Averaged) -> list[s
         names.append(file)
     if np.isfinite(probabilities_of(averages.table, task)).all():
         file = f"roc_{name}.png"
-        pooled = "all folds pooled" if scored.how == HELD_OUT else "models averaged"
-        curves.draw_roc_curves(task, averages.table, folder / file, pooled=pooled)
+        mean = "mean of folds" if scored.how == HELD_OUT else "models averaged"
+        curves.draw_roc_curves(task, averages.table, folder / file, mean=mean)
         names.append(file)
     return names
 

@@ -39,7 +39,7 @@ def draw_all(
     if history:
         draw_training_curves(history, folder / "training_curves.png", selected_on_test=summary["selected_on_test"])
         names.append("training_curves.png")
-    if np.isnan(summary["metrics"][task.main_metric]["pooled"]):
+    if np.isnan(summary["metrics"][task.main_metric]["estimate"]):
         return names
     if isinstance(task, Survival):
         draw_risk_groups(task, test, folder / "risk_groups.png", summary)
@@ -52,7 +52,7 @@ def draw_all(
                 summary["fold_change"], folder / "fold_change.png", selected_on_test=summary["selected_on_test"]
             )
             names.append("fold_change.png")
-    elif isinstance(task, Classification | MultiLabel) and not np.isnan(summary["metrics"]["auc"]["pooled"]):
+    elif isinstance(task, Classification | MultiLabel) and not np.isnan(summary["metrics"]["auc"]["estimate"]):
         draw_roc_curves(task, test, folder / "roc_curves.png", selected_on_test=summary["selected_on_test"])
         names.append("roc_curves.png")
     return names
@@ -102,27 +102,27 @@ def draw_roc_curves(
     path: Path,
     *,
     selected_on_test: bool = False,
-    pooled: str = "all folds pooled",
+    mean: str = "mean of folds",
 ) -> None:
-    """ROC curves of the test predictions. Two classes: a thin line per run and the mean of the seeds' pooled curves, which is called
-    `pooled`; more classes or labels: the mean pooled curve of each, against the rest.
+    """ROC curves of the test predictions. Two classes: a thin line per run and their mean, weighted by the pairs of each run, which is
+    called `mean`; more classes or labels: the mean of each, against the rest.
     """
     figure = Figure(figsize=(5.2, 5.2), layout="constrained")
     axes = figure.add_subplot()
     axes.plot([0, 1], [0, 1], color=GREY, linewidth=1, linestyle=(0, (4, 4)))
     if len(task.classes) == 2 and isinstance(task, Classification):
         runs = [_curve(task, rows, 1) for _, rows in test.groupby(["fold", "seed"])]
-        for curve in (one for one in runs if one is not None):
-            axes.plot(*curve, color=COLOURS[0], linewidth=0.8, alpha=0.3)
+        for run in (one for one in runs if one is not None):
+            axes.plot(*run[:2], color=COLOURS[0], linewidth=0.8, alpha=0.3)
         axes.plot([], [], color=COLOURS[0], linewidth=0.8, alpha=0.5, label="runs")
-        positive, what = [1], [pooled]
+        positive, what = [1], [mean]
     else:
         positive, what = list(range(len(task.classes))), list(task.classes)
     for place, (c, name) in enumerate(zip(positive, what)):
-        mean = _mean_curve(task, test, c)
-        if mean is not None:
+        curve = _mean_curve(task, test, c)
+        if curve is not None:
             colour = COLOURS[place % len(COLOURS)]
-            axes.plot(_GRID, mean[0], color=colour, linewidth=2.2, label=f"{name} (AUC {mean[1]:.3f})")
+            axes.plot(_GRID, curve[0], color=colour, linewidth=2.2, label=f"{name} (AUC {curve[1]:.3f})")
     axes.set(
         xlim=(-0.01, 1.01), ylim=(-0.01, 1.01), aspect="equal", title=f"Test ROC{SELECTED_ON_TEST * selected_on_test}"
     )
@@ -133,18 +133,20 @@ def draw_roc_curves(
 
 
 def draw_targets(summaries: Mapping[str, Mapping[str, Any]], path: Path, *, selected_on_test: bool = False) -> None:
-    """The pooled main test metric of each target with its interval, the highest on top. summaries: by label column, of `summarize`."""
+    """The main test metric of each target with its interval, the highest on top. summaries: by label column, of `summarize`."""
     main = next(iter(summaries.values()))["main_metric"]
     chance = 0.5 if main in ("auc", "c_index") else 0.0
     auc = {name: one["metrics"][main] for name, one in summaries.items()}
-    names = sorted((name for name in auc if not np.isnan(auc[name]["pooled"])), key=lambda name: auc[name]["pooled"])
+    names = sorted(
+        (name for name in auc if not np.isnan(auc[name]["estimate"])), key=lambda name: auc[name]["estimate"]
+    )
     figure = Figure(figsize=(6.4, 1.4 + 0.24 * len(names)), layout="constrained")
     axes = figure.add_subplot()
     axes.axvline(chance, color=GREY, linewidth=1, linestyle=(0, (4, 4)))
     for place, name in enumerate(names):
         one = auc[name]
         axes.plot([one["low"], one["high"]], [place, place], color=COLOURS[0], linewidth=1.6, alpha=0.6)
-        axes.plot(one["pooled"], place, marker="o", markersize=4.5, color=COLOURS[0])
+        axes.plot(one["estimate"], place, marker="o", markersize=4.5, color=COLOURS[0])
     axes.set(
         yticks=range(len(names)),
         yticklabels=names,
@@ -152,7 +154,7 @@ def draw_targets(summaries: Mapping[str, Mapping[str, Any]], path: Path, *, sele
         xlim=(min(axes.get_xlim()[0], chance - 0.1), 1.01),
     )
     axes.set(
-        xlabel=f"{METRIC_LABELS[main]}, folds pooled, and 95 % interval",
+        xlabel=f"{METRIC_LABELS[main]}, estimate and 95 % interval",
         title=f"Test {METRIC_LABELS[main]} by label column{SELECTED_ON_TEST * selected_on_test}",
     )
     axes.tick_params(axis="y", labelsize=9, length=0)
@@ -160,8 +162,8 @@ def draw_targets(summaries: Mapping[str, Mapping[str, Any]], path: Path, *, sele
     save(figure, path)
 
 
-def _curve(task: Classification | MultiLabel, rows: pd.DataFrame, c: int) -> tuple[np.ndarray, np.ndarray] | None:
-    """False and true positive rates of class c against the rest; None when either is missing."""
+def _curve(task: Classification | MultiLabel, rows: pd.DataFrame, c: int) -> tuple[np.ndarray, np.ndarray, int] | None:
+    """False and true positive rates of class c against the rest, and the number of pairs; None when either is missing."""
     scores, targets = probabilities_of(rows, task)[:, c], targets_of(rows, task)
     if isinstance(task, MultiLabel):
         known, positive = ~np.isnan(targets[:, c]), targets[:, c] > 0
@@ -172,16 +174,17 @@ def _curve(task: Classification | MultiLabel, rows: pd.DataFrame, c: int) -> tup
     if positive.all() or not positive.any() or not np.isfinite(scores).all():
         return None
     fpr, tpr, _ = roc_curve(positive, scores)
-    return fpr, tpr
+    return fpr, tpr, int(positive.sum() * (~positive).sum())
 
 
 def _mean_curve(task: Classification | MultiLabel, test: pd.DataFrame, c: int) -> tuple[np.ndarray, float] | None:
-    """The mean over seeds of the pooled out-of-fold curve of class c, on `_GRID`, and of its area."""
-    curves = [curve for _, rows in test.groupby("seed") if (curve := _curve(task, rows, c)) is not None]
-    if not curves:
+    """The mean over runs of the curve of class c, on `_GRID`, and of its area; weighted by pairs."""
+    found = [curve for _, rows in test.groupby(["fold", "seed"]) if (curve := _curve(task, rows, c)) is not None]
+    if not found:
         return None
-    areas = [np.trapezoid(tpr, fpr) for fpr, tpr in curves]
-    return np.mean([np.interp(_GRID, fpr, tpr) for fpr, tpr in curves], axis=0), float(np.mean(areas))
+    pairs = [one[2] for one in found]
+    area = np.average([np.trapezoid(tpr, fpr) for fpr, tpr, _ in found], weights=pairs)
+    return np.average([np.interp(_GRID, fpr, tpr) for fpr, tpr, _ in found], axis=0, weights=pairs), float(area)
 
 
 def _legend_below(figure: Figure, colours: Mapping[str, str]) -> None:

@@ -33,7 +33,7 @@ def draw_scatter(task: Regression, test: pd.DataFrame, path: Path, summary: Mapp
         axes.plot(ends, ends, color=GREY, linewidth=1, linestyle=(0, (4, 4)))
         axes.scatter(x, y, s=12, color=COLOURS[0], alpha=0.5, linewidth=0)
         one = summary["metrics"][f"pearson_{name}" if task.column_names else "pearson"]
-        axes.set(xlabel=f"{name}, true", ylabel="predicted", title=f"{name}: Pearson r {one['pooled']:.3f}")
+        axes.set(xlabel=f"{name}, true", ylabel="predicted", title=f"{name}: Pearson r {one['estimate']:.3f}")
         tidy(axes)
     figure.suptitle(f"Test parts{SELECTED_ON_TEST * summary['selected_on_test']}", fontsize=10)
     save(figure, path)

@@ -20,7 +20,7 @@ from mil_jax.data.tables import listed
 from mil_jax.reports import tables
 from mil_jax.reports.figures import curves
 from mil_jax.reports.figures.fold_change import draw_fold_change, fold_change_view, fold_changes
-from mil_jax.reports.run.statements import SUSPICIOUS_BAG_SIZE, RunProtocol, selection
+from mil_jax.reports.run.statements import AUC_INTERVAL, ESTIMATE, SUSPICIOUS_BAG_SIZE, RunProtocol, selection
 from mil_jax.reports.run.summary import summarize
 from mil_jax.reports.statistics import RESAMPLES
 from mil_jax.run_folder.folder import RunFolder
@@ -87,7 +87,7 @@ def write_target_summaries(
         "targets": summaries,
     }
     if changes:
-        pearson = {name: summaries[name]["metrics"]["pearson"]["pooled"] for name in changes}
+        pearson = {name: summaries[name]["metrics"]["pearson"]["estimate"] for name in changes}
         summary["fold_change"] = fold_change_view(changes, pearson)
     if protocol.selected_on_test:
         predictions = predictions.assign(selected_on="test")
@@ -98,7 +98,7 @@ def write_target_summaries(
             history, folder.figures / "training_curves.png", selected_on_test=protocol.selected_on_test
         )
         summary["figures"].append("training_curves.png")
-    if any(not math.isnan(one["metrics"][main]["pooled"]) for one in summaries.values()):
+    if any(not math.isnan(one["metrics"][main]["estimate"]) for one in summaries.values()):
         curves.draw_targets(summaries, folder.figures / "targets.png", selected_on_test=protocol.selected_on_test)
         summary["figures"].insert(0, "targets.png")
     if summary.get("fold_change"):
@@ -128,7 +128,7 @@ def markdown(summary: Mapping[str, Any]) -> str:
     """The content of summary.md."""
     parts = [f"# {tables.titled(summary, summary['title'])}", ""]
     parts += [
-        f"{_main(summary)} of the test parts of {summary['num_targets']} label columns, the highest pooled one first.",
+        f"{_main(summary)} of the test parts of {summary['num_targets']} label columns, the highest estimate first.",
         "",
     ]
     parts += [tables.markdown_table(target_grid(summary)), ""]
@@ -142,15 +142,15 @@ def markdown(summary: Mapping[str, Any]) -> str:
 
 
 def target_grid(summary: Mapping[str, Any], *, few: bool = False) -> tables.Grid:
-    """Header and rows: the main metric of each target with spread, interval and control; the highest pooled one first."""
+    """Header and rows: the main metric of each target with spread, interval and control; the highest estimate first."""
     several_seeds = any(_several_seeds(one) for one in summary["targets"].values())
-    header = ["label column", "bags of each class", "mean of folds", "sd over folds", "worst fold", "folds pooled"]
+    header = ["label column", "bags of each class", "mean of folds", "sd over folds", "worst fold", "estimate"]
     header += ["95 % interval", *(["sd over seeds"] if several_seeds else []), "control: bag size"]
     rows = []
     for name, one in _ranked(summary):
         auc = one["metrics"][summary["main_metric"]]
         cells = [name, " / ".join(map(str, one["bags_of_class"].values()))]
-        cells += [tables.number(auc[key]) for key in ("mean", "sd_folds", "worst", "pooled")]
+        cells += [tables.number(auc[key]) for key in ("mean", "sd_folds", "worst", "estimate")]
         cells += [tables.interval(auc["low"], auc["high"])]
         cells += [tables.number(auc["sd_seeds"])] if several_seeds else []
         rows.append([*cells, tables.number(_bag_size(one))])
@@ -179,8 +179,9 @@ def _statements(protocol: RunProtocol, summaries: Mapping[str, Mapping[str, Any]
     said = [
         selection(protocol),
         *protocol.notes,
-        f"95 % interval: percentiles over {RESAMPLES} resamples of the patients of a label column for the {name} of all folds' "
-        "predictions pooled, averaged over seeds; the models stay as trained.",
+        ESTIMATE if main == "auc" else "Estimate: of all test predictions, averaged over seeds.",
+        f"95 % interval: {AUC_INTERVAL.partition('; of')[0] if main == 'auc' else f'percentiles over {RESAMPLES} resamples of patients'}; "
+        "the models stay as trained.",
         "The intervals are not corrected for the number of label columns: of columns without any signal, 2.5 % lie wholly above "
         f"{chance} by chance.",
     ]
@@ -209,7 +210,7 @@ def _table(summaries: Mapping[str, Mapping[str, Any]]) -> pd.DataFrame:
         row = {"label_column": name, "bags": sum(one["bags_of_class"].values())}
         row |= {"bags_of_rarest_class": min(one["bags_of_class"].values())}
         row |= {
-            f"{main}_{key}": metric[key] for key in ("mean", "sd_folds", "worst", "pooled", "low", "high", "sd_seeds")
+            f"{main}_{key}": metric[key] for key in ("mean", "sd_folds", "worst", "estimate", "low", "high", "sd_seeds")
         }
         row |= {f"bag_size_{key}": value for key, value in one["controls"]["bag size"].items()}
         rows.append(row | {name: one["metrics"][name]["mean"] for name in tables.metric_names(one) if name != main})
@@ -217,11 +218,11 @@ def _table(summaries: Mapping[str, Mapping[str, Any]]) -> pd.DataFrame:
 
 
 def _ranked(summary: Mapping[str, Any]) -> list[tuple[str, Mapping[str, Any]]]:
-    """Targets by falling pooled main metric, undefined ones last."""
+    """Targets by falling main metric, undefined ones last."""
 
     def rank(item: tuple[str, Mapping[str, Any]]) -> float:
-        pooled = item[1]["metrics"][item[1]["main_metric"]]["pooled"]
-        return math.inf if math.isnan(pooled) else -pooled
+        value = item[1]["metrics"][item[1]["main_metric"]]["estimate"]
+        return math.inf if math.isnan(value) else -value
 
     return sorted(summary["targets"].items(), key=rank)
 

@@ -23,6 +23,15 @@ _SURE = {  # a metric that is defined wherever there is a case with a usable pre
     "survival": "c_index",
 }
 _NUMBERS = ("regression", "survival")
+ESTIMATE = (
+    "Estimate: AUC and average precision of cases ranked within a fold, whose scores are of one model; all else of all test predictions; "
+    "averaged over seeds."
+)
+AUC_INTERVAL = "of the AUC by DeLong's variance with patients as clusters, in a score test (Hanley and McNeil's shape); of the rest "
+ACROSS_FOLDS = (
+    "Ranked across folds: cases of different models compared with each other. It is biased, below 1/2 where there is no signal, and "
+    "stands here for comparison with papers that pool folds."
+)
 
 
 @dataclass(frozen=True)
@@ -123,17 +132,23 @@ def _risk_groups(summary: Mapping[str, Any]) -> list[str]:
 def _spread(summary: Mapping[str, Any]) -> list[str]:
     if not math.isfinite(summary["metrics"][summary["main_metric"]]["sd_seeds"]):
         return []
-    return ["sd over folds: seeds averaged first. sd over seeds: of the metric of all folds' predictions pooled."]
+    return ["sd over folds: seeds averaged first. sd over seeds: of the estimates of single seeds."]
 
 
 def _interval(summary: Mapping[str, Any]) -> list[str]:
-    undefined = summary["metrics"][summary["main_metric"]]["undefined_resamples"]
+    main = summary["metrics"][summary["main_metric"]]
+    undefined = max(one.get("undefined_resamples", 0.0) for one in summary["metrics"].values())
     what = "had no pair to compare" if summary["task"] in _NUMBERS else "lacked a class"
-    lost = f"; {undefined:.1%} of the resamples {what} and were left out" if undefined else ""
-    return [
-        f"95 % interval: percentiles over {RESAMPLES} resamples of the {summary['num_patients']} patients (a patient's bags "
-        f"together) for the metric of all folds' predictions pooled, averaged over seeds{lost}; the models stay as trained."
+    lost = f"; up to {undefined:.1%} of the resamples {what} and were left out" if undefined else ""
+    ranked = "auc" in summary["metrics"]
+    said = [
+        ESTIMATE if ranked else "Estimate: of all test predictions, averaged over seeds.",
+        f"95 % interval: {AUC_INTERVAL if ranked else ''}percentiles over {RESAMPLES} resamples of the {summary['num_patients']} patients "
+        f"(a patient's bags together){lost}. It speaks of other patients; the models stay as trained.",
     ]
+    if "across_folds" in main:
+        said.append(ACROSS_FOLDS)
+    return said
 
 
 def _seeds(protocol: RunProtocol, summary: Mapping[str, Any]) -> list[str]:

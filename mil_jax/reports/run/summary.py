@@ -96,7 +96,7 @@ def summarize(
         "facts": dict(facts or {}),
     }
     if task.column_names and (changes := fold_changes(task, test)):
-        pearson = {name: metrics[f"pearson_{name}"]["pooled"] for name in changes}
+        pearson = {name: metrics[f"pearson_{name}"]["estimate"] for name in changes}
         summary["fold_change"] = fold_change_view(changes, pearson)
     if task.name == "survival":
         summary["risk_groups"] = risk_groups.risk_groups(task, test)

@@ -23,15 +23,17 @@ CALIBRATION = ("brier", "expected_calibration_error", "log_loss")
 NAMES = RANKING + DECISIONS + CALIBRATION
 
 
-def single_label(probabilities: np.ndarray, index: np.ndarray) -> dict[str, float]:
+def single_label(probabilities: np.ndarray, index: np.ndarray, groups: np.ndarray | None = None) -> dict[str, float]:
     """Metrics of one class per bag: probabilities [M, C], class index [M] (-1 = no label) -> {name: value}.
 
     AUC and average precision: of the positive (second) class for two classes, else macro one-vs-rest. Decisions are
     by argmax. Rows are scaled to sum 1 for the Brier score (two classes: mean (p - y)^2; more: summed over classes),
-    the calibration error (confidence of the decision, 15 equal bins) and the log loss.
+    the calibration error (confidence of the decision, 15 equal bins) and the log loss. groups: [M], within which alone AUC and average
+    precision rank.
     """
     num_classes = probabilities.shape[1]
     known = index >= 0
+    groups = np.zeros(int(known.sum())) if groups is None else np.asarray(groups)[known]
     probabilities, index = np.asarray(probabilities, np.float64)[known], index[known]
     if len(index) == 0 or not np.isfinite(probabilities).all():
         return dict.fromkeys(NAMES, np.nan)
@@ -40,8 +42,7 @@ def single_label(probabilities: np.ndarray, index: np.ndarray) -> dict[str, floa
     squared_error = np.mean(np.sum((scaled - one_hot) ** 2, axis=1))
     decisions = np.argmax(probabilities, axis=1)
     return {
-        "auc": macro_auc(probabilities, index),
-        "average_precision": _macro_average_precision(probabilities, index),
+        **_ranking(probabilities, index, groups),
         **single_label_decisions(decisions, index, num_classes),
         "brier": float(squared_error / 2 if num_classes == 2 else squared_error),
         "expected_calibration_error": calibration_error(np.max(scaled, axis=1), decisions == index),
@@ -65,16 +66,22 @@ def single_label_decisions(decisions: np.ndarray, index: np.ndarray, num_classes
     return {name: float(value) for name, value in values.items()}
 
 
-def multi_label(probabilities: np.ndarray, targets: np.ndarray, classes: Sequence[str]) -> dict[str, float]:
+def multi_label(
+    probabilities: np.ndarray, targets: np.ndarray, classes: Sequence[str], groups: np.ndarray | None = None
+) -> dict[str, float]:
     """Metrics of labels that may each be present: probabilities, targets [M, C] (NaN = missing) -> {name: value}.
 
     `name_CLASS` is the metric of that class alone (decision at 0.5; precision, recall and F1 of "present"), `name`
-    their mean, NaN when one of them is; `subset_accuracy` counts the bags with every label known and right.
+    their mean, NaN when one of them is; `subset_accuracy` counts the bags with every label known and right. groups: as for one label.
     """
     probabilities = np.asarray(probabilities, np.float64)
+    groups = np.zeros(len(targets)) if groups is None else np.asarray(groups)
     per_class = [
         _one_label(
-            probabilities[:, c], targets[:, c], multi_label_decisions(probabilities[:, [c]] >= 0.5, targets[:, [c]])
+            probabilities[:, c],
+            targets[:, c],
+            groups,
+            multi_label_decisions(probabilities[:, [c]] >= 0.5, targets[:, [c]]),
         )
         for c in range(len(classes))
     ]
@@ -108,15 +115,13 @@ def multi_label_decisions(decisions: np.ndarray, targets: np.ndarray) -> dict[st
     return {name: float(np.mean([values[name] for values in per_class])) for name in DECISIONS}
 
 
-def _one_label(p: np.ndarray, target: np.ndarray, decided: dict[str, float]) -> dict[str, float]:
+def _one_label(p: np.ndarray, target: np.ndarray, groups: np.ndarray, decided: dict[str, float]) -> dict[str, float]:
     known = ~np.isnan(target)
     p, y = p[known], target[known] > 0
     if len(y) == 0 or not np.isfinite(p).all():
         return dict.fromkeys(NAMES, np.nan)
-    both = 0 < np.sum(y) < len(y)
     return {
-        "auc": binary_auc(p, y),
-        "average_precision": float(sklearn_metrics.average_precision_score(y, p)) if both else np.nan,
+        **dict(zip(RANKING, within_groups(p, y, groups[known]), strict=True)),
         **decided,
         "brier": float(np.mean((p - y) ** 2)),
         "expected_calibration_error": calibration_error(p, y),
@@ -193,13 +198,26 @@ def youden_threshold(scores: np.ndarray, positive: np.ndarray, *, allow_none_pos
     return float(thresholds[first:][np.argmax((tpr - fpr)[first:])])
 
 
-def _macro_average_precision(probabilities: np.ndarray, index: np.ndarray) -> float:
+def within_groups(scores: np.ndarray, positive: np.ndarray, groups: np.ndarray) -> tuple[float, float]:
+    """(AUC of the pairs within groups, mean over positives of the precision within their group at their score); NaN without a pair."""
+    values = []
+    for group in np.unique(groups):
+        score, y = scores[groups == group], positive[groups == group]
+        if y.any() and not y.all():
+            precision = float(sklearn_metrics.average_precision_score(y, score))
+            values.append((y.sum() * (~y).sum(), binary_auc(score, y), y.sum(), precision))
+    if not values:
+        return np.nan, np.nan
+    pairs, aucs, positives, precisions = np.array(values, np.float64).T
+    return float(np.average(aucs, weights=pairs)), float(np.average(precisions, weights=positives))
+
+
+def _ranking(probabilities: np.ndarray, index: np.ndarray, groups: np.ndarray) -> dict[str, float]:
+    """Of the second class for two classes, else the mean of one-vs-rest."""
     num_classes = probabilities.shape[1]
-    if len(np.unique(index)) < num_classes:
-        return np.nan
     scored = [1] if num_classes == 2 else range(num_classes)
-    values = [sklearn_metrics.average_precision_score(index == c, probabilities[:, c]) for c in scored]
-    return float(np.mean(values))
+    values = [within_groups(probabilities[:, c], index == c, groups) for c in scored]
+    return dict(zip(RANKING, map(float, np.mean(values, axis=0)), strict=True))
 
 
 def distribution(probabilities: np.ndarray) -> np.ndarray:

@@ -21,10 +21,11 @@ UNDEFINED_WITHOUT_A_CLASS = (
 
 
 def of_one_label(
-    p: np.ndarray, index: np.ndarray, weights: np.ndarray, *, positive_only: bool
+    p: np.ndarray, index: np.ndarray, weights: np.ndarray, *, positive_only: bool, groups: np.ndarray | None = None
 ) -> dict[str, np.ndarray]:
     """{metric: [B]} from probabilities [M, C], class index [M], weights [B, M]; NaN where undefined.
 
+    groups: [M], within which alone AUC and average precision rank.
     positive_only: precision, recall, F1 and calibration of the second class, as for one label of a multi-label task.
     """
     num_classes = p.shape[1]
@@ -32,7 +33,9 @@ def of_one_label(
         return dict.fromkeys(NAMES, np.full(len(weights), np.nan))
     with np.errstate(divide="ignore", invalid="ignore"):
         decisions = (p[:, 1] >= 0.5).astype(np.int64) if positive_only else np.argmax(p, axis=1)
-        ranked = [_ranking(p[:, c], index == c, weights) for c in ([1] if num_classes == 2 else range(num_classes))]
+        groups = np.zeros(len(index)) if groups is None else groups
+        scored = [1] if num_classes == 2 else range(num_classes)
+        ranked = [_ranking(p[:, c], index == c, weights, groups) for c in scored]
         values = {
             "auc": np.mean([auc for auc, _ in ranked], axis=0),
             "average_precision": np.mean([precision for _, precision in ranked], axis=0),
@@ -46,8 +49,20 @@ def of_one_label(
     return values
 
 
-def _ranking(scores: np.ndarray, positive: np.ndarray, weights: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """AUC and average precision [B] each, from the weights of positives and negatives at each distinct score."""
+def _ranking(
+    scores: np.ndarray, positive: np.ndarray, weights: np.ndarray, groups: np.ndarray
+) -> tuple[np.ndarray, np.ndarray]:
+    """AUC and average precision [B] each, of the pairs and of the positives within groups."""
+    sums = np.zeros((4, len(weights)))
+    for group in np.unique(groups):
+        mine = groups == group
+        sums += _ranking_sums(scores[mine], positive[mine], weights[:, mine])
+    wins, pairs, precision, positives = sums
+    return wins / pairs, precision / positives
+
+
+def _ranking_sums(scores: np.ndarray, positive: np.ndarray, weights: np.ndarray) -> np.ndarray:
+    """[4, B] of one group: pairs won, pairs, the sum over positives of the precision, positives that have a negative beside them."""
     order = np.argsort(-scores, kind="stable")
     starts = np.flatnonzero(np.diff(scores[order], prepend=np.inf))  # the first case of each distinct score
     ordered = weights[:, order]
@@ -59,7 +74,8 @@ def _ranking(scores: np.ndarray, positive: np.ndarray, weights: np.ndarray) -> t
     wins = np.sum(here_negative * (above_positive - 0.5 * here_positive), axis=1)
     # At the first score a resample holds nothing above it may be 0 / 0; such a point adds no recall.
     precision = np.nan_to_num(above_positive / np.cumsum(here, axis=1))
-    return wins / (num_positive * num_negative), np.sum(here_positive * precision, axis=1) / num_positive
+    sums = [wins, num_positive * num_negative, np.sum(here_positive * precision, axis=1), num_positive]
+    return np.where(num_negative > 0, sums, 0.0)
 
 
 def _confusion(index: np.ndarray, decisions: np.ndarray, num_classes: int, weights: np.ndarray) -> np.ndarray:

@@ -76,4 +76,4 @@ def test_a_small_subgroup_has_no_metrics_of_its_own():
     one = scored(ENSEMBLE, test, rows("val", seed=1))
     groups = {group["value"]: group for group in result(one, averaged(one), ["scanner"])["subgroups"]}
     assert "metrics" not in groups["A"]
-    assert groups["B"]["metrics"]["auc"]["pooled"] > 0.5
+    assert groups["B"]["metrics"]["auc"]["estimate"] > 0.5
