@@ -20,11 +20,14 @@ from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
+from absl import flags
+
 from mil_jax.run_folder.environment import describe_environment
 
 RESULTS = Path(__file__).parent / "results"
 HEADING = "## Results"
 DEFAULT_MACHINE = f"{platform.system()}-{platform.machine()}".lower()
+MACHINE = flags.DEFINE_string("machine", DEFAULT_MACHINE, "Name of the machine, for the result's file.")
 
 
 def paired(ways: dict[str, Callable[[], Any]], rounds: int) -> dict[str, list[float]]:

@@ -16,9 +16,8 @@ from typing import Any
 import numpy as np
 from absl import app, flags
 
-from benchmarks.common import DEFAULT_MACHINE, in_turns, median_ratio, use_threads, write_result
+from benchmarks.common import MACHINE, in_turns, median_ratio, use_threads, write_result
 
-_MACHINE = flags.DEFINE_string("machine", DEFAULT_MACHINE, "Name of the machine, for the result's file.")
 _ROUNDS = flags.DEFINE_integer("rounds", 7, "Turns of each; the median of their ratios counts.")
 _BATCHES = flags.DEFINE_list("batches", ["16", "64"], "Tiles of a batch.")
 
@@ -40,7 +39,7 @@ def main(_: list[str]) -> None:
         shown = f"{ratio:.2f} ({rates['mil_jax']:.1f} / {rates['torch']:.1f} tiles/s)"
         table.append((what, f"at least {BAR:g}", shown))
         print(*table[-1], flush=True)
-    write_result("encoders", _MACHINE.value, figures, table)
+    write_result("encoders", MACHINE.value, figures, table)
 
 
 def _steps(name: str, batch: int) -> list[Step]:

@@ -26,7 +26,7 @@ from absl import app, flags
 from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from benchmarks.common import DEFAULT_MACHINE, median_ratio, write_result
+from benchmarks.common import MACHINE, median_ratio, write_result
 from mil_jax import aggregators
 from mil_jax.data.buckets import fit_ladder
 from mil_jax.data.loading.resident import ResidentBags
@@ -44,7 +44,6 @@ from mil_jax.strategies.supervised import Supervised
 from mil_jax.tasks.classification import Classification
 from mil_jax.types import PyTree
 
-_MACHINE = flags.DEFINE_string("machine", DEFAULT_MACHINE, "Name of the machine, for the result's file.")
 _ROUNDS = flags.DEFINE_integer("rounds", 9, "Epochs of the engine; after each, one of each bare way.")
 
 HYPER = {"optimizer.lr": 5e-4, "optimizer.weight_decay": 5e-3}
@@ -114,7 +113,7 @@ def main(_: list[str]) -> None:
             figures[case.name][f"ratio to {way}"] = ratio
             what = f"engine over a bare {way}, {case.folds * case.seeds} runs, {case.name} ({len(case.lengths)})"
             table.append((what, f"at most {case.bar}" if way == "lax.map" else "", f"{ratio:.2f}"))
-    write_result("engine_overhead", _MACHINE.value, figures, table)
+    write_result("engine_overhead", MACHINE.value, figures, table)
 
 
 def _data(case: Case) -> EngineData:

@@ -28,7 +28,7 @@ from jax.sharding import Mesh
 
 from benchmarks import compiled_gpu
 from benchmarks.cases import FOLDS, drawn_experiment, with_runs
-from benchmarks.common import RESULTS, write_result
+from benchmarks.common import MACHINE, RESULTS, write_result
 from mil_jax.data.loading.resident import ResidentBags
 from mil_jax.engine import array_shapes, programs
 from mil_jax.engine.bag_order import FOLD
@@ -38,7 +38,6 @@ from mil_jax.experiment.experiment import engine_data
 from mil_jax.experiment.phases import MEASURED
 from mil_jax.strategies.base import Strategy
 
-_MACHINE = flags.DEFINE_string("machine", "offline", "Name of the machine, for the result's file.")
 _ONLY = flags.DEFINE_list("only", [], "Names of cases, as the table has them up to the first comma; all without it.")
 _RUNS = flags.DEFINE_integer("runs", 0, "In place of the runs of each case.")
 _INSTANCES = flags.DEFINE_integer("instances", 0, "In place of the instances of each case.")
@@ -92,12 +91,12 @@ def main(_: list[str]) -> None:
     for case in cases:
         figures[case.name] = found = compiled_apart(case, _SECONDS.value, _KERNELS.value)
         print(f"{case.name}: {_shown(found)}", flush=True)
-    path = RESULTS / f"gpu_offline-{_MACHINE.value}.json"
+    path = RESULTS / f"gpu_offline-{MACHINE.value}.json"
     before = json.loads(path.read_text(encoding="utf-8"))["figures"] if path.exists() else {}
     print("\n".join(changes(before, figures)) or "as stored")
     if not (_ONLY.value or _RUNS.value or _INSTANCES.value):
         table = [(f"H200, compiled only: {name}", "", _shown(found)) for name, found in figures.items()]
-        write_result("gpu_offline", _MACHINE.value, figures, table)
+        write_result("gpu_offline", MACHINE.value, figures, table)
 
 
 def changes(before: dict[str, Any], now: dict[str, Any]) -> list[str]:

@@ -23,9 +23,8 @@ import numpy as np
 import pandas as pd
 from absl import app, flags
 
-from benchmarks.common import DEFAULT_MACHINE, RESULTS, write_result
+from benchmarks.common import MACHINE, RESULTS, write_result
 
-_MACHINE = flags.DEFINE_string("machine", DEFAULT_MACHINE, "Name of the machine, for the result's file.")
 _PART = flags.DEFINE_string("part", "", "One part only.")
 _SMALL = flags.DEFINE_bool("small", False, "Tiny inputs, to try the benchmark.")
 _SCRATCH = flags.DEFINE_string("scratch", "", "Folder for the inputs; they are removed. Unset: the system's.")
@@ -174,7 +173,7 @@ def main(_: list[str]) -> None:
             for what, one in figures.items()
         ]
         folder = Path(_RESULTS.value)
-        write_result("large_inputs", _MACHINE.value, dict(figures), rows, part=name, folder=folder)
+        write_result("large_inputs", MACHINE.value, dict(figures), rows, part=name, folder=folder)
 
 
 if __name__ == "__main__":

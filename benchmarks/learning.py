@@ -26,10 +26,8 @@ from typing import Any
 
 from absl import app, flags
 
-from benchmarks.common import DEFAULT_MACHINE, write_result
+from benchmarks.common import MACHINE, write_result
 from mil_jax.tasks.base import METRIC_LABELS
-
-_MACHINE = flags.DEFINE_string("machine", DEFAULT_MACHINE, "Name of the machine, for the result's file.")
 
 _PART = flags.DEFINE_enum("part", "", ["", "ways", "order"], "Which comparison.")
 
@@ -71,11 +69,11 @@ def main(_: list[str]) -> None:
     table: list[tuple[str, str, str]] = []
     if _PART.value == "ways":
         _compare_ways(figures, table)
-        write_result("learning", _MACHINE.value, figures, table, part="ways")
+        write_result("learning", MACHINE.value, figures, table, part="ways")
         return
     if _PART.value == "order":
         _compare_orders(figures, table)
-        write_result("learning", _MACHINE.value, figures, table, part="order")
+        write_result("learning", MACHINE.value, figures, table, part="order")
         return
     for name, config, bar in SETS:
         figures[f"{name}, {config}"] = found = _set(Path(os.environ["MIL_JAX_SHARED"]) / "data" / name, config)
@@ -86,7 +84,7 @@ def main(_: list[str]) -> None:
         figures[f"digits, {config}"] = found = _digits(config)
         shown = f"{found['metric']} {found['mean']:.3f}, worst fold {found['worst']:.3f}; {found['seconds']:.0f} s"
         table.append((f"digits, {config}: mean of 5 folds", DIGITS_BARS.get(config, ""), shown))
-    write_result("learning", _MACHINE.value, figures, table)
+    write_result("learning", MACHINE.value, figures, table)
 
 
 def _compare_ways(figures: dict[str, Any], table: list[tuple[str, str, str]]) -> None:

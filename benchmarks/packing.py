@@ -21,14 +21,13 @@ import jax.numpy as jnp
 import numpy as np
 from absl import app, flags
 
-from benchmarks.common import DEFAULT_MACHINE, median_ratio, paired, write_result
+from benchmarks.common import MACHINE, median_ratio, paired, write_result
 from mil_jax import aggregators
 from mil_jax.bags import Bag
 from mil_jax.engine.mesh import wait
 from mil_jax.engine.runtime import keep_freed_memory
 from mil_jax.strategies.base import map_bags
 
-_MACHINE = flags.DEFINE_string("machine", DEFAULT_MACHINE, "Name of the machine, for the result's file.")
 _BAGS = flags.DEFINE_integer("bags", 8, "Bags of the batch.")
 _SIZES = flags.DEFINE_list("sizes", ["1024", "4096"], "Lengths of the bucket.")
 _ROUNDS = flags.DEFINE_integer("rounds", 7, "Turns of each way; the median of their ratios counts.")
@@ -112,7 +111,7 @@ def main(_: Sequence[str]) -> None:
             f"{_BAGS.value} bags of ABMIL in a bucket of {length:,}, {one['padding']:.0%} padding: padded over packed"
         )
         table.append((what, "more than 1 to pay", f"{packed:.2f}; in one room for all batches {room:.2f}"))
-    write_result("packing", _MACHINE.value, figures, table)
+    write_result("packing", MACHINE.value, figures, table)
 
 
 if __name__ == "__main__":

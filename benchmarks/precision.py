@@ -18,9 +18,8 @@ import pandas as pd
 from absl import app, flags
 from sklearn.metrics import roc_auc_score
 
-from benchmarks.common import DEFAULT_MACHINE, write_result
+from benchmarks.common import MACHINE, write_result
 
-_MACHINE = flags.DEFINE_string("machine", DEFAULT_MACHINE, "Name of the machine, for the result's file.")
 _CONFIGS = flags.DEFINE_list("configs", ["abmil", "clam_sb", "dsmil", "max_pooling", "transmil"], "Files of configs/.")
 
 ROOT = Path(__file__).parents[1]
@@ -39,7 +38,7 @@ def main(_: list[str]) -> None:
         shown = f"{aucs['float32'].mean():.4f} / {aucs['bfloat16'].mean():.4f}: {difference.mean():+.4f} +- {error:.4f}"
         table.append((f"digits, {name}: AUC in float32 / bfloat16", f"difference under {BAR}", shown))
         print(*table[-1], flush=True)
-    write_result("precision", _MACHINE.value, figures, table)
+    write_result("precision", MACHINE.value, figures, table)
 
 
 def _aucs(name: str, precision: str) -> np.ndarray:

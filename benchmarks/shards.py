@@ -20,12 +20,11 @@ import numpy as np
 import tensorflow_datasets  # noqa: F401  imported by the writer; here so that its memory is not counted
 from absl import app, flags
 
-from benchmarks.common import DEFAULT_MACHINE, write_result
+from benchmarks.common import MACHINE, write_result
 from mil_jax.data.shards.reader import Shards
 from mil_jax.data.shards.writer import write_shards
 from mil_jax.interop.slide_bag import SlideBag
 
-_MACHINE = flags.DEFINE_string("machine", DEFAULT_MACHINE, "Name of the machine, for the result's file.")
 _BAGS = flags.DEFINE_integer("bags", 48, "Number of bags.")
 
 _INSTANCES, _WIDTH = 10_000, 1024
@@ -64,7 +63,7 @@ def main(_: list[str]) -> None:
         ("reading 20 MB bags in random order, warm, share of plain `preadv`", "at least 0.8", f"{share:.2f}"),
         ("the same with checksums verified", "", f"{verified:.2f}"),
     ]
-    write_result("shards", _MACHINE.value, figures, table)
+    write_result("shards", MACHINE.value, figures, table)
 
 
 def _source() -> np.ndarray:

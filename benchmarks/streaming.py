@@ -28,7 +28,7 @@ import numpy as np
 import torch
 from absl import app, flags
 
-from benchmarks.common import DEFAULT_MACHINE, paired, write_result
+from benchmarks.common import MACHINE, paired, write_result
 from mil_jax import aggregators
 from mil_jax.bags import Bag
 from mil_jax.data.buckets import fit_ladder
@@ -40,7 +40,6 @@ from mil_jax.data.shards.reader import Shards
 from mil_jax.data.shards.writer import write_shards
 from mil_jax.interop.slide_bag import SlideBag
 
-_MACHINE = flags.DEFINE_string("machine", DEFAULT_MACHINE, "Name of the machine, for the result's file.")
 _GIB = flags.DEFINE_float("gib", 1.0, "Size of the cohort.")
 _ROUNDS = flags.DEFINE_integer("rounds", 5, "Rounds; the median counts.")
 _FOLDER = flags.DEFINE_string(
@@ -260,7 +259,7 @@ def _report(
         table.append((what, f"at least {_BAR}", f"{share:.2f}"))
     held = f"{memory['windows_MB']:,.0f} MB; the process grew by {memory['growth_of_the_process_MB']:,.0f} MB"
     table.append(("host memory of streaming, all windows", "as stated", held))
-    write_result("input", _MACHINE.value, figures, table)
+    write_result("input", MACHINE.value, figures, table)
 
 
 if __name__ == "__main__":

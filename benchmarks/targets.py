@@ -19,7 +19,7 @@ import jax
 import numpy as np
 from absl import app, flags
 
-from benchmarks.common import DEFAULT_MACHINE, write_result
+from benchmarks.common import MACHINE, write_result
 from mil_jax import aggregators
 from mil_jax.data.buckets import fit_ladder
 from mil_jax.data.loading.resident import ResidentBags
@@ -33,7 +33,6 @@ from mil_jax.strategies.lr_schedule import Schedule
 from mil_jax.strategies.supervised import Supervised
 from mil_jax.tasks.classification import Classification
 
-_MACHINE = flags.DEFINE_string("machine", DEFAULT_MACHINE, "Name of the machine, for the result's file.")
 _TARGETS = flags.DEFINE_integer("targets", 200, "Label columns.")
 _BAGS = flags.DEFINE_integer("bags", 500, "Bags of the cohort.")
 _EPOCHS = flags.DEFINE_integer("epochs", 10, "Epochs of every run.")
@@ -95,7 +94,7 @@ def main(_: list[str]) -> None:
         "compilations_of_one_program": result.facts["compilations"],
         "bucket_lengths": data.lengths,
     }
-    write_result("targets", _MACHINE.value, figures, table)
+    write_result("targets", MACHINE.value, figures, table)
 
 
 def _timed(data: EngineData, replicas: Sequence[Replica]) -> tuple[float, FitResult]:

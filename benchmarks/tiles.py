@@ -24,7 +24,7 @@ import numpy as np
 import openslide
 from absl import app, flags
 
-from benchmarks.common import DEFAULT_MACHINE, median_ratio, paired, write_result
+from benchmarks.common import MACHINE, median_ratio, paired, write_result
 from data_prep.demo_slides import TRUTH_DOWNSAMPLE, draw_slide, write_slide
 from data_prep.slides.open_slide import scale_of
 from data_prep.slides.segmentation import Segmentation, segment
@@ -32,7 +32,6 @@ from data_prep.slides.tiff import write_pyramid
 from data_prep.tiles.grid import Tiling, by_mpp, grid
 from data_prep.tiles.read import read_tiles
 
-_MACHINE = flags.DEFINE_string("machine", DEFAULT_MACHINE, "Name of the machine, for the result's file.")
 _SLIDES = flags.DEFINE_integer("slides", 20, "Number of synthetic slides whose tissue is compared with what was drawn.")
 _ROUNDS = flags.DEFINE_integer("rounds", 7, "Rounds of reading.")
 
@@ -75,7 +74,7 @@ def main(_: list[str]) -> None:
         "segmentation_s": seconds,
         "intersection_over_union": overlaps,
     }
-    write_result("tiles", _MACHINE.value, figures, table)
+    write_result("tiles", MACHINE.value, figures, table)
 
 
 def _overlaps(folder: Path) -> Iterator[float]:

@@ -25,9 +25,8 @@ from typing import Any
 import numpy as np
 from absl import app, flags
 
-from benchmarks.common import DEFAULT_MACHINE, in_turns, median_ratio, use_threads, write_result
+from benchmarks.common import MACHINE, in_turns, median_ratio, use_threads, write_result
 
-_MACHINE = flags.DEFINE_string("machine", DEFAULT_MACHINE, "Name of the machine, for the result's file.")
 _ROUNDS = flags.DEFINE_integer("rounds", 9, "Turns of each library; the median of their ratios counts.")
 _SIZES = flags.DEFINE_list("sizes", ["1000", "4000", "10000"], "Instances of a bag.")
 _MODELS = flags.DEFINE_list("models", [], "Only these; all when empty.")
@@ -78,7 +77,7 @@ def main(_: list[str]) -> None:
                 bar = TRANSMIL_BAR if model == "transmil" else BARS[dropout]
                 table.append((what, f"at least {bar:g}", shown))
                 print(*table[-1], flush=True)
-    write_result("vs_torchmil", _MACHINE.value, figures, table)
+    write_result("vs_torchmil", MACHINE.value, figures, table)
 
 
 def _steps(name: str, model: str, size: int, dropout: float) -> list[Step]:
