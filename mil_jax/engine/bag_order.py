@@ -3,9 +3,8 @@
 A slot is a step of every replica. The blocks and their order come from the split table alone, never from which replicas run, so that a
 replica sees the same order alone and together with others. Each replica fills the slots with its own shuffle (independent), or all
 replicas of a fold with one (fold), whose bags are then read once for all of them; where a replica has no bag for a slot it idles. Blocks
-are there because a device is sent steps
-of one bucket at a time: slot by slot, nearly every step would be sent alone. Bags are assigned to the slots of their bucket over
-the whole epoch, so a block is a random draw of bags of similar size.
+are there because a device is sent steps of one bucket at a time: slot by slot, nearly every step would be sent alone. Bags are assigned to
+the slots of their bucket over the whole epoch, so a block is a random draw of bags of similar size.
 """
 
 from __future__ import annotations

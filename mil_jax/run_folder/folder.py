@@ -28,6 +28,8 @@ from mil_jax.run_folder.environment import describe_environment
 from mil_jax.settings import present_settings
 
 _MARK = "mil_jax_version"
+_CHOICES = {"residency": str, "precision": str, "blocks": bool, "ladder": [int], "runs_side_by_side": {str: {int: int}}}
+_LARGEST = 3.5e38  # beyond float32: no measure of a model
 
 
 class RunFolder:
@@ -156,7 +158,11 @@ class RunFolder:
     def choices(self) -> dict[str, Any]:
         """The automatic choices (residency, chunk sizes, ladder) made when the run began; reused when it is resumed."""
         with understood(self.path / "config.json"):
-            return dict(self.read_json("config.json")["choices"])
+            found = dict(self.read_json("config.json")["choices"])
+            for name, kind in _CHOICES.items():
+                if name in found and not _is_of(kind, found[name]):
+                    raise TypeError(f"choices.{name} is {found[name]!r:.100}")
+            return found
 
     def write_choices(self, choices: Mapping[str, Any]) -> None:
         """Adds automatic choices to config.json."""
@@ -194,6 +200,8 @@ class RunFolder:
                 row = dict(json.loads(line))
                 if any(type(row.get(name, 0)) is not int for name in ("epoch", "fold", "seed", "steps")):
                     raise TypeError("no whole numbers")
+                if any(isinstance(value, float) and abs(value) > _LARGEST for value in row.values()):
+                    raise ValueError("no measure")
                 rows.append(row)
             except (ValueError, TypeError, RecursionError) as error:
                 if number < len(lines):
@@ -316,6 +324,17 @@ def plain(content: Any) -> Any:
     if content is None or isinstance(content, bool | int | float | str):
         return content
     return str(content)
+
+
+def _is_of(kind: Any, value: Any) -> bool:
+    """Whether JSON content is of a type, a list ([int]) or a dict ({str: int}, {int: int}) of one; keys that are numbers are text."""
+    if isinstance(kind, list):
+        return isinstance(value, list) and all(_is_of(kind[0], one) for one in value)
+    if isinstance(kind, dict):
+        ((key, of),) = kind.items()
+        names = isinstance(value, dict) and (key is str or all(name.isdecimal() for name in value))
+        return names and all(_is_of(of, one) for one in value.values())
+    return type(value) is kind
 
 
 def _line(row: Mapping[str, Any]) -> str:

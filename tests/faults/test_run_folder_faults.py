@@ -114,7 +114,8 @@ def test_a_comparison_of_damaged_predictions_names_the_run(tmp_path, damage):
 
 
 @pytest.mark.parametrize(
-    "row", ["[1]", '{"fold": "x"}', '{"seed": {}}', '{"epoch": 0, "steps": [null]}', '{"fold": 0.5}']
+    "row",
+    ["[1]", '{"fold": "x"}', '{"seed": {}}', '{"epoch": 0, "steps": [null]}', '{"fold": 0.5}', '{"val_auc": -1e308}'],
 )
 def test_a_damaged_row_of_metrics_is_named(tmp_path, row):
     run = RunFolder.create(tmp_path / "run", CONFIG, DATA)
@@ -122,6 +123,25 @@ def test_a_damaged_row_of_metrics_is_named(tmp_path, row):
     (run.path / "metrics.jsonl").write_text(row + "\n" + (run.path / "metrics.jsonl").read_text())
     with pytest.raises(RunFolderError, match=r"metrics\.jsonl, line 1 is no row of metrics"):
         run.read_metrics()
+
+
+@pytest.mark.parametrize(
+    "choices",
+    [
+        {"runs_side_by_side": 7},
+        {"runs_side_by_side": {"supervised": {"long": 5}}},
+        {"ladder": ["8"]},
+        {"residency": None},
+        {"blocks": 1},
+    ],
+)
+def test_damaged_choices_are_named(tmp_path, choices):
+    run = RunFolder.create(tmp_path / "run", CONFIG, DATA)
+    run.write_choices({"ladder": [8], "blocks": True, "runs_side_by_side": {"supervised": {"8": 5}}})
+    assert run.choices["ladder"] == [8]
+    run.write_choices(choices)
+    with pytest.raises(RunFolderError, match=rf"config\.json is damaged.*choices\.{next(iter(choices))}"):
+        _ = run.choices
 
 
 def test_metrics_of_a_damaged_summary_are_a_sentence(tmp_path):

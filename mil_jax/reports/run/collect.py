@@ -21,7 +21,7 @@ from mil_jax.reports.run.leak_report import leak_report
 from mil_jax.reports.run.multi_target import TargetReport
 from mil_jax.reports.run.statements import RunProtocol
 from mil_jax.run_folder import features_json, tasks_json
-from mil_jax.run_folder.folder import RunFolder
+from mil_jax.run_folder.folder import RunFolder, understood
 from mil_jax.tasks.base import METRIC_LABELS
 from mil_jax.tasks.predictions_table import predictions_table
 from mil_jax.tasks.survival import Survival
@@ -157,8 +157,9 @@ def facts(
     seconds: float,
 ) -> dict[str, Any]:
     """What the runs cost, for the summary."""
-    bags = sum(row["steps"] for row in history) * experiment.config.train.batch_size
-    training_seconds = history[-1]["seconds"]
+    with understood(folder.path / "metrics.jsonl"):
+        bags = sum(row["steps"] for row in history) * experiment.config.train.batch_size
+        training_seconds = float(history[-1]["seconds"])
     sessions = len(folder.read_json("environment.json")["sessions"])
     return {
         "runs": len(experiment.plan.replicas),
