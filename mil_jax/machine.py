@@ -10,7 +10,7 @@ from pathlib import Path
 
 @dataclass(frozen=True)
 class Memory:
-    """What there is: bytes of a host, through which every cohort is read, and of one device; the least of all processes.
+    """What there is: bytes of a host and of one device; the least of all processes.
 
     own: whether a device has memory of its own; those of a CPU use the host's, all of them the same arrays. devices: of all processes.
     """
@@ -21,9 +21,9 @@ class Memory:
     devices: int
 
     @property
-    def least(self) -> tuple[int, str]:
+    def of_an_array(self) -> tuple[int, str]:
         """Bytes that one array, whole on every device, has to share, and whose they are."""
-        return (self.device, "device") if self.own and self.device < self.host else (self.host, "host")
+        return (self.device, "device") if self.own else (self.host, "host")
 
 
 def usable_cores() -> int:

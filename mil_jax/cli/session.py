@@ -17,7 +17,7 @@ from mil_jax.engine import distributed
 from mil_jax.engine.callbacks import Callback, TrainingInterrupted
 from mil_jax.engine.device_memory import min_memory
 from mil_jax.engine.nan_debugging import NotFinite
-from mil_jax.engine.runtime import use_compilation_cache, use_one_device_per_core
+from mil_jax.engine.runtime import use_compilation_cache, use_most_gpu_memory, use_one_device_per_core
 from mil_jax.engine.types import FitResult
 from mil_jax.errors import ConfigError, TrainingError
 from mil_jax.experiment.data_sources import cache_folder
@@ -31,7 +31,8 @@ from mil_jax.run_folder.folder import RunFolder, is_run_folder, require_usable
 
 
 def set_up(config: ConfigDict) -> None:
-    """Processes, devices and precision, before JAX is first used."""
+    """Processes, devices, memory and precision, before JAX is first used."""
+    use_most_gpu_memory()
     distributed.start(**config.distributed)
     use_one_device_per_core()
     use_compilation_cache(cache_folder(config))

@@ -12,6 +12,7 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from operator import attrgetter
 
@@ -36,6 +37,13 @@ class EpochOrder:
     bags: np.ndarray
     dispatches: tuple[tuple[int, np.ndarray, np.ndarray], ...]
     counts: np.ndarray
+
+    def of(self, active: np.ndarray) -> EpochOrder:
+        """The same for the replicas that are `active` [R]; the others have no steps."""
+        bags = np.where(active[:, None, None], self.bags, -1)
+        dispatches = ((bucket, np.where(active, lo, 0), np.where(active, hi, 0)) for bucket, lo, hi in self.dispatches)
+        busy = tuple((bucket, lo, hi) for bucket, lo, hi in dispatches if (lo < hi).any())
+        return EpochOrder(bags, busy, np.where(active, self.counts, 0))
 
 
 class BagOrder:
@@ -72,6 +80,8 @@ class BagOrder:
         self.data_seed = data_seed
         self.steps_per_dispatch = steps_per_dispatch
         self.sampling = sampling
+        self._drawing = ThreadPoolExecutor(1, "order")
+        self._ahead: tuple[Sequence[Replica], int, np.ndarray, Future[EpochOrder]] | None = None
         self.slot_counts = self._slot_counts()
         self.max_steps = int(self.slot_counts.sum())
         most = min(self.max_steps // LEAST_BLOCKS, MOST_SLOTS) if blocks else 1
@@ -90,8 +100,20 @@ class BagOrder:
                 per_row[row] = np.minimum(np.ceil(expected + 4 * np.sqrt(expected)) * (expected > 0), part.sum())
         return np.ceil(per_row / self.batch_size).astype(np.int64).max(axis=0)
 
+    def draw_ahead(self, replicas: Sequence[Replica], active: np.ndarray, epoch: int) -> None:
+        """Begins to draw the order of epoch `epoch` in the background, for replicas of which fewer may be active by then."""
+        drawn_for = active.copy()
+        self._ahead = replicas, epoch, drawn_for, self._drawing.submit(self._draw, replicas, drawn_for, epoch)
+
     def epoch(self, replicas: Sequence[Replica], active: np.ndarray, epoch: int) -> EpochOrder:
         """The order of epoch `epoch`; replicas that are not `active` [R] have no steps."""
+        if self._ahead:
+            theirs, number, drawn_for, order = self._ahead
+            if theirs is replicas and number == epoch and not (active & ~drawn_for).any():
+                return order.result().of(active)
+        return self._draw(replicas, active, epoch)
+
+    def _draw(self, replicas: Sequence[Replica], active: np.ndarray, epoch: int) -> EpochOrder:
         slots = self._slots(epoch)
         filled: dict[
             tuple[int, int], np.ndarray

@@ -63,6 +63,8 @@ class EpochLoop:
             inputs = engine.lay_out(self.phase, order, self.epoch)
             engine.compile(self.phase, [*dict.fromkeys(bucket for bucket, *_ in order.dispatches)], self.carry, inputs)
             engine.settle_chunks(self.keep_choices)
+            if self.epoch + 1 < self.phase.epochs:
+                engine.order.draw_ahead(engine.plan.replicas, self.progress.active, self.epoch + 1)
             begun, left = time.perf_counter(), order.dispatches[self.dispatch :]
             before = _copy(self.carry) if engine.settings.debug_nans else None
             self._dispatch(order, inputs, left)

@@ -47,6 +47,13 @@ def keep_freed_memory() -> None:
                 mallopt(parameter, value)
 
 
+def use_most_gpu_memory() -> None:
+    """Reserves 92 % of each GPU rather than JAX's 75 %, unless XLA_PYTHON_CLIENT_MEM_FRACTION says otherwise. Call before JAX is first
+    used.
+    """
+    os.environ.setdefault("XLA_PYTHON_CLIENT_MEM_FRACTION", "0.92")
+
+
 def use_compilation_cache(folder: Path) -> None:
     """Keeps compiled programs in a folder, for the next run, unless JAX was told another.
 

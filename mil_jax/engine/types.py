@@ -9,7 +9,8 @@ from typing import Any
 import jax
 import numpy as np
 
-from mil_jax.data.loading.resident import LazyBags, ResidentBags
+from mil_jax.data.loading.resident import ResidentBags
+from mil_jax.data.loading.resident_loader import LazyBags
 from mil_jax.data.loading.streamed import StreamedBags
 from mil_jax.engine.early_stopping import Progress, Selection
 from mil_jax.engine.plan import Replica

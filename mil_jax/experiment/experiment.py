@@ -21,7 +21,7 @@ from mil_jax.data.cohort.cohort import Cohort
 from mil_jax.data.cohort.covariates import Covariates
 from mil_jax.data.label_columns import LabelColumns
 from mil_jax.data.loading.residency import Residency
-from mil_jax.data.loading.resident import LazyBags
+from mil_jax.data.loading.resident_loader import LazyBags
 from mil_jax.data.loading.streamed import StreamedBags
 from mil_jax.data.shards.reader import Shards
 from mil_jax.data.splits.splits import TEST, TRAIN, VALIDATION

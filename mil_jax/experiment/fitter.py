@@ -11,7 +11,7 @@ from typing import Any, Protocol
 
 import jax
 
-from mil_jax.data.loading.resident import LazyBags
+from mil_jax.data.loading.resident_loader import LazyBags
 from mil_jax.data.splits.splits import TRAIN
 from mil_jax.engine.callbacks import Callback
 from mil_jax.engine.checkpoints import Checkpoints
@@ -113,13 +113,15 @@ class EngineFitter:
         bags = self.experiment.bags
         if not isinstance(bags, LazyBags):
             return
+        engine = self._open()
         with contextlib.ExitStack() as given_up:
+            given_up.callback(engine.exits.close)
             if compiling:
-                self.engine = self._open()
-                given_up.callback(self.engine.exits.close)
-                self.engine.compile_ahead(self.experiment.phases[0])
-            bags.load()
-            given_up.pop_all()
+                engine.compile_ahead(self.experiment.phases[0])
+            engine.loader.read()
+            if compiling:
+                self.engine = engine
+                given_up.pop_all()
 
     def fit(
         self,

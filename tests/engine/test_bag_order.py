@@ -51,6 +51,33 @@ def test_a_replica_has_the_same_order_alone_and_in_company():
     np.testing.assert_array_equal(together.bags[6], alone.bags[0])
 
 
+def test_an_order_that_was_drawn_ahead_is_that_of_those_who_go_on(monkeypatch):
+    order, _ = _order()
+    replicas, everyone = [Replica(k, s) for s in range(3) for k in range(4)], np.ones(12, bool)
+    fewer = np.arange(12) % 3 > 0
+    expected = order.epoch(replicas, fewer, epoch=4)
+    order.draw_ahead(replicas, everyone, epoch=4)
+    monkeypatch.setattr(order, "_draw", None)  # it is not drawn again
+    found = order.epoch(replicas, fewer, epoch=4)
+    np.testing.assert_array_equal(found.bags, expected.bags)
+    np.testing.assert_array_equal(found.counts, expected.counts)
+    assert len(found.dispatches) == len(expected.dispatches)
+    for mine, theirs in zip(found.dispatches, expected.dispatches):
+        np.testing.assert_array_equal(np.concatenate([mine[1:]]), np.concatenate([theirs[1:]]))
+        assert mine[0] == theirs[0]
+
+
+def test_an_order_that_was_drawn_ahead_for_others_is_drawn_anew():
+    order, _ = _order()
+    replicas, everyone = [Replica(k, 0) for k in range(4)], np.ones(4, bool)
+    expected = order.epoch(replicas, everyone, epoch=4).bags
+    order.draw_ahead(replicas, np.arange(4) > 0, epoch=4)
+    np.testing.assert_array_equal(order.epoch(replicas, everyone, epoch=4).bags, expected)
+    np.testing.assert_array_equal(
+        order.epoch(list(replicas), everyone, epoch=5).bags, _order()[0].epoch(replicas, everyone, 5).bags
+    )
+
+
 def test_replicas_that_differ_only_in_settings_share_their_order():
     order, _ = _order()
     pair = [Replica(0, 0, overrides=(("optimizer.lr", lr),)) for lr in (1e-3, 1e-4)]

@@ -9,7 +9,8 @@ from typing import Protocol
 import numpy as np
 from jax.sharding import Mesh
 
-from mil_jax.data.loading.resident import LazyBags, Put, ResidentBags, ResidentLoader
+from mil_jax.data.loading.resident import Put, ResidentBags
+from mil_jax.data.loading.resident_loader import LazyBags, ResidentLoader
 from mil_jax.data.loading.sharded import ShardedBags, ShardedLoader, fullest
 from mil_jax.data.loading.streamed import WINDOWS, Order, StreamedBags, StreamingLoader
 from mil_jax.data.shards.reader import Shards
@@ -39,7 +40,7 @@ def choose_residency(
     Raises DataError for "resident" where the cohort does not fit.
     """
     rows = int(sizes.sum()) + longest
-    needed, (there, kind) = rows * row_bytes, memory.least
+    needed, (there, kind) = rows * row_bytes, memory.of_an_array
     size = f"the cohort's features take {_shown(needed)}"
     windows = f"at most {prefetch_gib:,.3g} GiB together"
     if rows > _MOST_ROWS:

@@ -10,7 +10,6 @@ import collections
 import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from functools import cached_property
 from typing import Any
 
 import flax.struct
@@ -19,7 +18,6 @@ import jax.numpy as jnp
 import numpy as np
 
 from mil_jax.bags import Bag
-from mil_jax.data.loading.windows import Dispatch
 from mil_jax.data.shards.reader import Shards
 from mil_jax.types import AnyArray, Array
 
@@ -110,91 +108,6 @@ def in_step(windows: Iterable[Window]) -> Iterator[Window]:
             in_flight.append(piece.done)
         if len(in_flight) > IN_FLIGHT:
             in_flight.popleft().block_until_ready()
-
-
-@dataclass(frozen=True)
-class LazyBags:
-    """A cohort in its shards that is read into memory as a whole, when it is first needed. As for `load_bags`."""
-
-    shards: Shards
-    slides: Sequence[np.ndarray]
-    longest: int
-    num_neighbors: int = 0
-
-    @cached_property
-    def sizes(self) -> np.ndarray:
-        """int32 [num_bags], instances of each bag."""
-        return bag_sizes(self.shards, self.slides).astype(np.int32)
-
-    def load(self) -> ResidentBags:
-        """The bags, in host memory, read the first time. Raises ShardError for a torn or altered record."""
-        return self._loaded
-
-    @cached_property
-    def _loaded(self) -> ResidentBags:
-        return load_bags(self.shards, self.slides, self.longest, self.num_neighbors)
-
-    @property
-    def shapes(self) -> ResidentBags:
-        """What `load` will give."""
-        rows, number = int(self.sizes.sum()) + self.longest, len(self.sizes)
-
-        def whole(*axes: int, dtype: type = np.int32) -> jax.ShapeDtypeStruct:
-            return jax.ShapeDtypeStruct(axes, dtype)
-
-        features = jax.ShapeDtypeStruct((rows, *self.shards.feature_shape), self.shards.dtype)
-        neighbors = whole(rows, self.num_neighbors) if self.num_neighbors else None
-        parts = whole(rows, self.shards.num_parts, dtype=bool) if self.shards.num_parts else None
-        return ResidentBags(features, whole(rows, 2), whole(rows), whole(number), whole(number), neighbors, parts)
-
-
-class ResidentLoader:
-    """The data loader of a cohort that is whole on the devices: a dispatch is one window. Bags are read when they are first needed."""
-
-    steps: list[int] | None = None  # of its windows by bucket, where not every dispatch is one
-
-    def __init__(self, bags: ResidentBags | LazyBags, put: Put) -> None:
-        """put: brings host arrays to every device."""
-        self._bags, self._put = bags, put
-        like = bags.shapes if isinstance(bags, LazyBags) else bags
-        placed = put(np.zeros(1, np.int32)).sharding
-        self._shapes = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=placed), like)
-
-    def _on_host(self) -> ResidentBags:
-        return self._bags.load() if isinstance(self._bags, LazyBags) else self._bags
-
-    @cached_property
-    def _on_devices(self) -> ResidentBags:
-        on_devices: ResidentBags = self._put(self._on_host())
-        return on_devices
-
-    @property
-    def host_bytes(self) -> int:
-        """Host memory that the bags take."""
-        return sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(self._shapes))
-
-    def shapes(self, bucket: int) -> ResidentBags:
-        """Shapes of what a dispatch of the bucket reads."""
-        del bucket
-        return self._shapes
-
-    def windows(self, bags: np.ndarray, dispatches: Sequence[Dispatch]) -> Iterator[Window]:
-        """The windows of dispatches (bucket, lo [R], hi [R]) over bags [R, T, B]."""
-        del bags
-        return in_step(Window(bucket, lo, hi, self._on_devices, ends_dispatch=True) for bucket, lo, hi in dispatches)
-
-    def instances(self, numbers: np.ndarray) -> Iterator[tuple[int, np.ndarray]]:
-        """(number, features [n, *F]) of each bag, on the host; of regions those of the tiles there are."""
-        host = self._on_host()
-        offsets, sizes = np.asarray(host.offsets), np.asarray(host.sizes)
-        for number in numbers.tolist():
-            yield number, real_features(host, slice(offsets[number], offsets[number] + sizes[number]))
-
-    def verify_rest(self) -> None:
-        """Every record was checked when it was read."""
-
-    def close(self) -> None:
-        """Nothing is open."""
 
 
 def bag_sizes(shards: Shards, slides: Sequence[np.ndarray]) -> np.ndarray:

@@ -75,6 +75,9 @@ class ShardedLoader:
         mapped = jax.shard_map(fill, mesh=mesh, in_specs=(everywhere, P()), out_specs=P(), check_vma=False)
         self._fill = jax.jit(mapped)
 
+    def read(self) -> None:
+        """Bags are read as they are needed."""
+
     @property
     def host_bytes(self) -> int:
         """Host memory that the bags of one owner take while they are read."""

@@ -120,6 +120,9 @@ class StreamingLoader:
         self._reading = ThreadPoolExecutor(1, THREAD_NAMES)
         self._placing = ThreadPoolExecutor(1, THREAD_NAMES)
 
+    def read(self) -> None:
+        """Bags are read as they are needed."""
+
     @property
     def host_bytes(self) -> int:
         """Host memory of all windows, as in the module's docstring."""

@@ -13,7 +13,8 @@ import pytest
 from mil_jax.config import base_config
 from mil_jax.data.features.regions import in_regions
 from mil_jax.data.loading.feature_moments import moments
-from mil_jax.data.loading.resident import LazyBags, load_bags
+from mil_jax.data.loading.resident import load_bags
+from mil_jax.data.loading.resident_loader import LazyBags
 from mil_jax.data.loading.streamed import WINDOWS, StreamedBags, StreamingLoader
 from mil_jax.data.shards.convert import convert, shards_for_features
 from mil_jax.data.shards.reader import Shards
@@ -67,8 +68,9 @@ def test_regions_survive_the_shards_bit_for_bit(dtype, tmp_path):
     shards = Shards.open(tmp_path / "shards")
     assert (shards.num_parts, shards.feature_shape) == (16, (16, D))
     unread = LazyBags(shards, [np.array([2, 1]), np.array([0])], 96)
-    bags = unread.load()
+    bags = unread.loaded
     assert jax.tree.map(lambda x: (x.shape, x.dtype), unread.shapes) == jax.tree.map(lambda x: (x.shape, x.dtype), bags)
+    jax.tree.map(np.testing.assert_array_equal, unread.on_devices(jax.device_put), bags)
     expected = [in_regions(source, 4) for source in slides]
     for number, members in enumerate([(2, 1), (0,)]):
         bag = bags.bag(number, 96)

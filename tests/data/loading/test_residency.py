@@ -49,6 +49,12 @@ def test_several_devices_hold_together_what_one_cannot(asked, gib, chosen, sprea
     assert (found.kind, found.spread, said in found.note) == (chosen, spread, True), found.note
 
 
+def test_a_device_may_hold_more_than_its_host():
+    """A cohort goes to it block by block."""
+    found = _chosen("auto", 20, Memory(host=10 * GIB, device=40 * GIB, own=True, devices=1))
+    assert (found.kind, "there are 40 GiB of device memory" in found.note) == ("resident", True)
+
+
 def test_more_rows_than_an_offset_can_count_are_streamed_however_narrow():
     found = residency.choose_residency("auto", np.array([2**31]), 0, 2, 4, CPU)
     assert (found.kind, "cannot be held as one array" in found.note) == ("streamed", True)

@@ -7,7 +7,8 @@ import numpy as np
 import pytest
 
 from mil_jax.data.loading.feature_moments import moments
-from mil_jax.data.loading.resident import ResidentLoader, load_bags
+from mil_jax.data.loading.resident import load_bags
+from mil_jax.data.loading.resident_loader import LazyBags, ResidentLoader
 from mil_jax.data.shards.reader import Shards
 from mil_jax.data.shards.writer import write_shards
 from mil_jax.interop.slide_bag import Provenance, SlideBag
@@ -49,6 +50,28 @@ def test_the_last_bag_is_read_where_it_lies_also_in_the_longest_bucket(shards):
     bag = jax.jit(lambda: bags.bag(1, 32))()
     np.testing.assert_array_equal(bag.features[:8], slides[5].features)
     assert int(bag.num_instances) == 8
+
+
+def test_an_accelerator_gets_the_same_bags_and_the_host_holds_a_block_of_them(shards, monkeypatch):
+    opened, slides = shards
+    members = [np.array([4, 1]), np.array([2]), np.array([0, 3]), np.array([5])]
+    longest = max(sum(len(slides[number].features) for number in one) for one in members)
+    lazy = LazyBags(opened, members, longest)
+    on_a_cpu = ResidentLoader(lazy, jax.device_put)
+    expected = dict(on_a_cpu.instances(np.arange(4)))
+    held = on_a_cpu.host_bytes
+    jax.tree.map(np.testing.assert_array_equal, lazy.on_devices(jax.device_put), lazy.loaded)
+    monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
+    unread = LazyBags(opened, members, longest)
+    loader = ResidentLoader(unread, jax.device_put)
+    loader.read()
+    (window,) = loader.windows(np.zeros((1, 1, 1), np.int32), [(0, np.zeros(1, np.int32), np.ones(1, np.int32))])
+    jax.tree.map(np.testing.assert_array_equal, window.bags, lazy.loaded)
+    assert ResidentLoader(unread, jax.device_put)._on_devices is window.bags  # brought there once for all engines
+    for number, features in loader.instances(np.arange(4)):
+        np.testing.assert_array_equal(features, expected[number])
+    assert "loaded" not in vars(unread)
+    assert loader.host_bytes < held / 2
 
 
 def test_moments_are_those_of_all_instances_of_the_training_bags(shards):

@@ -16,8 +16,10 @@ import pytest
 
 from mil_jax.data.buckets import Ladder
 from mil_jax.data.loading import resident as resident_module
+from mil_jax.data.loading import resident_loader
 from mil_jax.data.loading import streamed as streamed_module
-from mil_jax.data.loading.resident import LazyBags, load_bags
+from mil_jax.data.loading.resident import load_bags
+from mil_jax.data.loading.resident_loader import LazyBags
 from mil_jax.data.loading.streamed import THREAD_NAMES, WINDOWS, StreamedBags, StreamingLoader
 from mil_jax.data.shards.reader import Shards
 from mil_jax.data.shards.writer import write_shards
@@ -146,7 +148,7 @@ def test_all_programs_are_begun_to_be_compiled_before_bags_are_read_to_be_held(f
         begun.append(engine.programs.compilations)
         return load_bags(*arguments, **named)
 
-    monkeypatch.setattr(resident_module, "load_bags", reading)
+    monkeypatch.setattr(resident_loader, "load_bags", reading)
     engine = Engine(data(folder, None), TASK, plan(), EngineSettings())
     found = run_phases(engine, [Phase(strategy(normalize="zscore"), 3, VAL_LOSS)], Silent())
     assert begun == [2 * 2]
