@@ -15,7 +15,8 @@ from data_prep.cli import parsed, progress
 from data_prep.features.encode_slide import COLUMNS, EncodeSettings, SlideEncoder, inputs_of, outputs, tiled_slides
 from data_prep.features.encoder import PRECISIONS
 from data_prep.features.summary import summary_lines
-from data_prep.jobs import FAILED, FINAL, Records, Row, Slide, in_part, parse_part
+from data_prep.jobs import FAILED, FINAL, Records, Row, Slide, in_part
+from mil_jax.cli.arguments import parse_share
 from mil_jax.cli.console import run_command, say
 from mil_jax.encoders.registry import ARCHITECTURES, ENCODERS, INTERPOLATIONS, POOLS
 from mil_jax.encoders.weights import RANDOM, identity
@@ -99,7 +100,7 @@ def main(arguments: list[str]) -> int:
     keep_freed_memory()
     settings = read_settings(values)
     everything, untiled = tiled_slides(settings.work, settings.scale, values.slides)
-    part = parse_part(values.shard)
+    part = parse_share("--shard", values.shard)
     slides = in_part(everything, part)
     records = Records(settings.work, settings.out, f"{settings.out}.csv", COLUMNS)
     with records.claimed(part):

@@ -15,7 +15,6 @@ import json
 import multiprocessing
 import multiprocessing.connection
 import os
-import re
 import threading
 import time
 import traceback
@@ -122,15 +121,6 @@ def _slide(path: Path) -> Slide:
     except OSError:  # a link that leads nowhere: opening it says so
         return Slide(slide_id_of(path), path, 0, 0)
     return Slide(slide_id_of(path), path, status.st_size, status.st_mtime_ns)
-
-
-def parse_part(text: str) -> tuple[int, int]:
-    """`3/10`, the third of ten jobs -> (3, 10); empty -> (1, 1). Raises ConfigError for anything else."""
-    found = re.fullmatch(r"(\d+)/(\d+)", text or "1/1")
-    number, count = (int(found[1]), int(found[2])) if found else (0, 0)
-    if not 1 <= number <= count:
-        raise ConfigError(f"--shard={text} must be i/n with i from 1 to n: 1/10, 2/10, ... 10/10")
-    return number, count
 
 
 def in_part(slides: Sequence[Slide], part: tuple[int, int]) -> list[Slide]:

@@ -28,7 +28,6 @@ from data_prep.jobs import (
     find_slides,
     in_part,
     other_slides,
-    parse_part,
     run_all,
 )
 from data_prep.slides.annotations import annotation_files
@@ -37,6 +36,7 @@ from data_prep.slides.segmentation import CONTOUR_FNS, PRESETS, Segmentation, ch
 from data_prep.tiles.coordinates import COORDS
 from data_prep.tiles.quality import MEASURES
 from data_prep.tiles.tile_slide import COLUMNS, ORIGINS, QC, SlideInputs, TileSettings, tile_slide
+from mil_jax.cli.arguments import parse_share
 from mil_jax.cli.console import run_command, say
 from mil_jax.data.tables import listed
 from mil_jax.errors import ConfigError, DataError
@@ -147,7 +147,7 @@ def main(arguments: list[str]) -> int:
     settings = read_settings(given)
     everything = find_slides(values.slides)
     inputs, warnings = _inputs(given, everything)
-    part = parse_part(values.shard)
+    part = parse_share("--shard", values.shard)
     slides = in_part(everything, part)
     records = Records(values.out, "tile", "tiles.csv", COLUMNS)
     with records.claimed(part):

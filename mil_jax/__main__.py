@@ -10,6 +10,7 @@ from mil_jax.errors import ConfigError
 
 COMMANDS = {
     "train": "train and cross-validate an aggregator on slides",
+    "merge": "join shares of a training that several machines did",
     "evaluate": "score other slides with a trained run",
     "compare": "compare runs on the same slides",
     "sweep": "try settings, chosen by validation",

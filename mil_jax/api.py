@@ -18,7 +18,7 @@ import pandas as pd
 from ml_collections import ConfigDict
 
 from mil_jax.cli.arguments import TrainFlags
-from mil_jax.cli.console import console
+from mil_jax.cli.console import console, say
 from mil_jax.cli.overview import describe_experiment
 from mil_jax.cli.session import open_folder, prepared, train_with_progress
 from mil_jax.config import parse
@@ -27,7 +27,8 @@ from mil_jax.engine import distributed
 from mil_jax.errors import ConfigError
 from mil_jax.experiment.data_sources import cache_folder
 from mil_jax.experiment.fitter import fitter_of
-from mil_jax.experiment.run import train
+from mil_jax.experiment.joined_shares import join, require_alike
+from mil_jax.experiment.run import train, train_in
 from mil_jax.inference.array_predictions import ArrayPredictor
 from mil_jax.inference.cohort_settings import Options
 from mil_jax.inference.external_cohort import read_cohort
@@ -35,7 +36,8 @@ from mil_jax.inference.score_cohort import score
 from mil_jax.inference.trained_run import TrainedRun
 from mil_jax.reports.evaluation.metrics import averaged
 from mil_jax.reports.run.write import write_report
-from mil_jax.run_folder.folder import RunFolder, understood
+from mil_jax.run_folder.folder import RunFolder, is_run_folder, understood
+from mil_jax.strategies.linear_probe_settings import PROBE
 from mil_jax.strategies.published_checkpoints import published_state_dict
 
 PathLike = str | os.PathLike[str]
@@ -112,7 +114,8 @@ def load(path: PathLike) -> Run:
 
 
 def fit_config(config: ConfigDict, how: TrainFlags, demo: Sequence[str] = ()) -> Run | None:
-    """Trains what a whole config asks for, says how far it is, and writes its run folder. None for `how.check`, which stops before.
+    """Trains what a whole config asks for, says how far it is, and writes its run folder. None for `how.check`, which stops before, and
+    for a share of the runs, whose results come when all shares are joined.
 
     demo: what the demo part of the config changed. Raises as `fit`.
     """
@@ -122,16 +125,45 @@ def fit_config(config: ConfigDict, how: TrainFlags, demo: Sequence[str] = ()) ->
     describe_experiment(experiment, demo, everything=how.check)
     if how.check:
         return None
-    fitter = fitter_of(experiment)
+    fitter, shared = fitter_of(experiment), how.share != (1, 1)
+    if shared:
+        if experiment.config.strategy.name == PROBE:
+            raise ConfigError(
+                f"--runs is for what is trained step by step; strategy.name={PROBE} takes seconds: leave it out"
+            )
+        say(f"Share {how.share[0]} of {how.share[1]} of these runs is trained here: {len(experiment.plan.replicas)}.")
     with open_folder(fitter, how, name, config.to_dict(), compiling=True) as folder:
         if folder.is_complete:
             return Run(folder)
-        result = train_with_progress(fitter, folder, train)
+        result = train_with_progress(fitter, folder, train_in if shared else train)
+        if shared:
+            say(
+                f"Share {how.share[0]} of {how.share[1]} is trained: {len(experiment.plan.replicas)} runs, in {folder.path}. "
+                "When all are: mil-jax merge --part=FOLDER --part=FOLDER ... --out=RUN"
+            )
+            return None
         with distributed.first_before_others():
             if distributed.is_first():
                 with console.status("predictions, intervals, leaks and figures"):
                     write_report(experiment, folder, result, time.monotonic() - started)
         return Run(folder)
+
+
+def merge(parts: Sequence[PathLike], out: PathLike) -> Run:
+    """Joins the shares of a training (`--runs i/n`), given by their run folders, into the run folder `out`. The cohort must be where the
+    shares had it. Interrupted, the same call goes on.
+
+    Raises UserError where shares do not fit together, have not ended, or are not all there.
+    """
+    shares, target = [RunFolder.open(part) for part in parts], Path(out)
+    require_alike(shares)
+    config = ConfigDict(shares[0].config)
+    config.run = str(target)
+    if not is_run_folder(target):
+        join(prepared(config, TrainFlags(), config.run, choices=shares[0].choices), shares, target)
+    run = fit_config(config, TrainFlags(resume=True))
+    assert run is not None
+    return run
 
 
 class Run:

@@ -1,12 +1,14 @@
 """Trains and cross-validates: `python -m mil_jax.train --config configs/abmil.py`.
 
-All runs (folds x seeds) are trained as one program. Without `data.features` or `data.shards` the embedded digits cohort is used,
-with the `demo` part of the config.
+All runs (folds x seeds) are trained as one program, or a share of them (`--runs i/n`; `mil_jax.merge` joins shares). Without
+`data.features` or `data.shards` the embedded digits cohort is used, with the `demo` part of the config.
 """
 
 from __future__ import annotations
 
-from mil_jax.cli.arguments import define_flags, show_config, train_flags
+from absl import flags
+
+from mil_jax.cli import arguments as common
 from mil_jax.cli.console import console, run_command, say
 from mil_jax.config import help_text, parse
 
@@ -23,20 +25,32 @@ examples:
 WRITTEN = ("summary.md", "predictions.csv", "figures/", "checkpoints/")
 
 
+def define_flags(values: flags.FlagValues) -> None:
+    """The command's flags."""
+    common.define_flags(values)
+    flags.DEFINE_string(
+        "runs",
+        "",
+        "i/n: train only the i-th of n shares of the runs, for job arrays; mil-jax merge joins them",
+        flag_values=values,
+    )
+
+
 def main(arguments: list[str]) -> int:
     """Runs the command; returns its exit code."""
     if help_asked_for := help_text(arguments, define_flags, ABOUT):
         say(help_asked_for)
         return 0
     config, values, demo = parse(arguments, define_flags)
-    if show_config(config, values):
+    if common.show_config(config, values):
         return 0
     from mil_jax import api  # late: JAX takes a second, and what is wrong with a command line is said before
     from mil_jax.engine.callbacks import TrainingInterrupted
     from mil_jax.reports.run.write import console_report
 
     try:
-        run = api.fit_config(config, train_flags(values), demo)
+        how = common.train_flags(values)._replace(share=common.parse_share("--runs", values.runs))
+        run = api.fit_config(config, how, demo)
     except TrainingInterrupted as stopped:
         say(f"Stopped; the state is saved. Resume it with --resume --config.run={config.run or f'runs/{config.name}'}")
         return stopped.exit_code

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from typing import NamedTuple
 
 from absl import flags
@@ -9,18 +10,29 @@ from ml_collections import ConfigDict
 
 from mil_jax.cli.console import say
 from mil_jax.config import default_settings
+from mil_jax.errors import ConfigError
 from mil_jax.setting_sources import flat, sources
 
 
 class TrainFlags(NamedTuple):
     """check: stop before training. resume: the run that is in the run folder. overwrite: move it aside. strict: no slide or label may
-    be excluded.
+    be excluded. share: (i, n), train the i-th of n shares of the runs.
     """
 
     check: bool = False
     resume: bool = False
     overwrite: bool = False
     strict: bool = False
+    share: tuple[int, int] = (1, 1)
+
+
+def parse_share(flag: str, text: str) -> tuple[int, int]:
+    """`3/10`, the third of ten jobs -> (3, 10); empty -> (1, 1). Raises ConfigError for anything else. flag: how the option is called."""
+    found = re.fullmatch(r"(\d{1,9})/(\d{1,9})", text or "1/1", re.ASCII)
+    number, count = (int(found[1]), int(found[2])) if found else (0, 0)
+    if not 1 <= number <= count:
+        raise ConfigError(f"{flag}={text} must be i/n with i from 1 to n: 1/10, 2/10, ... 10/10")
+    return number, count
 
 
 def define_flags(values: flags.FlagValues) -> None:

@@ -42,8 +42,10 @@ def set_up(config: ConfigDict) -> None:
         jax.config.update("jax_default_matmul_precision", config.train.matmul_precision)
 
 
-def prepared(config: ConfigDict, values: TrainFlags, name: str) -> Experiment:
-    """The experiment, checked; `name`: the run folder to be, which nothing touches yet."""
+def prepared(config: ConfigDict, values: TrainFlags, name: str, choices: Mapping[str, Any] | None = None) -> Experiment:
+    """The experiment, checked; `name`: the run folder to be, which nothing touches yet. choices: those made before; else those of a run
+    that is resumed.
+    """
     if values.check and (values.resume or values.overwrite):
         say("--check trains nothing: --resume and --overwrite have no effect")
     if config.data.synthetic.bags:
@@ -55,8 +57,15 @@ def prepared(config: ConfigDict, values: TrainFlags, name: str) -> Experiment:
     with distributed.first_before_others(), conversion_progress() as progress:
         if not values.check:
             require_usable(name, resume=values.resume, overwrite=values.overwrite)
-        choices = RunFolder.open(name).choices if _resuming(values, name) else None
-        return prepare(final_settings(config).config, strict=values.strict, choices=choices, progress=progress)
+        if _resuming(values, name):
+            choices = RunFolder.open(name).choices
+        return prepare(
+            final_settings(config).config,
+            strict=values.strict,
+            choices=choices,
+            progress=progress,
+            share=values.share,
+        )
 
 
 def open_folder(

@@ -91,16 +91,18 @@ class Checkpoints:
             if wait:
                 self._manager.wait_until_finished()
 
-    def place(self, runs: list[str]) -> dict[str, Any] | None:
-        """Where the newest whole checkpoint stands, or None when there is none. runs: those that it must be of, in words.
+    def place(self, runs: list[str] | None = None) -> dict[str, Any] | None:
+        """Where the newest whole checkpoint stands, or None when there is none. runs: those that it must be of, in words, if given.
 
         Raises RunFolderError when it is of others.
         """
         number = self._manager.latest_step()
         if number is None:
             return None
-        place = self._manager.restore(number, args=ocp.args.Composite(place=ocp.args.JsonRestore()))["place"]
-        if place["runs"] != runs:
+        place: dict[str, Any] = self._manager.restore(number, args=ocp.args.Composite(place=ocp.args.JsonRestore()))[
+            "place"
+        ]
+        if runs is not None and place["runs"] != runs:
             other = next((one for one in place["runs"] if one not in runs), "in another order")
             raise RunFolderError(
                 f"{self.folder}: the checkpoint is of {len(place['runs'])} runs ({other}, ...), not of the {len(runs)} runs to be "

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from functools import reduce
 from operator import getitem
 
+import numpy as np
 from ml_collections import ConfigDict
 
 from mil_jax import aggregators, tasks
@@ -45,3 +46,16 @@ def make_plan(config: ConfigDict, folds: Sequence[int], overrides: Sequence[Over
         for fold in range(count)
     )
     return Plan(tuple(replicas), hyper)
+
+
+def share_of(plan: Plan, number: int, of: int) -> Plan:
+    """Share `number`, from 1, `of` so many of a plan: neighbouring folds with all their seeds, as equal as can be.
+
+    Raises ConfigError where there are more shares than runs.
+    """
+    runs = plan.replicas
+    if of > len(runs):
+        raise ConfigError(f"there are {len(runs)} runs (folds x seeds), so at most as many shares, not {of}")
+    by_fold = sorted(range(len(runs)), key=lambda r: (runs[r].target, runs[r].fold, r))
+    mine = sorted(np.array_split(by_fold, of)[number - 1].tolist())
+    return Plan(tuple(runs[r] for r in mine), plan.hyper)

@@ -27,7 +27,7 @@ from mil_jax.experiment.data_sources import cache_folder, open_shards
 from mil_jax.experiment.experiment import Experiment, bag_shapes, parameter_shapes, strategy
 from mil_jax.experiment.fitter import fitter_of
 from mil_jax.experiment.initial_weights import load_initial_weights
-from mil_jax.experiment.make_plan import make_plan
+from mil_jax.experiment.make_plan import make_plan, share_of
 from mil_jax.experiment.phases import make_phases, resolve_precision, stage_names
 from mil_jax.experiment.targets import Target, cohort_settings, make_targets, split_settings
 from mil_jax.strategies.ibmil_settings import DICTIONARY
@@ -42,11 +42,12 @@ def prepare(
     choices: Mapping[str, Any] | None = None,
     progress: Progress | None = None,
     overrides: Sequence[Overrides] = ((),),
+    share: tuple[int, int] = (1, 1),
 ) -> Experiment:
     """Reads tables and index, joins them, makes targets, splits, plan and ladder. Raises UserError for whatever does not fit.
 
     choices: those of the run folder, when resuming. progress: hears of each slide that is converted. overrides: numeric settings
-    that are tried side by side, each with every fold and seed.
+    that are tried side by side, each with every fold and seed. share: (i, n), only the i-th of n shares of the runs.
     """
     if config.train.protocol not in PROTOCOLS:
         raise ConfigError(f"train.protocol is {config.train.protocol!r}; choose one of {', '.join(PROTOCOLS)}")
@@ -88,7 +89,7 @@ def prepare(
         side_by_side=side_by_side(choices or {}),
         blocks=not choices or choices.get("blocks", False),
         covariates=covariates,
-        **_planned(config, targets, overrides),
+        **_planned(config, targets, overrides, share),
     )
     return _checked(experiment)
 
@@ -101,9 +102,11 @@ def derived(experiment: Experiment, config: ConfigDict, overrides: Sequence[Over
     return _checked(dataclasses.replace(experiment, **_planned(config, experiment.targets, overrides)))
 
 
-def _planned(config: ConfigDict, targets: Sequence[Target], overrides: Sequence[Overrides]) -> dict[str, Any]:
+def _planned(
+    config: ConfigDict, targets: Sequence[Target], overrides: Sequence[Overrides], share: tuple[int, int] = (1, 1)
+) -> dict[str, Any]:
     """The fields of an experiment that follow from settings of method and training."""
-    plan = make_plan(config, [len(target.splits.parts) for target in targets], overrides)
+    plan = share_of(make_plan(config, [len(target.splits.parts) for target in targets], overrides), *share)
     chosen = _choose_selection(config, targets)
     phases = make_phases(config, targets[0].task, plan, chosen["selection"])
     return {"config": config, "plan": plan, "phases": phases, **chosen}

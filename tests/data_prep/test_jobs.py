@@ -17,9 +17,9 @@ from data_prep.jobs import (
     SlideError,
     find_slides,
     in_part,
-    parse_part,
     run_all,
 )
+from mil_jax.cli.arguments import parse_share
 from mil_jax.errors import ConfigError, DataError, UserError
 
 
@@ -73,14 +73,14 @@ def test_no_folder_and_no_slides_are_refused(tmp_path):
 
 
 def test_the_parts_of_all_jobs_are_all_slides_once(slides):
-    parts = [in_part(slides, parse_part(f"{number}/3")) for number in (1, 2, 3)]
+    parts = [in_part(slides, parse_share("--shard", f"{number}/3")) for number in (1, 2, 3)]
     assert sorted(slide.slide_id for part in parts for slide in part) == sorted(slide.slide_id for slide in slides)
 
 
-@pytest.mark.parametrize("text", ["0/3", "4/3", "1", "1/0", "a/b"])
+@pytest.mark.parametrize("text", ["0/3", "4/3", "1", "1/0", "a/b", f"1/{10**10}"])
 def test_a_wrong_part_is_refused(text):
-    with pytest.raises(ConfigError, match="1/10"):
-        parse_part(text)
+    with pytest.raises(ConfigError, match=r"--shard=.*1/10"):
+        parse_share("--shard", text)
 
 
 def test_a_slide_is_done_until_it_its_inputs_or_the_settings_change(slides, tmp_path):
