@@ -41,7 +41,7 @@ def check(command: Command) -> None:
         for setting in (setting for cohort in cohorts for setting in cohort.settings):
             require_setting(base_config(), setting)
         assert flags_of(module)([module, *rest])[1:] == []
-    elif module == "mil_jax.compare" or kind == "data_prep":
+    elif module in ("mil_jax.compare", "mil_jax.merge") or kind == "data_prep":
         assert flags_of(module)([module, *arguments])[1:] == []
     else:  # a benchmark or a script, whose flags are made when it runs
         file = ROOT / (module if module.startswith("scripts/") else f"{module.replace('.', '/')}.py")
