@@ -11,6 +11,7 @@ from absl import flags
 from mil_jax.cli import arguments as common
 from mil_jax.cli.console import console, run_command, say
 from mil_jax.config import help_text, parse
+from mil_jax.errors import ConfigError
 
 ABOUT = """Trains and cross-validates an aggregator; everything that comes of it is in one run folder.
 
@@ -22,6 +23,7 @@ examples:
       --config.data.target=subtype --config.train.num_seeds=5 --config.run=runs/subtype
   mil-jax train --config abmil ... --check"""
 
+ENGINES = "local", "ray"
 WRITTEN = ("summary.md", "predictions.csv", "figures/", "checkpoints/")
 
 
@@ -32,6 +34,26 @@ def define_flags(values: flags.FlagValues) -> None:
         "runs",
         "",
         "i/n: train only the i-th of n shares of the runs, for job arrays; mil-jax merge joins them",
+        flag_values=values,
+    )
+    flags.DEFINE_enum(
+        "engine",
+        ENGINES[0],
+        ENGINES,
+        "ray: shares of the runs on a Ray cluster, whose machines all see the cohort and the run folder (extra `ray`)",
+        flag_values=values,
+    )
+    flags.DEFINE_string(
+        "ray-address",
+        "",
+        "with --engine ray: address of the cluster; empty: this machine",
+        flag_values=values,
+    )
+    flags.DEFINE_integer(
+        "workers",
+        0,
+        "with --engine ray: shares of the runs, each on a worker of its own; 0: as many as GPUs, or machines",
+        lower_bound=0,
         flag_values=values,
     )
 
@@ -50,7 +72,14 @@ def main(arguments: list[str]) -> int:
 
     try:
         how = common.train_flags(values)._replace(share=common.parse_share("--runs", values.runs))
-        run = api.fit_config(config, how, demo)
+        if values.engine == ENGINES[1] and not how.check:
+            from mil_jax.ray_training import fit_on_ray
+
+            if how.share != (1, 1):
+                raise ConfigError("--engine=ray deals out the shares itself: leave --runs out")
+            run: api.Run | None = fit_on_ray(config, how, values.workers, str(values["ray-address"].value))
+        else:
+            run = api.fit_config(config, how, demo)
     except TrainingInterrupted as stopped:
         say(f"Stopped; the state is saved. Resume it with --resume --config.run={config.run or f'runs/{config.name}'}")
         return stopped.exit_code

@@ -6,15 +6,14 @@ fails, is given to another, twice at most. All machines must see WORK and the sl
 
 from __future__ import annotations
 
-import logging
-import os
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from typing import Any
 
 from data_prep.features.encode_slide import EncodeSettings, SlideEncoder, inputs_of
 from data_prep.jobs import FAILED, Records, Row, Slide
-from mil_jax.errors import ConfigError, UserError
+from mil_jax.cli.ray_cluster import ray_cluster, worker_share
+from mil_jax.errors import UserError
 
 MOST_TRIES = 3
 
@@ -44,24 +43,8 @@ def run_on_ray(
 
     Raises ConfigError where Ray is not installed or the cluster cannot be reached, and UserError as `SlideEncoder`.
     """
-    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
-    os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
-    try:
-        import ray
-    except ImportError as error:
-        raise ConfigError("--engine=ray needs Ray: pip install 'mil-jax[ray]'") from error
-    try:
-        ray.init(address=address or None, include_dashboard=False, log_to_driver=False, logging_level=logging.ERROR)
-    except Exception as error:  # Ray raises many types; each means that there is no cluster to work on
-        where = (
-            f"--ray-address={address}: no Ray cluster can be reached there" if address else "Ray cannot be started here"
-        )
-        reason = (str(error).splitlines() or [type(error).__name__])[0]
-        raise ConfigError(f"{where} ({reason})") from error
-    try:
+    with ray_cluster(address) as ray:
         yield from _deal_out(ray, slides, records, settings, workers)
-    finally:
-        ray.shutdown()
 
 
 def _deal_out(
@@ -71,8 +54,7 @@ def _deal_out(
     settings: EncodeSettings,
     workers: int,
 ) -> Iterator[Row]:
-    of_cluster = ray.cluster_resources()
-    share = {name: _share(of_cluster.get(name, 0) / workers) for name in ("CPU", "GPU")}
+    share = worker_share(ray, workers)
     remote = ray.remote(num_cpus=min(settings.threads, share["CPU"]), num_gpus=share["GPU"])(Encoder)
     waiting = list(reversed(slides))
     idle: list[Any] = []
@@ -102,8 +84,3 @@ def _deal_out(
             waiting.append(slide)
         else:
             yield row
-
-
-def _share(part: float) -> float:
-    """A worker's part of a resource: whole ones, or less than one, so that all workers find room."""
-    return int(part) if part >= 1 else part
