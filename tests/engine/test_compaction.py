@@ -50,9 +50,9 @@ def _compiling_takes(seconds: float) -> Iterator[list[int]]:
     made: list[int] = []
     original = Programs.for_fewer
 
-    def watched(self: Programs, most: int) -> Programs:
+    def watched(self: Programs, most: int, same: dict[str, int]) -> Programs:
         made.append(most)
-        return original(self, most)
+        return original(self, most, same)
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(Programs, "seconds", property(lambda self: seconds))
