@@ -88,6 +88,11 @@ def says_missing(text: str) -> bool:
     return " ".join(text.strip(" \t\u00a0'\"[](){}<>").replace("_", " ").casefold().split()) in _MISSING
 
 
+def known(column: pd.Series) -> pd.Series:
+    """A column whose cells that say that their value is missing are missing; an empty one stays as it is."""
+    return column.mask(np.array([isinstance(cell, str) and says_missing(cell) for cell in column], bool), np.nan)
+
+
 def values_of(column: pd.Series, name: str, classes: Collection[str] = ()) -> tuple[pd.Series, list[str]]:
     """A column of values: text, NaN = missing; and sentences on what was read as missing, and on decimal commas.
 

@@ -23,7 +23,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import pandas as pd
 
-from mil_jax.data.cell_words import says_missing
+from mil_jax.data.cell_words import known
 from mil_jax.data.tables import as_numbers, brief, listed, mentioned_columns, suggestion
 from mil_jax.errors import DataError
 
@@ -133,8 +133,7 @@ class _Filter:
         if name not in self.table:
             raise self.refusal(f"name {name!r} is not defined{suggestion(name, self.header)}")
         cells = self.table[name]
-        words = [isinstance(cell, str) and says_missing(cell) for cell in cells]
-        said = cells.mask(words, np.nan)  # `[Not Available]` makes no column of texts
+        said = known(cells)  # `[Not Available]` makes no column of texts
         present = said.dropna().astype(str)
         if len(present) and present.str.lower().isin(_FLAGS).all():
             return _Column(name, "flag", said.map(lambda cell: _FLAGS.get(str(cell).lower(), np.nan)))

@@ -21,6 +21,7 @@ import signal
 import sys
 import tempfile
 import time
+import warnings
 import traceback
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -366,7 +367,10 @@ def run_case(seed: int, number: int, kind: str = "") -> str:
     try:
         name = prepare_case(seed, number, folder, kind)
         reading, writing = os.pipe()
-        child = os.fork()
+        with warnings.catch_warnings(
+            action="ignore", category=RuntimeWarning
+        ):  # threads of JAX: a child uses none of them
+            child = os.fork()
         if child == 0:
             os.close(reading)
             _in_child(name, folder, writing)

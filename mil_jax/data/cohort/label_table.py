@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from mil_jax.data.cell_words import flags_of, says_missing, values_of
+from mil_jax.data.cell_words import flags_of, known, values_of
 from mil_jax.data.cohort.numeric_columns import raw_column, require_numbers
 from mil_jax.data.cohort.settings import CohortSettings, is_rule
 from mil_jax.data.row_filter import kept_rows
@@ -84,7 +84,7 @@ def read_label_rows(settings: CohortSettings) -> LabelRows:
     wanted = [id_column, *([patient_column] if patient_column else []), *raw, *filtered_by]
     cells = read_columns(path, wanted, missing=frozenset(("",)))
     source = cells.mask(cells.isin(MISSING), np.nan)
-    columns = {"name": source[id_column], "patient": _people(source[patient_column]) if patient_column else np.nan}
+    columns = {"name": source[id_column], "patient": known(source[patient_column]) if patient_column else np.nan}
     of_columns: list[str] = []
     for name in raw:
         column, found = values_of(cells[name], name, settings.class_order)
@@ -194,11 +194,6 @@ def _id_column(settings: CohortSettings, header: list[str], patient_column: str,
 
 def _recognised(names: Sequence[str], header: Sequence[str]) -> str:
     return next((name for name in names if name in header), "")
-
-
-def _people(column: pd.Series) -> pd.Series:
-    """Slides of `Unknown` are not those of one person."""
-    return column.mask([isinstance(name, str) and says_missing(name) for name in column], np.nan)
 
 
 def _whole_numbers(column: pd.Series) -> pd.Series:

@@ -18,6 +18,18 @@ def test_slides_of_unknown_patients_are_not_those_of_one(tmp_path, word):
     assert kept.bags["bag_id"].tolist() == SLIDES
 
 
+@pytest.mark.parametrize(
+    ("table", "filter"),
+    [("case_id,slide_id,label\n", None), ("case_id,slide_id,label\n", "label == 'A'"), ("PATIENT,label\np1,A\n", None)],
+)
+def test_a_table_without_rows_is_named(tmp_path, table, filter):
+    (tmp_path / "slides.csv").write_text("PATIENT,FILENAME\n")
+    settings = {"slides_table": tmp_path / "slides.csv"} if "PATIENT" in table else {}
+    with pytest.raises(DataError) as error:
+        build(tmp_path, table, filter=filter, **settings)
+    assert_says(error, "slides.csv" if settings else "labels.csv")
+
+
 def test_labels_of_unknown_patients_are_those_of_no_slide(tmp_path):
     (tmp_path / "slides.csv").write_text("PATIENT,FILENAME\np1,s1\np2,s2\nUnknown,s3\n")
     table = "PATIENT,label\np1,A\np2,B\nUnknown,A\nUnknown,B\n"
