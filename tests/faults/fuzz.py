@@ -21,8 +21,8 @@ import signal
 import sys
 import tempfile
 import time
-import warnings
 import traceback
+import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
