@@ -166,8 +166,7 @@ class RunFolder:
 
     def write_choices(self, choices: Mapping[str, Any]) -> None:
         """Adds automatic choices to config.json."""
-        stored = self.read_json("config.json")
-        self.write_json("config.json", {**stored, "choices": {**stored["choices"], **plain(choices)}})
+        self.write_json("config.json", {**self.read_json("config.json"), "choices": {**self.choices, **plain(choices)}})
 
     def append_metrics(self, rows: Iterable[Mapping[str, Any]]) -> None:
         """Adds one line per row to metrics.jsonl, all in one write; each row has at least `phase`, `epoch`,

@@ -60,6 +60,14 @@ def test_automatic_choices_add_up_and_survive_resuming(tmp_path):
     assert resumed.choices == {"ladder": [128, 512], "residency": "resident"}
 
 
+@pytest.mark.parametrize("choices", [True, "x", {"ladder": "wide"}])
+def test_damaged_choices_are_not_added_to(tmp_path, choices):
+    run = RunFolder.create(tmp_path / "run", CONFIG, DATA)
+    run.write_json("config.json", {**run.read_json("config.json"), "choices": choices})
+    with pytest.raises(RunFolderError, match=r"config\.json"):
+        run.write_choices({"residency": "resident"})
+
+
 def test_metrics_grow_by_lines_and_are_cut_back_to_an_epoch(tmp_path):
     run = RunFolder.create(tmp_path / "run", CONFIG, DATA)
     for epoch in range(3):
