@@ -13,6 +13,9 @@ from mil_jax.engine.runtime import use_one_device_per_core
 from tests.skips import counted
 
 use_one_device_per_core()
+jax.config.update(
+    "jax_default_matmul_precision", "highest"
+)  # else a GPU would be asked for equality in TF32; a CPU knows no other
 
 
 @pytest.hookimpl(trylast=True)

@@ -11,7 +11,6 @@ from __future__ import annotations
 from typing import Any, ClassVar
 
 import flax.linen as nn
-import jax.numpy as jnp
 
 from mil_jax.aggregators import checks
 from mil_jax.aggregators.base import Aggregator
@@ -21,7 +20,7 @@ from mil_jax.layers import masked
 from mil_jax.layers.activations import ACTIVATIONS
 from mil_jax.layers.attention_pool import attention_pool, attention_scores
 from mil_jax.layers.dropout import draw_key, dropout, hyper
-from mil_jax.layers.initializers import KERNEL_INITIALIZERS, AffineParameters
+from mil_jax.layers.initializers import KERNEL_INITIALIZERS, AffineParameters, ranked_product
 from mil_jax.layers.instance_masks import class_certainty
 from mil_jax.layers.lenet import CHANNELS, IMAGE_SIZE, KERNEL_SIZE, lenet_features
 from mil_jax.types import Array, PyTree
@@ -177,7 +176,7 @@ class ABMIL(Aggregator):
         attention = masked.softmax(scores, bag.mask)
         embedding = attention_pool(attention, h)  # [L]
         classifier = AffineParameters(self.num_outputs, self.initializer, name="classifier")(h.shape[-1])
-        shares = attention[:, None] * jnp.dot(h, classifier.kernel, preferred_element_type=jnp.float32)  # [N, C]
+        shares = attention[:, None] * ranked_product(h, classifier.kernel)  # [N, C]
         return Prediction(
             classifier(embedding),
             attention,

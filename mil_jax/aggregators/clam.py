@@ -19,7 +19,7 @@ from mil_jax.bags import Bag, Prediction
 from mil_jax.errors import ConfigError
 from mil_jax.layers import losses, masked
 from mil_jax.layers.activations import ACTIVATIONS
-from mil_jax.layers.attention_pool import attention_hidden, attention_pool
+from mil_jax.layers.attention_pool import attention_pool, branch_scores
 from mil_jax.layers.dropout import draw_key, dropout_factors, hyper
 from mil_jax.layers.initializers import KERNEL_INITIALIZERS, Affine, AffineParameters
 from mil_jax.layers.topk import top_k
@@ -155,16 +155,14 @@ class ClamSB(Aggregator):
         return x if factors is None else x * factors.astype(x.dtype)
 
     def _scores(self, h: Array, train: bool) -> Array:
-        hidden = attention_hidden(
+        return branch_scores(
             h,
             self._layer("attention_v", self.feature_dim, self.attention_dim),
+            self._layer("attention_w", self.attention_dim, self.num_outputs if self.branch_per_class else 1),
             self._layer("attention_u", self.feature_dim, self.attention_dim) if self.gated else None,
             dropout_rate=hyper(self, "attention_dropout", self.attention_dropout),
             dropout_key=draw_key(self, "attention_dropout", self.attention_dropout, train, 1),
-        )  # [N, Da]
-        num_branches = self.num_outputs if self.branch_per_class else 1
-        w = self._layer("attention_w", self.attention_dim, num_branches)
-        return jnp.dot(hidden, w.kernel, preferred_element_type=jnp.float32).T + w.bias[:, None]  # type: ignore[index]
+        ).T
 
     def _bag_logits(self, embedding: Array) -> Array:
         return self._layer("classifier", self.feature_dim, self.num_outputs)(embedding[0])

@@ -21,7 +21,7 @@ from mil_jax.errors import ConfigError
 from mil_jax.layers import masked
 from mil_jax.layers.attention_pool import attention_pool, attention_scores
 from mil_jax.layers.dropout import draw_key, dropout, hyper
-from mil_jax.layers.initializers import KERNEL_INITIALIZERS, Affine, AffineParameters
+from mil_jax.layers.initializers import KERNEL_INITIALIZERS, Affine, AffineParameters, ranked_product
 from mil_jax.layers.topk import random_ranks, top_k
 from mil_jax.types import Array, PyTree
 
@@ -159,7 +159,7 @@ class DTFD(Aggregator):
     ) -> Distilled:
         """What the groups hand on, group by group; of "max_min" the largest of a group, best first, then the smallest, worst last."""
         # The attention weight is inside the activation; the classifier's bias is not.
-        activations = jnp.sum(attention, axis=1)[..., None] * jnp.dot(h, kernel, preferred_element_type=jnp.float32)
+        activations = jnp.sum(attention, axis=1)[..., None] * ranked_product(h, kernel)
         self.sow("intermediates", "activations", activations)
         if self.distillation == "pooled":
             return Distilled(pooled.astype(h.dtype), jnp.ones(pooled.shape[:2], bool))

@@ -18,7 +18,7 @@ from mil_jax.aggregators import checks
 from mil_jax.aggregators.base import Aggregator
 from mil_jax.bags import Bag, Prediction
 from mil_jax.errors import ConfigError
-from mil_jax.layers import masked
+from mil_jax.layers import backend, masked
 from mil_jax.layers.activations import ACTIVATIONS
 from mil_jax.layers.dropout import draw_key, dropout, hyper
 from mil_jax.layers.initializers import KERNEL_INITIALIZERS, Affine, AffineParameters
@@ -32,6 +32,8 @@ from mil_jax.layers.nystrom import (
 )
 from mil_jax.layers.ppeg import complete_square, position_encoding, square_encoding, square_side
 from mil_jax.types import Array, PyTree
+
+_ROWS = 128  # of which a GPU's matrix products take a multiple: rows of zeros fill the last one
 
 VARIANTS: dict[str, dict[str, Any]] = {
     "transmil_original": {},
@@ -138,11 +140,12 @@ class TransMIL(Aggregator):
         if self.squaring:
             tokens, num_tokens = complete_square(h, num_instances), square_side(num_instances) ** 2
         class_token = self.param("class_token", nn.initializers.normal(self.class_token_deviation), (1, 1, h.shape[-1]))
-        y = jnp.concatenate([class_token[0], tokens])  # [S, E]
+        behind = 0 if backend.is_cpu() else -(1 + len(tokens)) % _ROWS
+        y = jnp.concatenate([class_token[0], jnp.pad(tokens, ((0, behind), (0, 0)))])  # [S, E]
         classifier = self._affine("classifier", self.num_outputs, h.shape[-1])
         y, first, shares = self._layer("layer_1", y, num_tokens + 1, 1, train, kernel=classifier.kernel)
         self.sow("intermediates", "layer_1", y)
-        y = self._with_position(y, num_tokens)
+        y = self._with_position(y, num_tokens, len(tokens))
         self.sow("intermediates", "position", y)
         y, last, _ = self._layer("layer_2", y, num_tokens + 1, 2, train, first_only=True)  # [1, E]
         self.sow("intermediates", "layer_2", y)
@@ -211,8 +214,8 @@ class TransMIL(Aggregator):
         y = y + attended if first_only else jnp.where(real, y + attended, 0)
         return y, jax.lax.stop_gradient(attention), shares
 
-    def _with_position(self, y: Array, num_tokens: Array) -> Array:
-        """The tokens behind the class token through the position layer."""
+    def _with_position(self, y: Array, num_tokens: Array, size: int) -> Array:
+        """The first `size` tokens behind the class token through the position layer."""
         if self.position == "none":
             return y
         sizes = {"position_1": self.position_kernel}
@@ -220,11 +223,11 @@ class TransMIL(Aggregator):
             sizes |= {"position_2": 5, "position_3": 3}
         convolutions = [self._affine(name, y.shape[-1], size, size, 1) for name, size in sizes.items()]
         if self.squaring:
-            tokens = square_encoding(y[1:], square_side(num_tokens), convolutions)
+            tokens = square_encoding(y[1 : size + 1], square_side(num_tokens), convolutions)
         else:  # MHIM-MIL, whose PPEG squares by itself and lays short bags in rows of 7
             min_columns = 7 if self.position == "ppeg" else 1
-            tokens = position_encoding(y[1:], num_tokens, convolutions, min_columns=min_columns)
-        return jnp.concatenate([y[:1], tokens.astype(y.dtype)])
+            tokens = position_encoding(y[1 : size + 1], num_tokens, convolutions, min_columns=min_columns)
+        return jnp.concatenate([y[:1], tokens.astype(y.dtype), y[size + 1 :]])
 
     def _affine(self, name: str, outputs: int, *axes: int, use_bias: bool = True) -> Affine:
         return AffineParameters(outputs, self.initializer, use_bias, name=name)(*axes)

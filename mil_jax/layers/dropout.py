@@ -47,11 +47,20 @@ def dropout_factors(key: Array, shape: tuple[int, ...], rate: float | Array) -> 
 
     The expectation is exactly 1 because the scale is that of the rounded rate.
     """
+    return factors_of(dropout_bytes(key, shape), rate)
+
+
+def dropout_bytes(key: Array, shape: tuple[int, ...]) -> Array:
+    """The random bytes that `dropout_factors` compares with a rate, uint8 [N, ...]."""
     num_instances, width = shape[0], math.prod(shape[1:])
     words = jax.random.bits(key, (num_instances, -(-width // 4)), jnp.uint32)
-    bytes_ = jax.lax.bitcast_convert_type(words, jnp.uint8).reshape(num_instances, -1)[:, :width].reshape(shape)
+    return jax.lax.bitcast_convert_type(words, jnp.uint8).reshape(num_instances, -1)[:, :width].reshape(shape)
+
+
+def factors_of(drawn: Array, rate: float | Array) -> Array:
+    """Factors of inverted dropout from bytes."""
     dropped = jnp.clip(jnp.round(jnp.asarray(rate, jnp.float32) * 256.0), 0, 255)  # of 256 byte values
-    return jnp.where(bytes_ >= dropped.astype(jnp.uint8), 256.0 / (256.0 - dropped), 0.0)
+    return jnp.where(drawn >= dropped.astype(jnp.uint8), 256.0 / (256.0 - dropped), 0.0)
 
 
 def dropout(x: Array, rate: float | Array, key: Array) -> Array:

@@ -31,6 +31,15 @@ KERNEL_INITIALIZERS = {
 }
 
 
+def ranked_product(x: Array, kernel: Array) -> Array:
+    """x [..., in] kernel [in, ...] in float32 whatever the types: for what is ranked or compared.
+
+    A GPU multiplies float32 numbers as TF32, with 10 bits, unless it is asked otherwise, as here: such products are thin.
+    """
+    exact = jax.lax.Precision.HIGHEST if x.dtype == jnp.float32 else None
+    return jnp.dot(x, kernel, preferred_element_type=jnp.float32, precision=exact)
+
+
 class Affine(NamedTuple):
     """A kernel [in, out] or [height, width, in, out], and a bias [out] or None."""
 
@@ -43,8 +52,8 @@ class Affine(NamedTuple):
         return y if self.bias is None else y + self.bias
 
     def scores(self, x: Array) -> Array:
-        """The same in float32 whatever the type of x: for what is ranked or compared."""
-        y = jnp.dot(x, self.kernel, preferred_element_type=jnp.float32)
+        """The same for what is ranked or compared, see `ranked_product`."""
+        y = ranked_product(x, self.kernel)
         return y if self.bias is None else y + self.bias
 
 

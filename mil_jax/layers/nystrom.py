@@ -2,21 +2,24 @@
 
 A1 Z A3 V + conv(V): A1, A3 are softmaxes between tokens and m landmarks (means of l consecutive tokens), Z is an iterated
 pseudo-inverse of the landmarks' A2. The reference puts `pad` zero rows in front so that m divides the length; they shift the groups
-and are keys in A3. Here they are never built: `landmark_means` counts them and the softmax of A3 gains pad * exp(0). The heads are
-taken one after another and their maps [S, m] recomputed in the backward pass, so that memory is linear in S with a small factor.
+and are keys in A3. Here they are never built: `landmark_means` counts them and the softmax of A3 gains pad * exp(0). The maps [S, m] of
+the heads are recomputed in the backward pass, and on a CPU the heads are taken one after another, so that memory is linear in S with a
+small factor.
 """
 
 from __future__ import annotations
 
 import functools
 import math
-from typing import NamedTuple
+from collections.abc import Callable
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
+from mil_jax.layers import backend
 from mil_jax.layers.initializers import Affine
 from mil_jax.layers.pseudo_inverse import apply_pseudo_inverse
 from mil_jax.types import Array
@@ -60,9 +63,11 @@ def nystrom_attention(
         queries, marks, mixed = head
         return attend(queries, marks, mixed)
 
-    pooled, nearby = lax.map(gather_and_convolve, (query_marks, keys, values, weights.residual.T))  # A3 V [heads, m, d]
+    pooled, nearby = _each_head(
+        gather_and_convolve, (query_marks, keys, values, weights.residual.T)
+    )  # A3 V [heads, m, d]
     mixed = apply_pseudo_inverse(similarity, pooled, iterations).astype(x.dtype)  # Z A3 V [heads, m, d]
-    attended = lax.map(spread, (queries, key_marks, mixed))
+    attended = _each_head(spread, (queries, key_marks, mixed))
     return weights.output((attended + nearby).transpose(1, 0, 2).reshape(len(x), -1))
 
 
@@ -85,7 +90,7 @@ def first_token_attention(
         exponentials, total = _exponentials(marks, keys, num_tokens, padding)
         return (row / total)[:, 0] @ exponentials
 
-    return lax.map(head_row, (query_marks, keys, row))
+    return _each_head(head_row, (query_marks, keys, row))
 
 
 def first_token_output(x: Array, attention: Array, weights: NystromWeights) -> Array:
@@ -112,6 +117,11 @@ def first_token_shares(x: Array, attention: Array, weights: NystromWeights, kern
     projections = jnp.einsum("ehd,hdc->hec", values, outputs)  # [heads, D, C]
     shares = jnp.einsum("hs,hsc->sc", attention, (x @ projections).astype(jnp.float32))
     return shares if weights.output.bias is None else shares + weights.output.bias @ kernel
+
+
+def _each_head(function: Callable[..., Any], arrays: tuple[Array, ...]) -> Any:
+    """`function` of the arrays of each head: one after another on a CPU, where a head's maps then stay in the cache, else all at once."""
+    return lax.map(function, arrays) if backend.is_cpu() else jax.vmap(function)(arrays)
 
 
 def _by_head(x: Array, parts: int, heads: int) -> Array:
@@ -188,13 +198,13 @@ def attend(queries: Array, marks: Array, values: Array) -> Array:
     logits = (queries @ marks.T / math.sqrt(marks.shape[-1])).astype(jnp.float32)
     exponentials = jnp.exp(logits - lax.stop_gradient(jnp.max(logits, axis=-1, keepdims=True)))
     total = jnp.sum(exponentials, axis=-1, keepdims=True)
-    return (exponentials.astype(values.dtype) @ values) / total
+    return ((exponentials.astype(values.dtype) @ values) / total).astype(values.dtype)
 
 
 def attend_with_padding(marks: Array, keys: Array, values: Array, num_tokens: Array, padding: Array) -> Array:
     """A3 V of one head [m, d]; the padding's values are 0."""
     exponentials, total = _exponentials(marks, keys, num_tokens, padding)
-    return (exponentials.astype(values.dtype) @ values) / total
+    return ((exponentials.astype(values.dtype) @ values) / total).astype(values.dtype)
 
 
 def token_convolution(values: Array, kernel: Array) -> Array:

@@ -15,6 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
+from mil_jax.layers import backend
 from mil_jax.layers.initializers import Affine
 from mil_jax.types import Array
 
@@ -127,21 +128,35 @@ def _from_image(image: Array, num_tokens: Array, columns: Array, size: int) -> A
 
 
 def _convolve(image: Array, kernel: Array) -> Array:
-    """[W + K - 1, W + K - 1, D] -> [W, W, D]: K passes of K shifted products each, which the compiler must not merge into one."""
+    """[W + K - 1, W + K - 1, D] -> [W, W, D]: a sum of shifted products.
+
+    A CPU takes it in K passes of K, which its compiler must not merge into one; a GPU in one, summed in float32.
+    """
     size = kernel.shape[0]
     width = len(image) - size + 1
-    total = jnp.zeros((width, width, image.shape[-1]), image.dtype)
+    on_cpu = backend.is_cpu()
+    total = jnp.zeros((width, width, image.shape[-1]), image.dtype if on_cpu else jnp.float32)
     for i in range(size):
-        total = lax.optimization_barrier(total)
+        if on_cpu:
+            total = lax.optimization_barrier(total)
         for j in range(size):
             total += image[i : i + width, j : j + width] * kernel[i, j]
-    return total
+    return total.astype(image.dtype)
 
 
 def _kernel_gradient(image: Array, cotangent: Array) -> Array:
-    """[K, K, D] for an image [W + K - 1, W + K - 1, D] and a cotangent [W, W, D]: row by row, which stays in the cache."""
+    """[K, K, D] for an image [W + K - 1, W + K - 1, D] and a cotangent [W, W, D].
+
+    On a CPU row by row, which stays in the cache; on a GPU K sums of K taps each, over all places.
+    """
     width = len(cotangent)
     size = len(image) - width + 1
+    if not backend.is_cpu():
+        places = [(i, j) for i in range(size) for j in range(size)]
+        shifted = jnp.stack(
+            [image[i : i + width, j : j + width] for i, j in places]
+        )  # never built: each tap reads its own
+        return jnp.sum(shifted * cotangent.astype(jnp.float32), axis=(1, 2)).reshape(size, size, -1)
 
     def add_row(total: Array, row: Array) -> tuple[Array, None]:
         above = lax.dynamic_slice_in_dim(image, row, size)  # [K, W + K - 1, D]

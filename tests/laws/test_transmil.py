@@ -8,6 +8,7 @@ import flax.linen as nn
 import pytest
 
 from mil_jax import aggregators
+from tests.accelerator import forms_of_accelerators
 from tests.laws import law
 
 LANDMARKS = 6
@@ -46,3 +47,9 @@ def test_padding_without_squaring():
 )
 def test_law_of_every_form(fields, bare_sizes):
     law.check_aggregator(small(**fields), (12,), promises=PROMISES, bare_sizes=bare_sizes)
+
+
+@pytest.mark.full
+def test_law_of_the_forms_of_accelerators():
+    with forms_of_accelerators():
+        law.check_aggregator(small(), (12,), promises=["padding_train", "all_padding"], bare_sizes=(5,))

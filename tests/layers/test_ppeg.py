@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -9,6 +11,7 @@ import pytest
 
 from mil_jax.layers import ppeg
 from mil_jax.layers.initializers import Affine
+from tests.accelerator import forms_of_accelerators
 
 CHANNELS = 3
 position_encoding = jax.jit(ppeg.position_encoding, static_argnames="min_columns")
@@ -76,7 +79,13 @@ def test_short_bags_lie_in_rows_of_at_least_min_columns(count):
     np.testing.assert_allclose(found, expected, atol=1e-5)
 
 
-def test_gradients_by_hand_are_those_of_a_dense_convolution():
+@pytest.mark.parametrize("form", [contextlib.nullcontext, forms_of_accelerators])
+def test_gradients_by_hand_are_those_of_a_dense_convolution(form):
+    with form():
+        _assert_gradients_are_those_of_a_dense_convolution()
+
+
+def _assert_gradients_are_those_of_a_dense_convolution() -> None:
     side, channels = 5, 4
     generator = np.random.default_rng(2)
     tokens = jnp.asarray(generator.standard_normal((49, channels)), jnp.float32)

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.accelerator import forms_of_accelerators
 from tests.parity.runner import Outcome, load_cases, run_case, shared_buckets
 
 LARGE_BAG = 250_000  # numbers
@@ -57,3 +58,18 @@ def test_bare(case):
 @pytest.mark.parametrize("case", WITH_BAGS)
 def test_padded(case):
     _assert_passed(run_case(case, BUCKETS[case.method, case.variant]), case.name)
+
+
+TWO_FORMS = ("abmil", "clam", "transmil")  # methods whose layers have one for accelerators
+SHORT = ("abmil_milab_gated", "transmil_nystrom_below")
+ON_ACCELERATORS = [
+    pytest.param(case, id=case.name, marks=() if case.name in SHORT else pytest.mark.full)
+    for case in CASES
+    if case.method in TWO_FORMS and (case.method, case.variant) in BUCKETS
+]
+
+
+@pytest.mark.parametrize("case", ON_ACCELERATORS)
+def test_forms_of_accelerators(case):
+    with forms_of_accelerators():
+        _assert_passed(run_case(case, BUCKETS[case.method, case.variant]), case.name)
