@@ -2,7 +2,8 @@
 
 Node v sends to the k nodes that it lists, so a node receives from those that list it: k edges out, any number in, none included.
 Padded nodes send and receive nothing. Forward, a loop over the most edges that any node receives; backward, over the k that each
-sends: both are gathers, and no array is larger than [N, k] or [N, channels].
+sends: both are gathers, and no array is larger than [N, k] or [N, channels]. A GPU takes all edges at once: its scatters are fast, and it
+would wait for the host before each round of a loop whose length is data.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from mil_jax.layers import backend
 from mil_jax.layers.initializers import AffineParameters
 from mil_jax.types import Array
 
@@ -53,6 +55,24 @@ def softmax_aggregation(messages: Array, temperature: Array, graph: Graph) -> Ar
 
 def _aggregate(messages: Array, temperature: Array, graph: Graph) -> tuple[Array, Array]:
     """The aggregate and log sum exp(t m) of what comes in, [N, D] each."""
+    return (_aggregate_slot_by_slot if backend.is_cpu() else _aggregate_at_once)(messages, temperature, graph)
+
+
+def _aggregate_at_once(messages: Array, temperature: Array, graph: Graph) -> tuple[Array, Array]:
+    receiver = jnp.where(graph.valid, graph.target, len(messages))  # edges that do not exist are dropped
+    sent, edges = messages[:, None], (*graph.target.shape, messages.shape[-1])  # [N, 1, D], (N, k, D)
+    scaled = jnp.broadcast_to(temperature * sent, edges)
+    largest = jnp.full_like(messages, -jnp.inf).at[receiver].max(scaled, mode="drop")
+    receives = largest > -jnp.inf
+    largest = jnp.where(receives, largest, 0.0)
+    weight = jnp.exp(jnp.where(graph.valid[..., None], scaled - largest[graph.target], -jnp.inf))
+    total = jnp.zeros_like(messages).at[receiver].add(weight, mode="drop")
+    weighted = jnp.zeros_like(messages).at[receiver].add(weight * sent, mode="drop")
+    total = jnp.where(receives, total, 1.0)
+    return weighted / total, largest + jnp.log(total)
+
+
+def _aggregate_slot_by_slot(messages: Array, temperature: Array, graph: Graph) -> tuple[Array, Array]:
     most = jnp.max(graph.degree, initial=0)
 
     def incoming(slot: Array) -> tuple[Array, Array]:
@@ -88,11 +108,20 @@ def _forward(
 def _backward(residuals: tuple[Array, Array, Graph, Array, Array], gradient: Array) -> tuple[Array, Array, None]:
     messages, temperature, graph, aggregate, log_total = residuals
 
+    def flows(target: Array, real: Array) -> tuple[Array, Array]:
+        """What edges to `target` [...] bring back to the messages [..., D] and to the temperature [..., D]."""
+        sent = jnp.expand_dims(messages, tuple(range(1, target.ndim)))
+        weight = jnp.exp(jnp.where(real[..., None], temperature * sent - log_total[target], -jnp.inf))
+        flow, apart = weight * gradient[target], sent - aggregate[target]
+        return flow * (1.0 + temperature * apart), flow * apart**2
+
+    if not backend.is_cpu():
+        to_messages, to_temperature = flows(graph.target, graph.valid)
+        return jnp.sum(to_messages, axis=1), jnp.sum(to_temperature), None
+
     def add(slot: Array, sums: tuple[Array, Array]) -> tuple[Array, Array]:
-        target, real = graph.target[:, slot], graph.valid[:, slot, None]
-        weight = jnp.exp(jnp.where(real, temperature * messages - log_total[target], -jnp.inf))
-        flow, apart = weight * gradient[target], messages - aggregate[target]
-        return sums[0] + flow * (1.0 + temperature * apart), sums[1] + jnp.sum(flow * apart**2)
+        to_messages, to_temperature = flows(graph.target[:, slot], graph.valid[:, slot])
+        return sums[0] + to_messages, sums[1] + jnp.sum(to_temperature)
 
     start = jnp.zeros_like(messages), jnp.zeros_like(temperature)
     to_messages, to_temperature = jax.lax.fori_loop(0, graph.target.shape[1], add, start)

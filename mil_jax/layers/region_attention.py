@@ -21,12 +21,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from mil_jax.layers import masked
+from mil_jax.layers import backend, masked
 from mil_jax.layers.initializers import Affine
 from mil_jax.layers.ppeg import square_side
 from mil_jax.types import Array
 
 GROUP_ELEMENTS = 2**22
+GROUP_ELEMENTS_OF_ACCELERATORS = 2**26
 # A region whose logits differ by rounding only counts as constant: dividing by its range would amplify noise.
 RELATIVE_RANGE = 1e-6
 
@@ -173,9 +174,8 @@ def multi_head_attention(qkv: Array, exists: Array, num_heads: int, epeg: Affine
 def _in_groups(function: Callable[..., Array], arrays: list[Array], elements: int) -> Array:
     """`function` over the leading axis B of the arrays, in groups of at most GROUP_ELEMENTS / elements (at least 1)."""
     total = len(arrays[0])
-    group = max(
-        size for size in range(1, total + 1) if total % size == 0 and (size == 1 or size * elements <= GROUP_ELEMENTS)
-    )
+    most = GROUP_ELEMENTS if backend.is_cpu() else GROUP_ELEMENTS_OF_ACCELERATORS
+    group = max(size for size in range(1, total + 1) if total % size == 0 and (size == 1 or size * elements <= most))
     if group == total:
         return function(*arrays)
     grouped = [x.reshape(total // group, group, *x.shape[1:]) for x in arrays]

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
 from mil_jax.layers.graph_conv import make_graph, softmax_aggregation
+from tests.accelerator import forms_of_accelerators
 
 N, PADDED, K, D = 13, 16, 4, 5
 
@@ -32,9 +35,15 @@ def dense(messages: np.ndarray, temperature: float, incoming: np.ndarray) -> np.
     return found
 
 
+@pytest.mark.parametrize("form", [contextlib.nullcontext, forms_of_accelerators])
 @pytest.mark.parametrize(("temperature", "scale"), [(0.7, 1.0), (-1.5, 1.0), (1.0, 300.0)])
-def test_aggregate_and_gradients_are_those_of_the_dense_form(temperature, scale):
+def test_aggregate_and_gradients_are_those_of_the_dense_form(temperature, scale, form):
     """Also where the exponentials of a whole bag would underflow."""
+    with form():
+        _assert_that_of_the_dense_form(temperature, scale)
+
+
+def _assert_that_of_the_dense_form(temperature: float, scale: float) -> None:
     rng = np.random.default_rng(0)
     neighbors = lists(rng)
     incoming = np.zeros((PADDED, PADDED), bool)
