@@ -6,13 +6,14 @@ import dataclasses
 import os
 import time
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 from mil_jax.config import ConfigDict, apply_demo, find_config, load_config, set_from_text
 from mil_jax.engine.plan import Plan, Replica
 from mil_jax.experiment.experiment import Experiment
 from mil_jax.experiment.prepare import prepare
 from mil_jax.profiling.forecast import open_bench, plan_epoch
+from mil_jax.profiling.program_cost import Bench, ProgramCost
 
 AGGREGATORS = ("abmil", "clam_sb", "clam_mb", "dsmil", "dtfd", "patch_gcn", "hipt", "transmil", "rrt")
 FOLDS = 5
@@ -51,19 +52,31 @@ def with_runs(experiment: Experiment, runs: int, targets: int = 1) -> Experiment
     return dataclasses.replace(experiment, plan=plan, targets=targets * experiment.targets)
 
 
-def step_figures(experiment: Experiment, seconds: float, most_bytes: float) -> dict[str, Any]:
-    """Seconds and memory of a training step of the longest bucket; only the memory where it exceeds `most_bytes`."""
+class CompiledStep(NamedTuple):
+    """The training step of the longest bucket of an experiment, and what it costs."""
+
+    experiment: Experiment
+    bench: Bench
+    cost: ProgramCost
+
+
+def compiled_step(experiment: Experiment) -> CompiledStep:
+    """Compiles it, on features invented on the device."""
     bench = open_bench(experiment, plan_epoch(experiment))
-    last = len(bench.lengths) - 1
-    cost, _ = bench.compile(last)
+    return CompiledStep(experiment, bench, bench.compile(len(bench.lengths) - 1)[0])
+
+
+def step_figures(step: CompiledStep, seconds: float, most_bytes: float = float("inf")) -> dict[str, Any]:
+    """Seconds and memory of the step; only the memory where it exceeds `most_bytes`."""
+    last = len(step.bench.lengths) - 1
     figures = {
-        "length": bench.lengths[last] * max(experiment.shards.num_parts, 1),  # of regions their tiles
-        "operations": cost.operations / cost.side_by_side,
-        "temporary_bytes": cost.temporary_bytes,
-        "compile_seconds": cost.compile_seconds,
+        "length": step.bench.lengths[last] * max(step.experiment.shards.num_parts, 1),  # of regions their tiles
+        "operations": step.cost.operations / step.cost.side_by_side,
+        "temporary_bytes": step.cost.temporary_bytes,
+        "compile_seconds": step.cost.compile_seconds,
     }
-    if cost.temporary_bytes <= most_bytes:
-        figures["seconds"] = bench.time_steps(last, seconds).seconds
+    if step.cost.temporary_bytes <= most_bytes:
+        figures["seconds"] = step.bench.time_steps(last, seconds).seconds
     return figures
 
 

@@ -27,7 +27,15 @@ from typing import Any
 
 import numpy as np
 
-from benchmarks.cases import AGGREGATORS, drawn_experiment, epoch_figures, machine_memory, step_figures, with_runs
+from benchmarks.cases import (
+    AGGREGATORS,
+    compiled_step,
+    drawn_experiment,
+    epoch_figures,
+    machine_memory,
+    step_figures,
+    with_runs,
+)
 from benchmarks.common import DEFAULT_MACHINE, RESULTS, write_result
 from mil_jax.engine.runtime import keep_freed_memory
 
@@ -113,7 +121,8 @@ def _point(point: dict[str, Any]) -> dict[str, Any]:
         widths = {"mean_size": point["value"], "sigma": 0.0, "dim": point["dim"]}
         experiment = drawn_experiment(point["aggregator"], bags=2 * 10, **widths, small=point["small"])
         before = _peak()
-        figures = step_figures(with_runs(experiment, 1), SHORTEST_SECONDS, MEMORY_SHARE * machine_memory())
+        step = compiled_step(with_runs(experiment, 1))
+        figures = step_figures(step, SHORTEST_SECONDS, MEMORY_SHARE * machine_memory())
     else:
         numbers = EPOCH | {point["part"]: point["value"]}
         runs = 8 if point["part"] == "devices" else numbers["runs"] if point["part"] != "targets" else 1

@@ -12,7 +12,7 @@ from jax.sharding import PartitionSpec as P
 from mil_jax.aggregators.base import Aggregator
 from mil_jax.engine.programs import AXIS, DATA_AXIS, INSTANCE_AXIS, fully_replicated, replica_sharding
 from mil_jax.errors import ConfigError
-from mil_jax.types import Array, PyTree
+from mil_jax.types import AnyArray, Array, PyTree
 
 
 def wait(tree: PyTree) -> PyTree:
@@ -39,8 +39,8 @@ def sharing(at_most: int, *wholes: int) -> int:
     return max(count for count in range(1, max(at_most, 1) + 1) if not any(whole % count for whole in wholes))
 
 
-def put(array: np.ndarray, sharding: NamedSharding) -> Array:
-    """A host array, which every process has whole, on the devices."""
+def put(array: AnyArray, sharding: NamedSharding) -> Array:
+    """A host array, which every process has whole, or one of a device, on the devices."""
     if jax.process_count() == 1:
         return jax.device_put(array, sharding)
     # Each process gives its own part; `device_put` would first compare the values of all processes.
@@ -127,8 +127,12 @@ class Placement:
         return jax.tree.map(lambda x: place(np.asarray(x)), tree)
 
     def replicate(self, tree: PyTree) -> PyTree:
-        """Host arrays, whole on every device."""
-        return jax.tree.map(lambda x: put(np.asarray(x), fully_replicated(self.mesh)), tree)
+        """Host arrays, or such as a device has, whole on every device."""
+
+        def placed(x: AnyArray) -> Array:
+            return put(x if isinstance(x, jax.Array) else np.asarray(x), fully_replicated(self.mesh))
+
+        return jax.tree.map(placed, tree)
 
     def _split(self, tree: PyTree) -> PyTree:
         """Host arrays [places, L, ...], the second axis in equal parts over the devices that share a bag."""

@@ -21,8 +21,8 @@ from mil_jax.types import Array
 
 
 def attention_scores(h: Array, v: Affine, w: Affine, u: Affine | None = None, **settings: Any) -> Array:
-    """Scores [N] of instances h [N, L] by one branch, w: [Da, 1]; the rest as for `branch_scores`."""
-    return branch_scores(h, v, w, u, **settings)[:, 0]
+    """Scores [..., N] of instances h [..., N, L] by one branch, w: [Da, 1]; the rest as for `branch_scores`."""
+    return branch_scores(h, v, w, u, **settings)[..., 0]
 
 
 def branch_scores(
@@ -35,22 +35,20 @@ def branch_scores(
     dropout_rate: float | Array = 0.0,
     dropout_key: Array | None = None,
 ) -> Array:
-    """Scores [N, K] of instances h [N, L] by each of K branches: W' phi(V h), or with a gate W' (phi(V h) * sigmoid(U h)).
+    """Scores [..., N, K] of instances h [..., N, L] by each of K branches: W' phi(V h), or with a gate W' (phi(V h) * sigmoid(U h)).
 
     v, u: [L, Da]. w: [Da, K]. With a key, phi(V h) and sigmoid(U h) are dropped out each.
     """
     layer = v if u is None else _side_by_side(v, u)
-    gated, width = u is not None, layer.kernel.shape[-1]
+    gated, one, width = u is not None, w.kernel.shape[1] == 1, layer.kernel.shape[-1]
     drawn = None if dropout_key is None else dropout_bytes(dropout_key, (len(h), width))
-    if gated and not backend.is_cpu():
-        product = h @ layer.kernel
-        bias = jnp.zeros(width, product.dtype) if layer.bias is None else layer.bias
-        scores = _gated_scores(product, bias, w.kernel, drawn, jnp.asarray(dropout_rate, jnp.float32), activation)
+    if gated and one and not backend.is_cpu():
+        bias = jnp.zeros(width, h.dtype) if layer.bias is None else layer.bias
+        rate = jnp.asarray(dropout_rate, jnp.float32)
+        scores = _gated_scores(h @ layer.kernel, bias, w.kernel[:, 0], drawn, rate, activation)[..., None]
     else:
         hidden = _hidden(layer(h), gated, drawn, dropout_rate, activation)
-        one = w.kernel.shape[1] == 1
-        scores = ranked_product(hidden, w.kernel[:, 0] if one else w.kernel)
-        scores = scores[:, None] if one else scores
+        scores = ranked_product(hidden, w.kernel[:, 0])[..., None] if one else ranked_product(hidden, w.kernel)
     return scores if w.bias is None else scores + w.bias
 
 
@@ -82,53 +80,52 @@ def _hidden(
 def _gated_scores(
     product: Array, bias: Array, kernel: Array, drawn: Array | None, rate: Array, activation: Callable[[Array], Array]
 ) -> Array:
-    """Scores [N, K] from the product [N, 2 Da] of both layers, for a GPU, where the bytes that are moved count.
+    """Scores [..., N] from the product [..., N, 2 Da] of both layers and w [Da], for a GPU, where the bytes that are moved count.
 
     Kept for the gradient are the product and the random bytes only; the gradient of both halves is one array that one pass makes.
     """
-    hidden = _hidden((product + bias).astype(jnp.float32), True, drawn, rate, activation).astype(product.dtype)
-    return ranked_product(hidden, kernel)
+    hidden = _hidden((product + bias).astype(jnp.float32), True, drawn, rate, activation)
+    return ranked_product(hidden.astype(product.dtype), kernel)
 
 
 def _gated_scores_forward(
-    product: Array, bias: Array, kernel: Array, drawn: Array | None, rate: Array, activation: Any
-) -> Any:
+    product: Array, bias: Array, kernel: Array, drawn: Array | None, rate: Array, activation: Callable[[Array], Array]
+) -> tuple[Array, tuple[Any, ...]]:
     return _gated_scores(product, bias, kernel, drawn, rate, activation), (product, bias, kernel, drawn, rate)
 
 
-def _gated_scores_backward(activation: Callable[[Array], Array], kept: Any, cotangent: Array) -> tuple[Any, ...]:
+def _gated_scores_backward(
+    activation: Callable[[Array], Array], kept: tuple[Any, ...], cotangent: Array
+) -> tuple[Any, ...]:
     product, bias, kernel, drawn, rate = kept
-    half = kernel.shape[0]
-    is_value = jnp.arange(2 * half) < half
+    is_value, instances = jnp.arange(len(bias)) < len(kernel), tuple(range(product.ndim - 1))
+    # Both halves of the gradient are one elementwise expression, so that one pass makes them.
     own, other = ((x + b).astype(jnp.float32) for x, b in ((product, bias), (_swapped(product), _swapped(bias))))
-    # Both halves of the gradient are one elementwise expression: one pass makes them, and their sums over the instances.
     value, pull = jax.vjp(activation, jnp.where(is_value, own, other))
     gate = jax.nn.sigmoid(jnp.where(is_value, other, own))
-    factors = 1.0 if drawn is None else factors_of(drawn, rate) * factors_of(_swapped(drawn), rate)
-    if kernel.shape[1] == 1:
-        weight = kernel[:, 0].astype(jnp.float32)
-        to_hidden = cotangent * jnp.concatenate([weight, weight])
-        again, again_drawn = jax.lax.optimization_barrier((product, drawn))
-        hidden = _hidden((again + bias).astype(jnp.float32), True, again_drawn, rate, activation)
-        to_kernel = jnp.sum(cotangent * hidden, axis=0)[:, None]
-    else:
-        to_hidden = jnp.dot(cotangent.astype(kernel.dtype), kernel.T)
-        to_hidden = jnp.concatenate([to_hidden, to_hidden], axis=-1)
-        hidden = (value * gate * factors)[:, :half].astype(kernel.dtype)
-        to_kernel = jnp.dot(hidden.T, cotangent.astype(kernel.dtype))
     slopes = jnp.where(is_value, pull(gate)[0], value * gate * (1.0 - gate))
-    to_product = jax.lax.optimization_barrier((to_hidden * factors * slopes).astype(product.dtype))
-    no_draw = None if drawn is None else np.zeros(drawn.shape, jax.dtypes.float0)
-    to_bias = jnp.sum(to_product.astype(jnp.float32), axis=0)
-    return to_product, to_bias.astype(bias.dtype), to_kernel.astype(kernel.dtype), no_draw, jnp.zeros_like(rate)
+    factors = 1.0 if drawn is None else factors_of(drawn, rate) * factors_of(_swapped(drawn), rate)
+    weight = jnp.concatenate([kernel, kernel]).astype(jnp.float32)
+    to_product = (cotangent[..., None] * weight * factors * slopes).astype(product.dtype)
+    # Behind barriers, or the sums below would have what they share with it written out in float32.
+    to_product = jax.lax.optimization_barrier(to_product)
+    again, again_drawn = jax.lax.optimization_barrier((product, drawn))
+    hidden = _hidden((again + bias).astype(jnp.float32), True, again_drawn, rate, activation)
+    return (
+        to_product,
+        jnp.sum(to_product.astype(jnp.float32), axis=instances).astype(bias.dtype),
+        jnp.sum(cotangent[..., None] * hidden, axis=instances).astype(kernel.dtype),
+        None if drawn is None else np.zeros(drawn.shape, jax.dtypes.float0),
+        jnp.zeros_like(rate),
+    )
+
+
+_gated_scores.defvjp(_gated_scores_forward, _gated_scores_backward)
 
 
 def _swapped(x: Array) -> Array:
     """The halves of the last axis in the other order."""
     return jnp.flip(x.reshape(*x.shape[:-1], 2, -1), axis=-2).reshape(x.shape)
-
-
-_gated_scores.defvjp(_gated_scores_forward, _gated_scores_backward)
 
 
 def attention_pool(attention: Array, h: Array) -> Array:

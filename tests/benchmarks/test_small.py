@@ -9,23 +9,32 @@ import pytest
 
 from benchmarks import evaluation, h200, large_inputs, scaling, strategies
 
-REPRESENTATIVE = "steps-abmil"
-
 
 def result(folder: Path) -> dict:
     (path,) = folder.glob("*.json")
     return json.loads(path.read_text())
 
 
-@pytest.mark.parametrize(
-    "part", [part if part == REPRESENTATIVE else pytest.param(part, marks=pytest.mark.full) for part in h200.PARTS]
-)
-def test_each_part_for_a_gpu_machine_runs_small_on_a_cpu(part, tmp_path):
-    h200.main(["--machine=test", "--small", f"--part={part}", f"--results={tmp_path}"])
-    figures = result(tmp_path)
-    assert figures["table"]
-    assert figures["figures"]["ceilings"]["products"]["float32"] > 0
-    assert figures["command"].startswith("python -m benchmarks.h200 --machine=test")
+def test_epochs_on_a_gpu_machine_are_measured_small_on_a_cpu(tmp_path):
+    h200.main(["--machine=test", "--small", "--only=epochs of abmil, 5 runs, mean 16", f"--results={tmp_path}"])
+    (row,) = result(tmp_path)["table"]
+    assert "bags/s" in row["result"]
+    (line,) = (tmp_path / "h200-test.jsonl").read_text().splitlines()
+    assert json.loads(line)["bags_per_second"] > 0
+
+
+@pytest.mark.full
+def test_every_case_for_a_gpu_machine_ends_small_on_a_cpu(tmp_path):
+    h200.main(["--machine=test", "--small", "--rehearse", "--budget=2000", f"--results={tmp_path}"])
+    found = {row["what"]: row["result"] for row in result(tmp_path)["table"]}
+    assert "ZeroDivisionError" in found.pop("rehearsal: raises")
+    assert "hung" in found.pop("rehearsal: hangs")
+    assert "ended with" in found.pop("rehearsal: ends its process")
+    assert "does not fit" in found.pop(
+        "epochs of abmil, 1 runs, mean 40, train.memory_gib=1e-6, train.replica_axis=vmap"
+    )
+    wrong = {name: said for name, said in found.items() if "Error" in said or "not done" in said or "ended" in said}
+    assert not wrong
 
 
 def test_what_evaluation_takes_is_measured(tmp_path):

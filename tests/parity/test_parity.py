@@ -60,7 +60,15 @@ def test_padded(case):
     _assert_passed(run_case(case, BUCKETS[case.method, case.variant]), case.name)
 
 
-TWO_FORMS = ("abmil", "clam", "patchgcn", "rrt", "transmil")  # methods whose layers have one for accelerators
+TWO_FORMS = (
+    "abmil",
+    "clam",
+    "dtfd",
+    "hipt",
+    "patchgcn",
+    "rrt",
+    "transmil",
+)  # methods whose layers have one for accelerators
 SHORT = ("abmil_milab_gated", "transmil_nystrom_below")
 ON_ACCELERATORS = [
     pytest.param(case, id=case.name, marks=() if case.name in SHORT else pytest.mark.full)
