@@ -30,8 +30,8 @@ from mil_jax.experiment.fitter import fitter_of
 from mil_jax.experiment.joined_shares import join, require_alike
 from mil_jax.experiment.run import train, train_in
 from mil_jax.inference.array_predictions import ArrayPredictor
-from mil_jax.inference.cohort_settings import Options
 from mil_jax.inference.external_cohort import read_cohort
+from mil_jax.inference.options import Options
 from mil_jax.inference.score_cohort import score
 from mil_jax.inference.trained_run import TrainedRun
 from mil_jax.reports.evaluation.metrics import averaged

@@ -6,25 +6,13 @@ ended is not trained again, one that was stopped goes on, and settings and data 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from pathlib import Path
-
-import pandas as pd
 from absl import flags
 
 from mil_jax import train
-from mil_jax.cli import session
-from mil_jax.cli.arguments import TrainFlags
-from mil_jax.cli.benchmark_plan import Benchmark, Run, chosen_of, chosen_tasks, find_tasks, runs
-from mil_jax.cli.console import console, frame_table, run_command, say
-from mil_jax.config import find_config, help_text, parse, run_file, split_off_config
-from mil_jax.data.tables import listed
-from mil_jax.errors import ConfigError, UserError
-from mil_jax.experiment.experiment import Experiment
-from mil_jax.experiment.fitter import fitter_of
-from mil_jax.interop.feature_files import counted
-from mil_jax.reports.benchmark import MethodOnTask, console_report, write_benchmark
-from mil_jax.run_folder.folder import RunFolder, is_run_folder
+from mil_jax.cli.benchmark_plan import Benchmark
+from mil_jax.cli.console import run_command, say
+from mil_jax.config import find_config, help_text, run_file, split_off_config
+from mil_jax.errors import ConfigError
 from mil_jax.setting_names import present_arguments
 
 ABOUT = """Trains methods x tasks x folds, resumes what was stopped, and ends in one table.
@@ -40,12 +28,15 @@ examples:
 FILE defines the methods, each by a config of its own. --config.SETTING=VALUE changes a setting of all runs. The same command once more goes
 on with what was stopped; with other methods or tasks and the same --out it trains what is missing. The table is of those asked for."""
 
-RESUME = TrainFlags(resume=True)
-
 
 def define_flags(values: flags.FlagValues) -> None:
     """The command's own flags; settings are `--config.*`."""
-    flags.DEFINE_list("methods", [], "the methods, by their names in FILE; else all", flag_values=values)
+    flags.DEFINE_list(
+        "methods",
+        [],
+        "the methods, by their names in FILE or those of their configs (abmil,clam_sb); else all",
+        flag_values=values,
+    )
     flags.DEFINE_list("tasks", [], "the label tables, by name; else all in --tables", flag_values=values)
     flags.DEFINE_string("tables", "", "of a benchmark with its own label tables: their folder", flag_values=values)
     flags.DEFINE_string("protocol", "clean", "one of those in FILE", flag_values=values)
@@ -64,32 +55,10 @@ def main(arguments: list[str]) -> int:
         say(str(help_text(["--help"], define_flags, ABOUT)))
         return 0
     benchmark, values, changed = _read(arguments)
-    found, strange = find_tasks(benchmark, values.tables)
-    if strange:
-        say(
-            f"{values.tables}: {counted(len(strange), 'table')} left unread, no tasks of {benchmark.name}: {listed(strange, 10)}"
-        )
-    tasks, methods = chosen_tasks(found, values.tasks), chosen_of(values.methods, benchmark.methods, "--methods")
-    out = Path(values.out or f"runs/{benchmark.name}_{values.protocol}")
-    planned = runs(benchmark, tasks, methods, values.protocol, changed, out)
-    pairs = f"{counted(len(methods), 'method')} on {counted(len(tasks), 'task')}"
-    say(f"{benchmark.name}, protocol {values.protocol}: {pairs}; checking them ...")
-    _check(planned, show=values.check)
-    if values.check:
-        return 0
-    for number, run in enumerate(planned, start=1):
-        say(f"\n{number} of {len(planned)}: {_title(run)}")
-        if _has_ended(run):
-            continue
-        code = train.main([*run.arguments, "--resume"])
-        if code:
-            return code
-    content = write_benchmark(
-        out, benchmark.name, values.protocol, [MethodOnTask(run.method, run.task.name, run.folder) for run in planned]
-    )
-    console.print(console_report(content), soft_wrap=False)
-    say(f"Everything is in {out}: summary.md, results.csv, benchmark.json, and a run folder for each method and task.")
-    return 0
+    # Late: JAX takes a second, and what is wrong with a command line is said before.
+    from mil_jax.commands import benchmarking
+
+    return benchmarking.run(benchmark, values, changed, train.main)
 
 
 def _read(arguments: list[str]) -> tuple[Benchmark, flags.FlagValues, list[str]]:
@@ -111,52 +80,6 @@ def _read(arguments: list[str]) -> tuple[Benchmark, flags.FlagValues, list[str]]
     if unparsed:
         raise ConfigError(f"{unparsed[0]!r} is no option; methods are given as --methods A,B")
     return benchmark, values, changed
-
-
-def _check(planned: Sequence[Run], *, show: bool) -> None:
-    """Finds what cannot work before anything is trained: all settings, all methods on the first task, the first method on all tasks."""
-    rows = []
-    for run in planned:
-        try:
-            config, _, _ = parse([*run.arguments], lambda values: None)
-            if config.distributed.coordinator:
-                raise ConfigError("a benchmark runs in one process: leave distributed.coordinator out")
-            if planned[0].task == run.task or planned[0].method == run.method:
-                experiment = session.prepared(config, RESUME, str(run.folder))
-                if planned[0].method == run.method:
-                    rows += _described(run, experiment)
-        except UserError as error:
-            raise type(error)(f"{_title(run)}: {error}") from error
-    if show:
-        say(f"methods: {', '.join(dict.fromkeys(run.method for run in planned))}")
-        console.print(frame_table("tasks", pd.DataFrame(rows)))
-
-
-def _has_ended(run: Run) -> bool:
-    """Whether there is nothing left to do. Raises RunFolderError where what there is has other settings or data."""
-    if not (is_run_folder(run.folder) and RunFolder.open(run.folder).is_complete):
-        return False
-    config, _, _ = parse([*run.arguments], lambda values: None)
-    experiment = session.prepared(config, RESUME, str(run.folder))
-    with session.open_folder(fitter_of(experiment), RESUME, str(run.folder), config.to_dict()) as folder:
-        return folder.is_complete
-
-
-def _described(run: Run, experiment: Experiment) -> list[dict[str, object]]:
-    """A row for each label column."""
-    return [
-        {
-            "task": run.task.name or target.name,
-            "folds": len(target.splits.parts),
-            "bags": int(sum(target.class_counts.values())),
-            "of each class": " / ".join(map(str, target.class_counts.values())),
-        }
-        for target in experiment.targets
-    ]
-
-
-def _title(run: Run) -> str:
-    return f"{run.method} on {run.task.name}" if run.task.name else run.method
 
 
 if __name__ == "__main__":

@@ -9,11 +9,8 @@ from pathlib import Path
 
 from absl import flags
 
-from mil_jax.cli.console import console, run_command, say
+from mil_jax.cli.console import run_command, say
 from mil_jax.errors import ConfigError
-from mil_jax.files import atomic_folder
-from mil_jax.reports.comparison.load import Method, compare_methods, read_method
-from mil_jax.reports.comparison.write import MARKER, console_report, write_comparison
 
 ABOUT = """Compares runs on the same slides and patients: the first run with each of the others.
 
@@ -52,19 +49,15 @@ def main(arguments: list[str]) -> int:
         return 0
     if unparsed:
         raise ConfigError(f"unexpected argument {unparsed[0]!r}; runs are given as --run RUN --run RUN")
-    methods = _methods(values.run)
-    target = Path(values.out or Path(values.run[0].rpartition("=")[2]) / "comparison")
-    with atomic_folder(target, MARKER, values.overwrite, "a comparison") as folder:
-        with console.status("resampling patients"):
-            comparison = compare_methods(methods)
-        content = write_comparison(folder, comparison)
-    console.print(console_report(content), soft_wrap=False)
-    say(f"Everything is in {target}: summary.md, differences.csv, {MARKER}.")
-    return 0
+    named = _named(values.run)
+    # Late: JAX takes a second, and what is wrong with a command line is said before.
+    from mil_jax.commands import comparing
+
+    return comparing.run(named, values.out, overwrite=values.overwrite)
 
 
-def _methods(runs: list[str]) -> list[Method]:
-    """The methods in the order of their first runs. Raises ConfigError for fewer than two."""
+def _named(runs: list[str]) -> dict[str, list[Path]]:
+    """The run folders of each method, in the order of their first runs. Raises ConfigError for fewer than two methods."""
     of_name: dict[str, list[Path]] = {}
     for text in runs:
         name, _, path = text.rpartition("=")
@@ -73,7 +66,7 @@ def _methods(runs: list[str]) -> list[Method]:
         raise ConfigError(
             f"--run names {len(of_name)} method ({', '.join(of_name) or 'none'}), and a comparison needs two: --run A=FOLDER --run B=FOLDER"
         )
-    return [read_method(name, paths) for name, paths in of_name.items()]
+    return of_name
 
 
 if __name__ == "__main__":

@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 from mil_jax.errors import ConfigError
 
 MAX_SEED = 2**31 - 1  # seeds are folded into keys as 32-bit numbers
+FEATURE_DIFFERENCES = ("encoder", "tile_size")  # in which features may differ from a run's, where it is asked for
 
 
 class Setting(NamedTuple):

@@ -33,10 +33,16 @@ def test_a_misspelt_command_is_said(capsys):
     [
         (["--help"], 0),
         (["train", "--help"], 0),
+        *(([command, "--help"], 0) for command in ("evaluate", "sweep", "benchmark", "profile", "compare", "merge")),
         (["train", "--config", "abmil", "--config.trian.epochs=3"], 2),
+        (["sweep", "--config", "abmil", "--config.train.epoch=3"], 2),
+        (["profile", "--config", "abmil", "--config.data.feature=x"], 2),
+        (["evaluate", "--features", "x"], 2),
+        (["compare", "--run", "one"], 2),
+        (["benchmark", "--config", "benchmarks/usual", "--method", "abmil"], 2),
     ],
 )
-def test_help_and_a_wrong_setting_take_less_than_a_second(arguments, code):
+def test_help_and_what_is_wrong_with_a_command_line_take_less_than_a_second(arguments, code):
     """Of processor time, the best of three: others may use the machine."""
     seconds = []
     for _ in range(3):

@@ -171,5 +171,21 @@ def chosen_of(asked: Sequence[str], known: Mapping[str, Any], flag: str) -> list
     return list(dict.fromkeys(asked)) or list(known)
 
 
+def chosen_methods(asked: Sequence[str], methods: Mapping[str, Method]) -> list[str]:
+    """The titles of the methods asked for by title or by the name of their config ("clam_sb"), all where none is.
+
+    Raises ConfigError for an unknown name, and for a config of several methods.
+    """
+    titles = []
+    for name in asked:
+        of_config = (
+            [] if name in methods else [title for title, one in methods.items() if Path(one.config).stem == name]
+        )
+        if len(of_config) > 1:
+            raise ConfigError(f"--methods={name} is the config of {listed(of_config, 10)}: name one of these")
+        titles.append(of_config[0] if of_config else name)
+    return chosen_of(titles, methods, "--methods")
+
+
 def _folder_name(name: str) -> str:
     return re.sub(r"[^A-Za-z0-9_.]+", "_", name)

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from mil_jax.errors import ConfigError
-from mil_jax.inference.cohort_settings import Options
+from mil_jax.inference.options import Options
 from mil_jax.setting_names import present_name
 
 WHERE = ("features", "shards")

@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass, field
-
 from ml_collections import ConfigDict
 
 from mil_jax.config import base_config, require_setting, set_from_text
 from mil_jax.errors import ConfigError
+from mil_jax.inference.options import Options
 from mil_jax.inference.trained_run import TrainedRun
 from mil_jax.settings import SETTINGS
 
@@ -19,18 +17,6 @@ _FREE = (
     *(*_OWN_FILES, "id_column", "patient", "target", "event", "censored", "duplicates", "min_matched", "nonfinite"),
     *("cache", "residency", "prefetch_gib"),
 )
-
-
-@dataclass(frozen=True)
-class Options:
-    """Where one cohort lies. settings: {"data.id_column": "slide"}."""
-
-    source: str
-    folder: str
-    labels: str = ""
-    name: str = ""
-    instance_labels: str = ""
-    settings: Mapping[str, str] = field(default_factory=dict)
 
 
 def cohort_config(run: TrainedRun, options: Options) -> ConfigDict:

@@ -21,8 +21,9 @@ from mil_jax.data.tables import listed, read_header
 from mil_jax.errors import ConfigError
 from mil_jax.experiment.data_sources import cache_folder, open_shards
 from mil_jax.experiment.targets import cohort_settings, label_groups, target_labels
-from mil_jax.inference.cohort_settings import Options, cohort_config
+from mil_jax.inference.cohort_settings import cohort_config
 from mil_jax.inference.instance_scores import require_scores
+from mil_jax.inference.options import Options
 from mil_jax.inference.patient_overlap import Eligibility, eligible_models, require_scored
 from mil_jax.inference.trained_run import TrainedRun
 from mil_jax.run_folder import features_json

@@ -19,7 +19,6 @@ from mil_jax.interop.slide_bag import UNKNOWN
 from mil_jax.run_folder.folder import RunFolder, understood
 
 FILE = "features.json"
-DIFFERENCES = ("encoder", "tile_size")
 _SAME_SIZE = 0.05  # tile sizes in micrometres that differ by less, relatively, are the same: scanners round
 
 
@@ -65,7 +64,7 @@ def training_moments(bags: BagMoments, training: np.ndarray) -> FeatureMoments:
 
 
 def require_same(trained: FeatureKind, other: FeatureKind, where: str, accepted: Collection[str] = ()) -> list[str]:
-    """Sentences on what cannot be compared, or differs and is `accepted` (of `DIFFERENCES`).
+    """Sentences on what cannot be compared, or differs and is `accepted` (of `FEATURE_DIFFERENCES`).
 
     Raises DataError where features differ from those that a run was trained on, naming both values.
     """
