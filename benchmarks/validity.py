@@ -6,6 +6,7 @@
 single models over- or underconfident and shifted; log loss on 2,000 new cases, and accuracy at thresholds chosen out of fold.
 "intervals": coverage of the 95 % interval of the AUC in 5 stratified folds; 30 to 200 patients of 1 slide or of 1 to 5, half of a score's
 variance being the patient's; scores of the positives as spread as those of the negatives, or twice as spread.
+"comparisons": how often two methods that differ by the luck of their training parts alone are called different.
 """
 
 from __future__ import annotations
@@ -22,6 +23,7 @@ from scipy.special import expit, logit
 from scipy.stats import norm
 
 from benchmarks.common import DEFAULT_MACHINE, RESULTS, write_result
+from mil_jax.reports.comparison.significance import corrected_t, delong
 from mil_jax.tasks.metrics import recalibration
 from mil_jax.tasks.metrics.classification import binary_auc, youden_threshold
 from mil_jax.tasks.metrics.within_folds import mean_interval, ranking
@@ -46,8 +48,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
     figures: dict[str, Any] = {
         "calibration": calibration_of_ensembles(repeats=2 if few else 50),
         "intervals": coverage_of_intervals(repeats=10 if few else 1_000),
+        "comparisons": size_of_tests(repeats=20 if few else 2_000),
     }
-    rows = [*_calibration_rows(figures["calibration"]), *_interval_rows(figures["intervals"])]
+    of_intervals, of_tests = _interval_rows(figures["intervals"]), _test_rows(figures["comparisons"])
+    rows = [*_calibration_rows(figures["calibration"]), *of_intervals, *of_tests]
     given = list(sys.argv[1:] if arguments is None else arguments)
     write_result("validity", options.machine, figures, rows, arguments=given, folder=options.results)
 
@@ -172,6 +176,46 @@ def _cross_validated(
     tested = np.bincount(fold, labels, FOLDS)
     trained = (labels.sum() - tested + 0.5) / (number - np.bincount(fold, minlength=FOLDS) + 1)
     return score + logit(trained)[fold[patient]], positive, fold[patient], patient
+
+
+def size_of_tests(
+    repeats: int, patients: Sequence[int] = (60, 200), overlaps: Sequence[float] = (0.2, 0.5)
+) -> list[dict[str, Any]]:
+    """A row for each setting: how often two equally good methods are called different at 5 %, over folds and over patients."""
+    rng = np.random.default_rng(2)
+    rows = []
+    for number, overlap in itertools.product(patients, overlaps):
+        p = np.array([_equally_good(rng, number, overlap) for _ in range(repeats)])
+        called = dict(zip(("folds", "over_patients"), np.mean(p < 0.05, axis=0).tolist(), strict=True))
+        rows.append({"patients": number, "overlap": overlap, **called})
+    return rows
+
+
+def _equally_good(rng: np.random.Generator, number: int, overlap: float) -> tuple[float, float]:
+    """p over folds and over patients, for two methods whose models differ by the luck of their training parts; overlap: the share of that
+    luck that all folds of a method have in common.
+    """
+    y, fold = np.arange(number) // FOLDS % 2, np.arange(number) % FOLDS
+    shared = rng.standard_normal(number)
+    scores, aucs = [], []
+    for _ in range(2):
+        luck = np.sqrt(overlap) * rng.standard_normal() + np.sqrt(1 - overlap) * rng.standard_normal(FOLDS)
+        score = 0.6 * (1 + 0.2 * luck[fold]) * (2 * y - 1) + np.sqrt(0.5) * (shared + rng.standard_normal(number))
+        scores.append(score)
+        aucs.append([binary_auc(score[fold == k], y[fold == k] > 0) for k in range(FOLDS)])
+    return corrected_t(*aucs, 1 / (FOLDS - 1)).p, delong(y > 0, *scores).p
+
+
+def _test_rows(rows: Sequence[dict[str, Any]]) -> list[tuple[str, str, str]]:
+    return [
+        (
+            f"equally good methods called different at 5 %, {row['patients']} patients, {row['overlap']:.0%} of the luck in all folds: "
+            "corrected t over folds against a test over patients",
+            "4 to 6 % over folds" if row["overlap"] == 0.2 else "stated",
+            f"{row['folds']:.1%} against {row['over_patients']:.1%}",
+        )
+        for row in rows
+    ]
 
 
 def _interval_rows(rows: Sequence[dict[str, Any]]) -> list[tuple[str, str, str]]:

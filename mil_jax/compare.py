@@ -33,6 +33,12 @@ def define_flags(values: flags.FlagValues) -> None:
         "out", "", "the results folder; else the folder comparison in the first run", flag_values=values
     )
     flags.DEFINE_bool("overwrite", False, "replace the results folder", flag_values=values)
+    flags.DEFINE_bool(
+        "mixed-protocols",
+        False,
+        "compare runs that chose their epochs on test parts with runs that did not",
+        flag_values=values,
+    )
     flags.DEFINE_bool("help", False, "show this", short_name="h", flag_values=values)
 
 
@@ -53,7 +59,8 @@ def main(arguments: list[str]) -> int:
     # Late: JAX takes a second, and what is wrong with a command line is said before.
     from mil_jax.commands import comparing
 
-    return comparing.run(named, values.out, overwrite=values.overwrite)
+    mixed = bool(values["mixed-protocols"].value)
+    return comparing.run(named, values.out, overwrite=values.overwrite, mixed=mixed)
 
 
 def _named(runs: list[str]) -> dict[str, list[Path]]:

@@ -18,7 +18,14 @@ from tests.commands import contents, run
 
 
 def write_run(
-    folder: Path, gap: float, *, targets: tuple[str, ...] = ("subtype",), bags: int = 40, folds: int = 4, seed: int = 0
+    folder: Path,
+    gap: float,
+    *,
+    targets: tuple[str, ...] = ("subtype",),
+    bags: int = 40,
+    folds: int = 4,
+    seed: int = 0,
+    on_test: bool = False,
 ) -> Path:
     """A run folder with test predictions that tell the classes apart the better, the larger the gap; two slides a patient."""
     config = base_config()
@@ -49,7 +56,7 @@ def write_run(
     task = Classification(("no", "yes"))
     created.write_json("tasks.json", [{"label_column": target, **described(task)} for target in targets])
     several = {"targets": {}} if len(targets) > 1 else {}
-    created.write_json("summary.json", {"complete": True, "selected_on_test": False, **several})
+    created.write_json("summary.json", {"complete": True, "selected_on_test": on_test, **several})
     return folder
 
 
@@ -61,6 +68,8 @@ def test_a_better_run_is_told_from_a_worse_one(tmp_path):
     assert 0 < auc["low"] < auc["difference"] < auc["high"]
     assert auc["p_bootstrap"] < 0.05
     assert 0 < auc["p_folds"] < 1
+    assert auc["p"] == auc["p_folds"]
+    assert auc["p_holm"] == auc["p"]  # of one comparison
     assert np.isnan(auc["p_delong"])  # folds are pooled, and a patient has two slides
 
 
@@ -74,6 +83,7 @@ def test_delong_is_given_for_one_test_part_with_a_slide_for_each_patient(tmp_pat
     assert compare.main([*runs, "--out", str(tmp_path / "out")]) == 0
     auc = pd.read_csv(tmp_path / "out" / "differences.csv").set_index("metric").loc["auc"]
     assert auc["p_delong"] < 0.05
+    assert auc["p"] == auc["p_bootstrap"]
     assert np.isnan(auc["p_folds"])
 
 
@@ -85,7 +95,19 @@ def test_ranks_over_five_tasks_are_drawn(tmp_path):
     assert compare.main([*(f"--run={one}" for one in runs), "--out", str(tmp_path / "out")]) == 0
     content = json.loads((tmp_path / "out" / "comparison.json").read_text())
     assert content["ranks"]["mean"]["z"] < content["ranks"]["mean"]["x"]
+    assert any("ranks are not independent" in line for line in content["statements"])
     assert (tmp_path / "out" / "figures" / "critical_difference.png").stat().st_size > 5000
+
+
+def test_runs_that_were_selected_on_test_are_marked_and_not_mixed_with_others(tmp_path, capsys):
+    clean, flattered = write_run(tmp_path / "clean", 1.0), write_run(tmp_path / "flat", 2.0, on_test=True)
+    runs = ["--run", str(clean), "--run", str(flattered), "--out", str(tmp_path / "out")]
+    ended = run(compare.main, runs, capsys)
+    assert (ended.code, "selected on test by flat" in ended.err, "--mixed-protocols" in ended.err) == (2, True, True)
+    assert not (tmp_path / "out").exists()
+    assert compare.main([*runs, "--mixed-protocols"]) == 0
+    assert set(pd.read_csv(tmp_path / "out" / "differences.csv")["selected_on_test"]) == {"flat"}
+    assert "| flat (selected on test) |" in (tmp_path / "out" / "summary.md").read_text()
 
 
 def test_different_slides_are_refused_with_their_count(tmp_path, capsys):

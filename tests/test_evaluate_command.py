@@ -86,6 +86,19 @@ def test_the_slides_that_were_trained_on_never_get_a_training_score(home, own_sc
     assert set(parts) == {"test"}
 
 
+def test_what_a_run_selected_on_test_is_marked_where_it_is_scored_again(home, tmp_path):
+    shutil.copytree(home / "run", home / "on_test")
+    folder = RunFolder.open(home / "on_test")
+    folder.write_json("summary.json", {**folder.read_json("summary.json"), "selected_on_test": True})
+    files = ["--features", str(home / "own"), "--labels", str(home / "own.csv")]
+    found = evaluated(home, tmp_path / "own", *files, run_folder="on_test")
+    assert [one["selected_on_test"] for one in found["results"]] == [True]
+    assert set(pd.read_csv(tmp_path / "own" / "predictions.csv")["selected_on"]) == {"test"}
+    assert "held out (selected on test)" in (tmp_path / "own" / "summary.md").read_text()
+    others = evaluated(home, tmp_path / "other", "--features", str(home / "other"), run_folder="on_test")
+    assert [one["selected_on_test"] for one in others["results"]] == [False]
+
+
 def test_every_model_that_scored_a_slide_held_it_out(home, own_scores):
     models = pd.read_csv(own_scores / "predictions_of_models.csv")
     splits = pd.read_csv(home / "run" / "splits.csv")

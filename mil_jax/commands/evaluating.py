@@ -73,7 +73,11 @@ def _evaluate(run: TrainedRun, options: Sequence[Options], values: flags.FlagVal
         excluded.append(external.excluded.assign(cohort=external.name)[["cohort", "slide", "reason"]])
     with console.status("averages, intervals and figures"):
         averages = [averaged(group) for group in scored]
-        results = [(group, means, result(group, means, values.by)) for group, means in zip(scored, averages)]
+        on_test = bool(run.folder.read_json("summary.json").get("selected_on_test"))
+        results = [
+            (group, means, result(group, means, values.by) | {"selected_on_test": on_test and group.how == HELD_OUT})
+            for group, means in zip(scored, averages)
+        ]
         report = {
             "title": f"{run.config.name} scored on {', '.join(one.name for one in options)}",
             "run": str(run.folder.path),
@@ -118,6 +122,8 @@ def _statements(run: TrainedRun, results: Any) -> list[str]:
             "There are no thresholds and no calibration: the run has no validation predictions of its own, or fewer than 10 cases of a "
             "class; decisions are by the largest probability."
         )
-    if run.folder.read_json("summary.json").get("selected_on_test"):
-        said.append("The run chose its epochs on its test parts: what is held out there was used before.")
+    if any(one["selected_on_test"] for _, _, one in results):
+        said.append(
+            "Selected on test: the run chose its epochs on the test parts that are held out here, so these numbers are too good."
+        )
     return said

@@ -51,7 +51,7 @@ class Method:
 @dataclass(frozen=True)
 class Comparison:
     """metrics: the name of the main metric of each task. differences: a dictionary for each task, method but the first, and metric. scores:
-    {method: {task: main metric}}. ranks: over tasks.
+    {method: {task: main metric}}. ranks: over tasks. selected_on_test: the methods that chose epochs on test parts.
     """
 
     methods: tuple[str, ...]
@@ -60,6 +60,7 @@ class Comparison:
     scores: dict[str, dict[str, float]]
     ranks: Ranks | None
     statements: list[str]
+    selected_on_test: tuple[str, ...] = ()
 
 
 def read_method(name: str, paths: Sequence[Path]) -> Method:
@@ -77,9 +78,18 @@ def read_method(name: str, paths: Sequence[Path]) -> Method:
     return Method(name, results)
 
 
-def compare_methods(methods: Sequence[Method]) -> Comparison:
-    """The first method with each of the others, task by task. Raises DataError for different tasks or slides."""
+def compare_methods(methods: Sequence[Method], *, mixed: bool = False) -> Comparison:
+    """The first method with each of the others, task by task.
+
+    mixed: also where only some chose their epochs on test parts. Raises DataError for different tasks or slides, and for such a mix.
+    """
     first, others = methods[0], methods[1:]
+    flattered = _selected_on_test(methods)
+    if 0 < len(flattered) < len(methods) and not mixed:
+        raise DataError(
+            f"epochs were selected on test by {listed(flattered)} and not by the others, so the comparison would flatter the former; "
+            "compare runs of one train.protocol, or say --mixed-protocols"
+        )
     for other in others:
         if other.results.keys() != first.results.keys():
             raise DataError(
@@ -92,6 +102,7 @@ def compare_methods(methods: Sequence[Method]) -> Comparison:
             require_same_bags(task, first.name, base.test, other.name, other.results[task].test)
             differences += [
                 {"task": task, "method": other.name, "compared_with": first.name, **row}
+                | {"selected_on_test": listed([one for one in flattered if one in (first.name, other.name)])}
                 for row in _differences(base, other.results[task])
             ]
     _correct(differences)
@@ -100,7 +111,12 @@ def compare_methods(methods: Sequence[Method]) -> Comparison:
     ranks = rank_methods({name: [sense[task] * of_task[task] for task in sense] for name, of_task in scores.items()})
     names = tuple(method.name for method in methods)
     metrics = {task: METRIC_LABELS[result.task.main_metric] for task, result in first.results.items()}
-    return Comparison(names, metrics, differences, scores, ranks, _statements(methods, ranks, differences))
+    statements = _statements(methods, ranks, differences)
+    return Comparison(names, metrics, differences, scores, ranks, statements, tuple(flattered))
+
+
+def _selected_on_test(methods: Sequence[Method]) -> list[str]:
+    return [method.name for method in methods if any(one.selected_on_test for one in method.results.values())]
 
 
 def require_same_bags(task: str, name: str, first: pd.DataFrame, other_name: str, second: pd.DataFrame) -> None:
@@ -177,7 +193,8 @@ def _read_evaluation(folder: RunFolder) -> list[tuple[str, str, TaskResult]]:
         if "fold" not in rows:
             rows = rows.assign(fold=0)
         name = ", ".join(filter(None, (one["cohort"], one["label_column"], one["scored"])))
-        found.append((name, "", TaskResult(tasks_json.restored(one["task"]), rows, np.nan, False)))
+        on_test = bool(one.get("selected_on_test"))
+        found.append((name, "", TaskResult(tasks_json.restored(one["task"]), rows, np.nan, on_test)))
     if not found:
         raise DataError(f"{folder.path}: no cohort of this evaluation has labels, so there is nothing to compare")
     return found
@@ -199,6 +216,7 @@ def _differences(base: TaskResult, other: TaskResult) -> list[dict[str, Any]]:
         row |= {"p_bootstrap": drawn.p, "undefined_resamples": drawn.undefined}
         t = corrected_t(of_fold[0][name], of_fold[1][name], base.tested_to_trained) if folds else None
         row |= {"fold_difference": t.value if t else np.nan, "p_folds": t.p if t else np.nan}
+        row["p"] = row["p_folds"] if np.isfinite(row["p_folds"]) else row["p_bootstrap"]
         row["p_delong"] = _delong(base, other) if name == "auc" else np.nan
         rows.append(row)
     return rows
@@ -231,26 +249,31 @@ def _score(result: TaskResult) -> float:
 
 
 def _correct(differences: list[dict[str, Any]]) -> None:
-    """Adds the bootstrap p of the main metric after Holm's correction for all comparisons of the table."""
+    """Adds the p of the main metric after Holm's correction for all comparisons of the table."""
     main = [row for row in differences if row["main"]]
-    for row, p in zip(main, holm([row["p_bootstrap"] for row in main]), strict=True):
+    for row, p in zip(main, holm([row["p"] for row in main]), strict=True):
         row["p_holm"] = p
 
 
 def _statements(methods: Sequence[Method], ranks: Ranks | None, differences: Sequence[dict[str, Any]]) -> list[str]:
     said = [
         f"Difference: the named method less {methods[0].name}, of the metric of all test predictions pooled, seeds averaged; 95 % interval "
-        f"and p from {RESAMPLES} resamples of the patients, the same for both."
+        f"from {RESAMPLES} resamples of the patients, the same for both. It is of these trained models: others of the same methods differ."
     ]
-    if len([row for row in differences if row["main"]]) > 1:
-        said.append("p, Holm: the p of the main metric, corrected for the number of comparisons in this table.")
-    if any(np.isfinite(row["p_folds"]) for row in differences):
+    of_methods = [bool(np.isfinite(row["p_folds"])) for row in differences if row["main"]]
+    if any(of_methods):
         said.append(
-            "p over folds: Nadeau and Bengio's corrected t, which allows for training parts that overlap; it asks about other training "
-            "sets, the bootstrap about other patients."
+            "p: whether the methods differ, by Nadeau and Bengio's corrected t over folds, which allows for training parts that overlap. "
+            "Resamples of patients know nothing of other training parts, and call equally good methods different too often; their p is in "
+            "differences.csv (p_bootstrap)."
         )
-    else:
-        said.append(f"No t over folds: it needs {LEAST_FOLDS} folds or more, the same in both runs.")
+    if not all(of_methods):
+        said.append(
+            f"p{' of the other rows' * any(of_methods)}: whether these trained models differ, from the resamples. A test of the methods "
+            f"needs {LEAST_FOLDS} folds or more, the same in both runs."
+        )
+    if len(of_methods) > 1:
+        said.append("p, Holm: the p of the main metric, corrected for the number of comparisons in this table.")
     if any(np.isfinite(row["p_delong"]) for row in differences):
         said.append("p, DeLong: of two AUCs in one test part with one slide for each patient.")
     tasks_there = len(methods[0].results)
@@ -263,9 +286,18 @@ def _statements(methods: Sequence[Method], ranks: Ranks | None, differences: Seq
             f"Mean ranks over {tasks_there} tasks: methods whose ranks differ by less than {ranks.critical:.2f} cannot be told apart "
             f"(Nemenyi, 5 %); Friedman's test that all are alike: p = {ranks.p:.3g}."
         )
-    flattered = [
-        method.name for method in methods if any(result.selected_on_test for result in method.results.values())
-    ]
+        if _share_slides([result.test for result in methods[0].results.values()]):
+            said.append(
+                "The tasks are label columns of the same slides: their ranks are not independent, so Friedman's p and the critical "
+                "difference are too small."
+            )
+    flattered = _selected_on_test(methods)
     if flattered:
         said.append(f"{listed(flattered)}: epochs were SELECTED ON TEST, so these numbers are too good.")
     return said
+
+
+def _share_slides(tables: Sequence[pd.DataFrame]) -> bool:
+    """Whether a slide is in more than one of the tables."""
+    slides = pd.concat([table["bag_id"].drop_duplicates() for table in tables])
+    return bool(slides.duplicated().any())

@@ -17,7 +17,7 @@ import mil_jax
 from mil_jax.csv_cells import inert_table
 from mil_jax.reports.comparison.load import Comparison
 from mil_jax.reports.comparison.significance import Ranks
-from mil_jax.reports.figures.style import COLOURS, GREY, save
+from mil_jax.reports.figures.style import COLOURS, GREY, SELECTED_ON_TEST, save
 from mil_jax.reports.tables import Grid, interval, label_of, markdown_table, number, rich_table
 from mil_jax.run_folder.folder import plain
 
@@ -33,6 +33,7 @@ def write_comparison(folder: Path, comparison: Comparison) -> dict[str, Any]:
         "metrics": comparison.metrics,
         "scores": comparison.scores,
         "differences": comparison.differences,
+        "selected_on_test": list(comparison.selected_on_test),
         "ranks": comparison.ranks._asdict() if comparison.ranks else None,
         "statements": comparison.statements,
         "figures": [],
@@ -70,7 +71,11 @@ def score_grid(content: Mapping[str, Any]) -> Grid:
     names = list(content["scores"][content["methods"][0]])
     ranks = content["ranks"]["mean"] if content["ranks"] else {}
     rows = [
-        [method, *(number(of_task[name]) for name in names), *([f"{ranks[method]:.2f}"] if ranks else [])]
+        [
+            _title(method, content),
+            *(number(of_task[name]) for name in names),
+            *([f"{ranks[method]:.2f}"] if ranks else []),
+        ]
         for method, of_task in content["scores"].items()
     ]
     titles = [f"{name}: {content['metrics'][name]}" for name in names]
@@ -81,18 +86,26 @@ def difference_grid(content: Mapping[str, Any], *, few: bool = False) -> Grid:
     """Header and rows: a row for each task, method and metric. few: the main metrics only."""
     shown = [row for row in content["differences"] if not few or row["main"]]
     several = len({row["task"] for row in shown}) > 1
-    optional = {"p_holm": "p, Holm", "p_folds": "p over folds", "p_delong": "p, DeLong"}
+    optional = {"p_holm": "p, Holm", "p_delong": "p, DeLong"}
     there = [key for key in optional if any(number(row.get(key)) != "-" for row in shown)]
     if len([row for row in shown if row["main"]]) == 1 and "p_holm" in there:
         there.remove("p_holm")
     header = [*(["task"] if several else []), "method", *([] if few else ["metric"]), "difference", "95 % interval"]
-    header += ["p, patients", *(optional[key] for key in there)]
+    header += ["p", *(optional[key] for key in there)]
     rows = []
     for row in shown:
-        cells = [*([row["task"]] if several else []), row["method"], *([] if few else [label_of(row["metric"])])]
-        cells += [_signed(row["difference"]), interval(row["low"], row["high"]), number(row["p_bootstrap"])]
+        cells = [
+            *([row["task"]] if several else []),
+            _title(row["method"], content),
+            *([] if few else [label_of(row["metric"])]),
+        ]
+        cells += [_signed(row["difference"]), interval(row["low"], row["high"]), number(row["p"])]
         rows.append([*cells, *(number(row.get(key)) for key in there)])
     return header, rows
+
+
+def _title(method: str, content: Mapping[str, Any]) -> str:
+    return f"{method}{SELECTED_ON_TEST * (method in content['selected_on_test'])}"
 
 
 def draw_critical_difference(ranks: Ranks, path: Path) -> None:

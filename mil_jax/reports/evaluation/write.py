@@ -23,6 +23,7 @@ from mil_jax.reports.evaluation import calibration
 from mil_jax.reports.evaluation.instances import instance_grid
 from mil_jax.reports.evaluation.metrics import Averaged, average, class_numbers, decisions, patient_probabilities
 from mil_jax.reports.figures import curves
+from mil_jax.reports.figures.style import SELECTED_ON_TEST
 from mil_jax.reports.tables import Grid, interval, label_of, markdown_table, metric_names, number, rich_table
 from mil_jax.run_folder.folder import plain
 from mil_jax.tasks.classification import Classification
@@ -44,16 +45,16 @@ def write_evaluation(
         "results": [one for _, _, one in results],
         "figures": [],
     }
-    inert_table(
-        pd.concat([_predictions(scored, averages) for scored, averages, _ in results], ignore_index=True)
-    ).to_csv(folder / "predictions.csv", index=False)
-    by_model = [_named(scored, scored.by_model.drop(columns="part")) for scored, _, _ in results]
+    inert_table(pd.concat([_predictions(*one) for one in results], ignore_index=True)).to_csv(
+        folder / "predictions.csv", index=False
+    )
+    by_model = [_named(scored, one, scored.by_model.drop(columns="part")) for scored, _, one in results]
     inert_table(pd.concat(by_model, ignore_index=True)).to_csv(folder / "predictions_of_models.csv", index=False)
     inert_table(excluded).to_csv(folder / "excluded.csv", index=False)
     names = file_names("_".join(filter(None, (one.cohort, one.label_column, one.how))) for one, _, _ in results)
-    for name, (scored, averages, _) in zip(names, results, strict=True):
+    for name, (scored, averages, one) in zip(names, results, strict=True):
         _write_layouts(folder, name, scored, averages)
-        content["figures"] += _draw(folder / "figures", name, scored, averages)
+        content["figures"] += _draw(folder / "figures", name, scored, averages, one["selected_on_test"])
     (folder / "summary.md").write_text(markdown(content), encoding="utf-8")
     text = json.dumps(plain(content), indent=2, allow_nan=False) + "\n"
     (folder / MARKER).write_text(text, encoding="utf-8")
@@ -177,7 +178,7 @@ def _metric_grid(one: Mapping[str, Any]) -> Grid:
 
 def _models(one: Mapping[str, Any]) -> str:
     return (
-        HELD_OUT
+        f"{HELD_OUT}{SELECTED_ON_TEST * one['selected_on_test']}"
         if one["scored"] == HELD_OUT
         else "one model"
         if one["num_models"] == 1
@@ -186,12 +187,15 @@ def _models(one: Mapping[str, Any]) -> str:
 
 
 def _result_name(one: Mapping[str, Any]) -> str:
-    return ", ".join(filter(None, (one["cohort"], one["label_column"], one["scored"])))
+    named = ", ".join(filter(None, (one["cohort"], one["label_column"], one["scored"])))
+    return f"{named}{SELECTED_ON_TEST * one['selected_on_test']}"
 
 
-def _named(scored: Scored, table: pd.DataFrame) -> pd.DataFrame:
-    """The table with leading columns for cohort, label column and way of scoring."""
+def _named(scored: Scored, one: Mapping[str, Any], table: pd.DataFrame) -> pd.DataFrame:
+    """The table with leading columns for cohort, label column and way of scoring, and what chose epochs where test parts did."""
     table = table.copy()
+    if one["selected_on_test"]:
+        table.insert(0, "selected_on", "test")
     table.insert(0, "scored_by", scored.how)
     if scored.label_column:
         table.insert(0, "label_column", scored.label_column)
@@ -199,7 +203,7 @@ def _named(scored: Scored, table: pd.DataFrame) -> pd.DataFrame:
     return table
 
 
-def _predictions(scored: Scored, averages: Averaged) -> pd.DataFrame:
+def _predictions(scored: Scored, averages: Averaged, one: Mapping[str, Any]) -> pd.DataFrame:
     """The rows of predictions.csv: the averages, calibrated probabilities, and what is called."""
     table = averages.table.drop(columns=["part", "seed"])
     if scored.how != HELD_OUT:
@@ -209,7 +213,7 @@ def _predictions(scored: Scored, averages: Averaged) -> pd.DataFrame:
             table[f"calibrated_{name.removeprefix('prob_')}"] = averages.calibrated[name]
     if isinstance(scored.task, Classification):
         table["decision"] = decisions(scored.task, averages)
-    return _named(scored, table)
+    return _named(scored, one, table)
 
 
 def _write_layouts(folder: Path, name: str, scored: Scored, averages: Averaged) -> None:
@@ -237,7 +241,7 @@ def _write_layouts(folder: Path, name: str, scored: Scored, averages: Averaged) 
     inert_table(table).to_csv(home / "patient-preds.csv", index=False)
 
 
-def _draw(folder: Path, name: str, scored: Scored, averages: Averaged) -> list[str]:
+def _draw(folder: Path, name: str, scored: Scored, averages: Averaged, selected_on_test: bool) -> list[str]:
     """Draws what there is data for; the names of the files."""
     if not scored.labelled:
         return []
@@ -248,12 +252,14 @@ def _draw(folder: Path, name: str, scored: Scored, averages: Averaged) -> list[s
     if averages.calibrated is not None:
         pictures.append(("calibrated", averages.calibrated))
     file = f"reliability_{name}.png"
-    if calibration.draw_reliability(task, pictures, folder / file, title=scored.name):
+    if calibration.draw_reliability(
+        task, pictures, folder / file, title=f"{scored.name}{SELECTED_ON_TEST * selected_on_test}"
+    ):
         names.append(file)
     if np.isfinite(probabilities_of(averages.table, task)).all():
         file = f"roc_{name}.png"
         mean = "mean of folds" if scored.how == HELD_OUT else "models averaged"
-        curves.draw_roc_curves(task, averages.table, folder / file, mean=mean)
+        curves.draw_roc_curves(task, averages.table, folder / file, mean=mean, selected_on_test=selected_on_test)
         names.append(file)
     return names
 
