@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import math
+import statistics
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, Protocol
@@ -25,6 +26,8 @@ from mil_jax.experiment.phases import BACKBONE, TEACHER, stage_names
 from mil_jax.interop.feature_files import counted
 from mil_jax.strategies.ibmil_settings import DICTIONARY
 from mil_jax.strategies.linear_probe_settings import PROBE
+
+MANY = 0.2  # the share of runs whose last epoch was chosen from which on it is said
 
 
 class Fitter(Protocol):
@@ -81,6 +84,7 @@ class EngineFitter:
 
     def describe(self, factors: str, monitor: str) -> Iterator[str]:
         experiment, train = self.experiment, self.experiment.config.train
+        schedule = experiment.config.optimizer.schedule
         train_bags = int((experiment.parts == TRAIN).sum(axis=1).max())
         parameters = sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(parameter_shapes(experiment)))
         programs = len(stage_names(experiment.config)) * (2 * len(experiment.ladder.lengths) + 1)
@@ -93,6 +97,9 @@ class EngineFitter:
             yield "The forward and backward pass are in bfloat16 (train.precision)."
         yield from self._stages_before()
         yield monitor
+        for name, value in (("train.min_epochs", train.min_epochs), ("optimizer.schedule.epochs", schedule.epochs)):
+            if value > train.epochs:
+                yield f"{name}={value} is more than train.epochs={train.epochs}, and is not reached"
 
     def _stages_before(self) -> Iterator[str]:
         """What happens before the last stage."""
@@ -135,7 +142,17 @@ class EngineFitter:
         return run_phases(engine, self.experiment.phases, listener, open_checkpoints, keep_choices, start)
 
     def notes(self, result: FitResult) -> list[str]:
-        return []
+        experiment = self.experiment
+        chosen = [epoch + 1 for epoch in result.progress.best_epoch.tolist() if epoch >= 0]
+        if experiment.selection.monitor == "last" or not chosen:
+            return []
+        epochs = experiment.config.train.epochs
+        said = [f"Chosen epochs: {min(chosen)} to {max(chosen)} of {epochs}, median {statistics.median(chosen):g}."]
+        last = chosen.count(epochs)
+        if last > MANY * len(chosen):
+            runs = counted(len(chosen), "run")
+            said.append(f"The last epoch was chosen in {last} of {runs}: more epochs may do better (train.epochs).")
+        return said
 
     def _open(self) -> Engine:
         experiment = self.experiment
