@@ -14,7 +14,8 @@ import numpy as np
 import pandas as pd
 
 from mil_jax.tasks.base import LOWER_IS_BETTER, Task
-from mil_jax.tasks.metrics.classification import RANKING
+from mil_jax.tasks.classification import Classification
+from mil_jax.tasks.metrics.classification import RANKING, distribution, perfect_calibration_error
 from mil_jax.tasks.metrics.within_folds import mean_interval
 from mil_jax.tasks.predictions_table import per_patient, probabilities_of, targets_of
 
@@ -139,6 +140,18 @@ def patient_counts(num_patients: int, num_rows: int, resamples: int, seed: int) 
         size = min(step, resamples - start)
         drawn = rng.integers(0, num_patients, (size, num_patients)) + num_patients * np.arange(size)[:, None]
         yield np.bincount(drawn.ravel(), minlength=size * num_patients).reshape(size, num_patients).astype(np.float64)
+
+
+def perfect_calibration(task: Task, test: pd.DataFrame) -> float | None:
+    """The calibration error that the test rows would show if they were perfectly calibrated, mean of seeds; None where classes do not
+    exclude each other.
+    """
+    if not isinstance(task, Classification):
+        return None
+    probabilities = [distribution(probabilities_of(rows, task)) for _, rows in test.groupby("seed")]
+    if not all(np.isfinite(p).all() for p in probabilities):
+        return None
+    return float(np.mean([perfect_calibration_error(p.max(axis=1)) for p in probabilities]))
 
 
 def patient_statistics(task: Task, test: pd.DataFrame) -> dict[str, dict[str, float]] | None:

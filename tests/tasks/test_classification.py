@@ -16,7 +16,7 @@ from mil_jax import tasks
 from mil_jax.bags import Prediction
 from mil_jax.errors import ConfigError, DataError
 from mil_jax.tasks import Classification, MultiLabel
-from mil_jax.tasks.metrics.classification import calibration_error, youden_threshold
+from mil_jax.tasks.metrics.classification import calibration_error, perfect_calibration_error, youden_threshold
 from tests.skips import needs
 
 ABC = ("a", "b", "c")
@@ -193,6 +193,15 @@ def test_single_label_metrics_are_scikit_learns(num_classes):
     assert values.keys() == expected.keys() | {"expected_calibration_error"}
     for name, value in expected.items():
         assert values[name] == pytest.approx(value, abs=1e-9), name
+
+
+@pytest.mark.parametrize("cases", [30, 300])
+def test_the_calibration_error_of_perfect_probabilities_is_foreseen(cases):
+    rng = np.random.default_rng(0)
+    confidence = rng.uniform(0.5, 1.0, cases)
+    found = [calibration_error(confidence, rng.random(cases) < confidence) for _ in range(2000)]
+    assert perfect_calibration_error(confidence) == pytest.approx(np.mean(found), rel=0.06)
+    assert perfect_calibration_error(np.ones(cases)) == 0
 
 
 def test_calibration_error_by_hand():

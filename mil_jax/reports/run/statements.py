@@ -65,6 +65,7 @@ def statements(protocol: RunProtocol, summary: Mapping[str, Any]) -> list[str]:
         *_interval(summary),
         *_seeds(protocol, summary),
         *_thresholds(summary),
+        *_calibration(summary),
     ]
 
 
@@ -165,6 +166,15 @@ def _thresholds(summary: Mapping[str, Any]) -> list[str]:
     return [
         "'Own threshold': each run's decision threshold was chosen on its validation part (largest tpr - fpr); "
         "all other decisions are by the largest probability, or 0.5."
+    ]
+
+
+def _calibration(summary: Mapping[str, Any]) -> list[str]:
+    if "calibration_error_if_perfect" not in summary:
+        return []
+    return [
+        f"ECE is never below 0: perfectly calibrated probabilities would show about {summary['calibration_error_if_perfect']:.3f} on these "
+        "bags, and only what exceeds that speaks of miscalibration."
     ]
 
 

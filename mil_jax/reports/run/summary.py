@@ -98,6 +98,8 @@ def summarize(
     if task.column_names and (changes := fold_changes(task, test)):
         pearson = {name: metrics[f"pearson_{name}"]["estimate"] for name in changes}
         summary["fold_change"] = fold_change_view(changes, pearson)
+    if (if_perfect := statistics.perfect_calibration(task, test)) is not None:
+        summary["calibration_error_if_perfect"] = if_perfect
     if task.name == "survival":
         summary["risk_groups"] = risk_groups.risk_groups(task, test)
     summary["statements"] = statements(protocol, summary)

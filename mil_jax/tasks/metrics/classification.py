@@ -184,6 +184,17 @@ def calibration_error(confidence: np.ndarray, correct: np.ndarray) -> float:
     return float(np.sum(np.abs(gaps)) / len(confidence))
 
 
+def perfect_calibration_error(confidence: np.ndarray) -> float:
+    """About the mean of `calibration_error` over cases that are right as often as these confidences say: it is far from 0 for few cases.
+
+    A bin's sum of (right - confidence) has mean 0 and variance sum c (1 - c); of a normal variable the mean size is sqrt(2 / pi) of its
+    deviation.
+    """
+    bins = np.minimum((confidence * CALIBRATION_BINS).astype(int), CALIBRATION_BINS - 1)
+    variances = np.bincount(bins, weights=confidence * (1.0 - confidence), minlength=CALIBRATION_BINS)
+    return float(np.sum(np.sqrt(2.0 / np.pi * variances)) / len(confidence))
+
+
 def youden_threshold(scores: np.ndarray, positive: np.ndarray, *, allow_none_positive: bool = False) -> float:
     """The score with the largest tpr - fpr, the highest such score; "positive" means score >= threshold.
 
