@@ -132,7 +132,10 @@ PROGRAMS = ("train", "evaluate")
 
 def compiled(case: Case, kernels: int = 0) -> dict[str, Any]:
     """The figures of a case by program; prints so many kernels of each."""
-    backend.is_cpu = lambda: False  # layers take the forms for an accelerator
+    backend.is_cpu, backend.multiplies_tf32 = (
+        (lambda: False),
+        (lambda: True),
+    )  # layers take the forms for this accelerator
     figures = {}
     for program in PROGRAMS:
         begun = time.process_time()

@@ -21,7 +21,7 @@ from typing import Any
 
 PREPARE = 150.0
 GRACE = 15.0  # seconds after its deadline in which a case may still end by itself
-LEAST = 5.0  # seconds of the budget below which no case begins
+LEAST = 5.0  # seconds of the budget below which no case begins, and that the last one has
 LEFT_OUT = "left out"
 Figures = dict[str, Any]
 
@@ -58,17 +58,17 @@ def run_cases(
     measured, none is prepared.
     """
     begun = time.monotonic()
+    ends = begun + budget
     cases, figures = make(*arguments), dict[str, Figures]()
     lines.write_text("", encoding="utf-8")
     worker: _Worker | None = None
     try:
         for number, case in enumerate(cases):
-            left = budget - (time.monotonic() - begun)
-            if left < LEAST:
+            if ends - time.monotonic() < LEAST:
                 found: Figures = {LEFT_OUT: f"the {budget:.0f} s of all cases were over"}
             else:
                 worker = worker or _Worker(make, arguments, threads)
-                found = worker.run(number, min(case.deadline, left))
+                found = worker.run(number, case.deadline, ends)
                 if not worker.lives:
                     worker = None
             figures[case.name] = found
@@ -92,20 +92,27 @@ class _Worker:
         theirs.close()
         self.lives = True
 
-    def run(self, number: int, deadline: float) -> Figures:
-        self.ours.send((number, deadline))
+    def run(self, number: int, deadline: float, ends: float) -> Figures:
+        """ends: when the time of all cases is over, on the monotonic clock."""
         try:
-            if self.ours.poll(PREPARE + GRACE):
-                self.ours.recv()  # it is prepared
-            if self.ours.poll(deadline + GRACE):
-                found: Figures = self.ours.recv()
-                if found.pop("over", False):  # what it was doing goes on in some thread
-                    self.end()
-                return found
-            why = f"hung: not ended {GRACE:.0f} s after its deadline of {deadline:.0f} s"
-        except EOFError:
-            self.process.join()
-            why = f"its process ended with {self.process.exitcode}"
+            limit = min(PREPARE, ends - time.monotonic())
+            self.ours.send((number, limit))
+            if not self.ours.poll(limit + GRACE):
+                return self._given_up("hung while it was prepared")
+            self.ours.recv()
+            deadline = min(deadline, max(ends - time.monotonic(), LEAST))
+            self.ours.send(deadline)
+            if not self.ours.poll(deadline + GRACE):
+                return self._given_up(f"hung: not ended {GRACE:.0f} s after its deadline of {deadline:.0f} s")
+            found: Figures = self.ours.recv()
+        except (EOFError, OSError):
+            self.process.join(GRACE)
+            return self._given_up(f"its process ended with {self.process.exitcode}")
+        if found.pop("over", False):  # what it was doing goes on in some thread
+            self.end()
+        return found
+
+    def _given_up(self, why: str) -> Figures:
         self.end()
         return {LEFT_OUT: why}
 
@@ -121,15 +128,15 @@ def _work(make: Callable[..., Sequence[Case]], arguments: Sequence[Any], threads
     with ThreadPoolExecutor(threads) as pool:
         while True:
             try:
-                number, deadline = connection.recv()
+                number, limit = connection.recv()
             except EOFError:
                 return
             if number not in prepared:
                 batch = range(number, min(number + threads, len(cases)))
                 prepared = {n: pool.submit(cases[n].prepare) for n in batch}
-                wait(prepared.values(), PREPARE)
+                wait(prepared.values(), limit)
             connection.send("prepared")
-            connection.send(_measured(cases[number], prepared[number], deadline))
+            connection.send(_measured(cases[number], prepared[number], connection.recv()))
 
 
 def _measured(case: Case, prepared: Future[Any], deadline: float) -> Figures:

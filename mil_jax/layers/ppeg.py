@@ -147,15 +147,14 @@ def _convolve(image: Array, kernel: Array) -> Array:
 def _kernel_gradient(image: Array, cotangent: Array) -> Array:
     """[K, K, D] for an image [W + K - 1, W + K - 1, D] and a cotangent [W, W, D].
 
-    On a CPU row by row, which stays in the cache; on a GPU K sums of K taps each, over all places.
+    On a CPU row by row, which stays in the cache; on a GPU all taps in one reduction.
     """
     width = len(cotangent)
     size = len(image) - width + 1
     if not backend.is_cpu():
         places = [(i, j) for i in range(size) for j in range(size)]
-        shifted = jnp.stack(
-            [image[i : i + width, j : j + width] for i, j in places]
-        )  # never built: each tap reads its own
+        # Never built: the reduction of a tap reads its own part of the image.
+        shifted = jnp.stack([image[i : i + width, j : j + width] for i, j in places])
         return jnp.sum(shifted * cotangent.astype(jnp.float32), axis=(1, 2)).reshape(size, size, -1)
 
     def add_row(total: Array, row: Array) -> tuple[Array, None]:

@@ -41,10 +41,10 @@ def apply_pseudo_inverse(a: Array, w: Array, iterations: int, *, transposed: boo
 def product(a: Array, b: Array) -> Array:
     """a b in full float32: the pseudo-inverse does not bear TF32 or bfloat16 products.
 
-    A GPU takes three TF32 products for each, of what its matrix units hold of a factor and of the rest: as exact as float32 but for
-    the product of both rests, about 2^-22 of the result.
+    A GPU with TF32 takes three such products for each, of what its matrix units hold of a factor and of the rest: as exact as float32 but
+    for the product of both rests, about 2^-22 of the result.
     """
-    precision = lax.Precision.HIGHEST if backend.is_cpu() else lax.DotAlgorithmPreset.TF32_TF32_F32_X3
+    precision = lax.DotAlgorithmPreset.TF32_TF32_F32_X3 if backend.multiplies_tf32() else lax.Precision.HIGHEST
     return jnp.matmul(a, b, precision=precision)
 
 

@@ -37,16 +37,19 @@ def cases() -> list[Case]:
     measured = {"raises": _raise, "hangs": _hang, "ends": _end, "sleeps": _sleep}
     deadlines = {"raises": 5.0, "ends": 5.0, "hangs": 0.2, "sleeps": 0.2}
     wrong = [Case(name, deadlines[name], measure, str) for name, measure in measured.items()]
-    return [*wrong, Case("good", 30.0, lambda six: {"answer": six * 7}, str, prepare=lambda: 6)]
+    slow = Case("is prepared slowly", 0.2, lambda _: {}, str, prepare=lambda: time.sleep(60))
+    return [*wrong, slow, Case("good", 30.0, lambda six: {"answer": six * 7}, str, prepare=lambda: 6)]
 
 
 def test_what_ends_badly_ends_alone(tmp_path, monkeypatch):
     monkeypatch.setattr(supervised, "GRACE", 4.0)
+    monkeypatch.setattr(supervised, "PREPARE", 1.0)
     found = supervised.run_cases(cases, (), tmp_path / "lines", 300.0, threads=1)
     assert found["raises"]["left out"] == "ValueError: no such thing"
     assert "hung" in found["hangs"]["left out"]
     assert found["ends"]["left out"] == "its process ended with 3"
     assert found["sleeps"]["left out"] == "not done within 0 s"
+    assert found["is prepared slowly"]["left out"] == "not done within 0 s"
     assert found["good"]["answer"] == 42
     lines = [json.loads(line) for line in (tmp_path / "lines").read_text().splitlines()]
     assert [line["case"] for line in lines] == [*found]
